@@ -1,0 +1,108 @@
+//! What can be asked for.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::finetune::{FinetuneArgs, FinetuneSpec};
+use crate::option::InvalidOptions;
+
+/// A job as somebody wrote it: options may be missing or wrong.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum JobArgs {
+    /// Finetune a model on a dataset.
+    Finetune(FinetuneArgs),
+}
+
+impl JobArgs {
+    /// Parses the options once; what comes out is valid.
+    pub fn parse(self) -> Result<JobSpec, InvalidOptions> {
+        match self {
+            Self::Finetune(args) => args.parse().map(JobSpec::Finetune),
+        }
+    }
+}
+
+/// A job whose options are complete and within range. Deserializing parses again, so a `JobSpec` is always valid.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum JobSpec {
+    /// Finetune a model on a dataset.
+    Finetune(FinetuneSpec),
+}
+
+impl JobSpec {
+    /// The kind's name, as in tools, tables and labels.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Finetune(_) => "finetune",
+        }
+    }
+
+    /// The model that the job starts from, as the caller named it.
+    #[must_use]
+    pub fn model(&self) -> &str {
+        match self {
+            Self::Finetune(spec) => &spec.model,
+        }
+    }
+
+    /// The dataset that the job reads, as the caller named it.
+    #[must_use]
+    pub fn dataset(&self) -> &str {
+        match self {
+            Self::Finetune(spec) => &spec.dataset,
+        }
+    }
+}
+
+/// Jobs of a higher priority leave the queue first; within one priority the oldest does.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "i8", into = "i8")]
+pub struct Priority(i8);
+
+impl JsonSchema for Priority {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Priority".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "type": "integer",
+            "minimum": -10,
+            "maximum": 10,
+            "description": "Jobs of a higher priority leave the queue first; within one priority the oldest does."
+        })
+    }
+}
+
+impl Priority {
+    /// A priority from -10 (whenever there is room) to 10 (before everything else).
+    pub fn new(value: i8) -> Result<Self, PriorityOutOfRange> {
+        if (-10..=10).contains(&value) { Ok(Self(value)) } else { Err(PriorityOutOfRange(value)) }
+    }
+
+    #[must_use]
+    pub fn get(self) -> i8 {
+        self.0
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("priority = {0}: out of range; choose a value from -10 to 10")]
+pub struct PriorityOutOfRange(i8);
+
+impl TryFrom<i8> for Priority {
+    type Error = PriorityOutOfRange;
+
+    fn try_from(value: i8) -> Result<Self, Self::Error> {
+        Self::new(value)
+    }
+}
+
+impl From<Priority> for i8 {
+    fn from(value: Priority) -> Self {
+        value.0
+    }
+}

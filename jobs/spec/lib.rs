@@ -1,0 +1,25 @@
+//! What a drydock job is: its options, limits, states, reports and failures.
+//!
+//! Everything here is a value or a pure rule over values; there is no I/O and no clock, so that the gateway, the
+//! worker and the tests can share one truth about a job.
+
+pub mod contract;
+pub mod dataset;
+pub mod failure;
+pub mod finetune;
+pub mod id;
+pub mod job;
+pub mod limits;
+pub mod option;
+pub mod report;
+pub mod state;
+
+pub use contract::{AttemptSpec, Inputs};
+pub use failure::{Failure, FailureKind, Stage};
+pub use finetune::{FinetuneArgs, FinetuneSpec};
+pub use id::{Attempt, JobId, Owner, TraceId};
+pub use job::{JobArgs, JobSpec, Priority};
+pub use limits::{LimitArgs, Limits};
+pub use option::{InvalidOption, InvalidOptions};
+pub use report::{Report, ReportLine};
+pub use state::{InvalidTransition, JobEvent, JobState, Outcome};

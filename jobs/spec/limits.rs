@@ -1,0 +1,77 @@
+//! What an attempt may use.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::option::{Complaints, InvalidOptions};
+
+/// Limits as somebody asked for them; what is left out comes from the plan and the gateway's configuration.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitArgs {
+    /// Memory in MiB. Default: what the plan estimates, with a margin.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_mib: Option<u64>,
+    /// CPUs, may be a fraction such as 1.5.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpus: Option<f64>,
+    /// Room for the job's output in MiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_mib: Option<u64>,
+    /// Seconds after which an attempt is stopped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub time_limit_s: Option<u64>,
+    /// Seconds without a report after which an attempt counts as stuck.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub silence_limit_s: Option<u64>,
+    /// Attempts at most, the first one included; only failures of the infrastructure are tried again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_attempts: Option<u32>,
+}
+
+impl LimitArgs {
+    /// Checks the ranges that hold on every host; all complaints come at once.
+    pub fn check(&self) -> Result<(), InvalidOptions> {
+        let mut wrong = Complaints::default();
+        if let Some(memory) = self.memory_mib {
+            wrong.within("memory_mib", memory, 64, 16 << 20);
+        }
+        if let Some(cpus) = self.cpus {
+            wrong.within("cpus", cpus, 0.1, 1024.0);
+        }
+        if let Some(disk) = self.disk_mib {
+            wrong.within("disk_mib", disk, 16, 16 << 20);
+        }
+        if let Some(time) = self.time_limit_s {
+            wrong.within("time_limit_s", time, 1, 30 * 24 * 3600);
+        }
+        if let Some(silence) = self.silence_limit_s {
+            wrong.within("silence_limit_s", silence, 1, 24 * 3600);
+        }
+        if let Some(attempts) = self.max_attempts {
+            wrong.within("max_attempts", attempts, 1, 10);
+        }
+        wrong.into_result(())
+    }
+}
+
+/// The limits in force for a job's attempts, every one of them set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Limits {
+    /// Memory, in bytes; there is no swap.
+    pub memory_bytes: u64,
+    /// CPU time, in thousandths of a CPU.
+    pub cpu_millis: u32,
+    /// Processes and threads.
+    pub pids: u32,
+    /// Room in the output folder, in bytes.
+    pub disk_bytes: u64,
+    /// Time from the start of an attempt to its end, in milliseconds.
+    pub time_ms: i64,
+    /// Time between two reports, in milliseconds.
+    pub silence_ms: i64,
+    /// Time from SIGTERM to SIGKILL, in milliseconds.
+    pub grace_ms: i64,
+    /// Attempts, the first one included.
+    pub max_attempts: u32,
+}

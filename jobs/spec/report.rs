@@ -1,0 +1,204 @@
+//! What a worker says: one JSON object a line, appended to the events file.
+//!
+//! A report is untrusted input to the runner: it is parsed strictly, capped in length and counted. Whatever does not
+//! parse is kept as a broken line and never acted on.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::failure::{Failure, Stage};
+
+/// The longest line that the runner reads, in bytes; a longer one breaks the contract.
+pub const MAX_LINE_BYTES: usize = 64 * 1024;
+
+/// One line of the events file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ReportLine {
+    /// Milliseconds since the worker started, by its monotonic clock.
+    pub elapsed_ms: u64,
+    #[serde(flatten)]
+    pub report: Report,
+}
+
+/// Before or after training.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    Before,
+    After,
+}
+
+/// What a worker has to say.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Report {
+    /// The worker is up. Always the first report.
+    Started(Started),
+    /// A new part of the attempt begins.
+    Stage { stage: Stage },
+    /// The dataset is rendered and tokenized.
+    Dataset(DatasetReport),
+    /// The model is loaded.
+    Model(ModelReport),
+    /// Optimizer steps were taken.
+    Metrics(Metrics),
+    /// Something long that is not training has come this far.
+    Progress { stage: Stage, done: u64, total: u64 },
+    /// The held-out loss was measured.
+    Evaluation(Evaluation),
+    /// A sample prompt was answered.
+    Sample(Sample),
+    /// Something looks wrong but does not stop the job.
+    Warning { code: String, message: String },
+    /// A file under the output folder is complete.
+    Artifact { path: String, role: String },
+    /// The worker ends and knows why. Always the last report of such an attempt.
+    Failed(Failure),
+    /// The worker was asked to stop and has. Always the last report of such an attempt.
+    Stopped { step: u64 },
+    /// The worker has done everything. Always the last report of such an attempt.
+    Finished(Finished),
+}
+
+/// Who is speaking.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Started {
+    /// Name and version of the worker, such as `drydock-worker 0.1.0`.
+    pub worker: String,
+    /// `cpu` or `cuda:0`.
+    pub device: String,
+    /// Threads that it computes with.
+    pub threads: u32,
+    /// Instruction sets that its kernels use, such as `avx512`.
+    #[serde(default)]
+    pub features: Vec<String>,
+}
+
+/// What became of the rows.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct DatasetReport {
+    /// Rows that are trained on.
+    pub train_rows: u64,
+    /// Rows that the held-out loss is measured on.
+    pub eval_rows: u64,
+    /// Rows left out because nothing in them could be learnt from.
+    pub skipped_rows: u64,
+    /// Rows cut to max_seq_length.
+    pub truncated_rows: u64,
+    /// Tokens of the training rows, without padding.
+    pub train_tokens: u64,
+    /// Those of them that count for the loss.
+    pub supervised_tokens: u64,
+    /// Tokens of the longest row after cutting.
+    pub longest_row: u64,
+}
+
+/// What is trained.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ModelReport {
+    pub architecture: String,
+    pub parameters: u64,
+    pub trainable_parameters: u64,
+}
+
+/// The state of training after an optimizer step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Metrics {
+    /// Optimizer steps taken.
+    pub step: u64,
+    /// Optimizer steps in all.
+    pub total_steps: u64,
+    /// Passes over the training rows so far.
+    pub epoch: f64,
+    /// Mean loss per supervised token since the last metrics report, in nats.
+    pub loss: f64,
+    pub learning_rate: f64,
+    /// L2 norm of the gradients before clipping.
+    pub grad_norm: f64,
+    /// Tokens (without padding) per second since the last metrics report.
+    pub tokens_per_second: f64,
+    /// Milliseconds that training will still take, by the pace so far.
+    pub eta_ms: u64,
+    /// Resident memory of the worker, in bytes.
+    pub rss_bytes: u64,
+}
+
+/// The held-out loss.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Evaluation {
+    pub phase: Phase,
+    /// Mean loss per supervised token of the held-out rows, in nats.
+    pub loss: f64,
+    /// exp(loss).
+    pub perplexity: f64,
+    /// Supervised tokens that were measured.
+    pub tokens: u64,
+}
+
+/// An answer of the model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Sample {
+    pub phase: Phase,
+    pub prompt: String,
+    pub completion: String,
+    /// Whether the model ended its answer itself.
+    pub stopped: bool,
+}
+
+/// The sum of an attempt that went well.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Finished {
+    pub steps: u64,
+    /// Mean training loss of the last step, in nats.
+    pub train_loss: f64,
+    /// Tokens trained on, without padding.
+    pub tokens: u64,
+    /// Largest resident memory of the worker, in bytes.
+    pub peak_rss_bytes: u64,
+}
+
+impl Report {
+    /// Whether nothing may follow this report.
+    #[must_use]
+    pub fn is_last(&self) -> bool {
+        matches!(self, Self::Failed(_) | Self::Stopped { .. } | Self::Finished(_))
+    }
+
+    /// The report's type, as it stands in the JSON.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Started(_) => "started",
+            Self::Stage { .. } => "stage",
+            Self::Dataset(_) => "dataset",
+            Self::Model(_) => "model",
+            Self::Metrics(_) => "metrics",
+            Self::Progress { .. } => "progress",
+            Self::Evaluation(_) => "evaluation",
+            Self::Sample(_) => "sample",
+            Self::Warning { .. } => "warning",
+            Self::Artifact { .. } => "artifact",
+            Self::Failed(_) => "failed",
+            Self::Stopped { .. } => "stopped",
+            Self::Finished(_) => "finished",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_flat_json() {
+        let line = ReportLine { elapsed_ms: 7, report: Report::Stage { stage: Stage::Train } };
+        let json = serde_json::to_string(&line).unwrap();
+        assert_eq!(json, r#"{"elapsed_ms":7,"type":"stage","stage":"train"}"#);
+        assert_eq!(serde_json::from_str::<ReportLine>(&json).unwrap(), line);
+    }
+
+    #[test]
+    fn an_unknown_type_does_not_parse() {
+        assert!(serde_json::from_str::<ReportLine>(r#"{"elapsed_ms":7,"type":"succeeded"}"#).is_err());
+    }
+}
