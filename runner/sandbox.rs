@@ -1,0 +1,184 @@
+//! The one seam to a container engine: what the runner asks for, in words that fit Docker, Slurm and Kubernetes alike.
+//!
+//! The engine's memory is the truth about containers, ours is not: an engine can start a container and still lose the
+//! reply. So containers are named before they are created, carry everything that is needed to recognise them as
+//! labels, and are looked up again rather than remembered.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use drydock_spec::{Attempt, JobId, Limits, TraceId};
+
+pub mod docker;
+
+/// What a container is called: known before it exists, so that of two creates only one can win.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ContainerName(pub String);
+
+impl ContainerName {
+    /// The container of an attempt.
+    #[must_use]
+    pub fn of(job: JobId, attempt: Attempt) -> Self {
+        Self(format!("drydock-{}-{attempt}", job.to_string().to_lowercase()))
+    }
+}
+
+impl std::fmt::Display for ContainerName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What a container carries, so that it can be recognised after everybody has forgotten it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Labels {
+    /// The installation that the container belongs to; several may share an engine.
+    pub instance: String,
+    pub job: JobId,
+    pub attempt: Attempt,
+    /// Changes whenever the attempt is started anew; a container with another fence is not ours to adopt.
+    pub fence: String,
+    pub trace_id: TraceId,
+}
+
+/// How the inside may use a mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    ReadOnly,
+    /// Read and write, but nothing can be executed and no device or setuid bit counts.
+    ReadWrite,
+}
+
+/// A file or folder of the host that the inside sees.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    /// Must exist and lie below one of the folders that the sandbox was configured to mount from.
+    pub source: PathBuf,
+    pub target: String,
+    pub access: Access,
+}
+
+/// A container to be.
+#[derive(Debug, Clone)]
+pub struct Launch {
+    pub name: ContainerName,
+    pub labels: Labels,
+    /// Arguments to the image's entrypoint, such as `run /job/spec.json`.
+    pub args: Vec<String>,
+    pub mounts: Vec<Mount>,
+    pub limits: Limits,
+}
+
+/// How a container stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Status {
+    /// Created and never started; `error` is the engine's word if a start was tried and failed.
+    Created { error: Option<String> },
+    Running,
+    Exited(Exit),
+}
+
+/// How a container ended, in facts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exit {
+    /// The exit code; above 128 the number of a signal plus 128.
+    pub code: i64,
+    /// Whether the kernel killed a process of the container for memory. Sticky: a child's death counts too.
+    pub oom_killed: bool,
+}
+
+/// A container as the engine shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    pub name: ContainerName,
+    pub labels: Labels,
+    pub status: Status,
+    /// When it was created, in milliseconds since 1970, by the engine's clock.
+    pub created_ms: i64,
+}
+
+/// What the engine is and has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineInfo {
+    /// Name and version, such as `docker 20.10.24`.
+    pub engine: String,
+    /// Changes when the engine was restarted; containers that died across a change were not at fault.
+    pub incarnation: String,
+    pub cpus: u32,
+    pub memory_bytes: u64,
+    /// The id that the configured image resolves to.
+    pub image: Result<String, SandboxError>,
+}
+
+/// The engine could not do what was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SandboxError {
+    /// Nothing is known about the container: it may or may not exist, run, or have ended.
+    #[error("the container engine does not answer: {0}; is it running, and may this user reach it?")]
+    Unreachable(String),
+    #[error("the engine took longer than {0:?} to {1}")]
+    TimedOut(Duration, &'static str),
+    #[error("worker image `{0}` is not on this host; build it with `make image` or name another one in the configuration")]
+    ImageMissing(String),
+    #[error("container `{0}` exists already")]
+    NameTaken(ContainerName),
+    #[error("no container `{0}`")]
+    NoContainer(ContainerName),
+    #[error("mount source {0} is not below a folder that drydock may mount")]
+    MountRefused(PathBuf),
+    /// The engine understood and refused.
+    #[error("the container engine refused to {action}: {message}")]
+    Refused { action: &'static str, message: String },
+}
+
+impl SandboxError {
+    /// Whether the engine's state is unknown after this error, so that nothing may be concluded from it.
+    #[must_use]
+    pub fn leaves_doubt(&self) -> bool {
+        match self {
+            Self::Unreachable(_) | Self::TimedOut(..) => true,
+            Self::ImageMissing(_)
+            | Self::NameTaken(_)
+            | Self::NoContainer(_)
+            | Self::MountRefused(_)
+            | Self::Refused { .. } => false,
+        }
+    }
+}
+
+/// A container engine. Every call is bounded in time, and may be repeated.
+#[async_trait]
+pub trait Sandbox: Send + Sync + 'static {
+    /// Whether the engine answers, and what it has.
+    async fn probe(&self) -> Result<EngineInfo, SandboxError>;
+
+    /// Creates the container without starting it.
+    async fn create(&self, launch: &Launch) -> Result<(), SandboxError>;
+
+    /// Starts a container that was never started. The caller has looked at its status: engines restart ended
+    /// containers without a word.
+    async fn start(&self, name: &ContainerName) -> Result<(), SandboxError>;
+
+    /// The container as it is now, or `None` if there is none of that name.
+    async fn inspect(&self, name: &ContainerName) -> Result<Option<Found>, SandboxError>;
+
+    /// Returns when the container is not running (any more), or after at most `limit`.
+    async fn wait(&self, name: &ContainerName, limit: Duration) -> Result<(), SandboxError>;
+
+    /// Asks the container to end: SIGTERM, nothing more. One that has ended already is no error.
+    async fn terminate(&self, name: &ContainerName) -> Result<(), SandboxError>;
+
+    /// Ends the container now. One that has ended already is no error.
+    async fn kill(&self, name: &ContainerName) -> Result<(), SandboxError>;
+
+    /// Removes the container, killing it if need be. One that is gone already is no error.
+    async fn remove(&self, name: &ContainerName) -> Result<(), SandboxError>;
+
+    /// Every container of this installation, as it is now.
+    async fn list(&self) -> Result<Vec<Found>, SandboxError>;
+
+    /// The end of what the container wrote to stdout and stderr, at most `bytes`: the last words of a loader or a
+    /// runtime for people to read, never parsed.
+    async fn last_words(&self, name: &ContainerName, bytes: usize) -> Result<String, SandboxError>;
+}
