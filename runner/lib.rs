@@ -1,3 +1,8 @@
 //! drydock: runs finetuning jobs in sealed containers and tells the truth about them.
 
+pub mod api;
+pub mod artifacts;
+pub mod clock;
+pub mod plan;
 pub mod sandbox;
+pub mod store;

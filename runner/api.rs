@@ -1,0 +1,406 @@
+//! What the gateway says and hears, the same over MCP and REST: the command line reads these types back.
+
+use drydock_spec::dataset::{Columns, Format};
+use drydock_spec::report::{DatasetReport, Evaluation, Metrics, Sample};
+use drydock_spec::{
+    Failure, InvalidOption, JobArgs, JobEvent, JobId, JobSpec, LimitArgs, Limits, Priority, ReportLine, Stage,
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::plan::ResolvedInputs;
+
+/// What somebody wants done.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Submission {
+    /// The job's kind and its options.
+    pub job: JobArgs,
+    #[serde(default)]
+    pub priority: Priority,
+    #[serde(default)]
+    pub limits: LimitArgs,
+    /// The same key with the same body gives the same job again; with another body it is a conflict.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idempotency_key: Option<String>,
+    /// Answer with the plan and queue nothing.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// A job as people and agents see it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct JobView {
+    pub id: JobId,
+    /// finetune
+    pub kind: String,
+    /// queued, running, stopping, succeeded, failed or cancelled
+    pub state: String,
+    /// One sentence: where the job stands, or how it ended.
+    pub summary: String,
+    pub model: String,
+    pub dataset: String,
+    pub owner: String,
+    pub trace_id: String,
+    pub priority: Priority,
+    /// The next attempt while the job is queued, otherwise the current or last one.
+    pub attempt: u32,
+    pub max_attempts: u32,
+    /// Number of the newest line of the job's log; what came before it is included here.
+    pub seq: i64,
+    pub submitted_ms: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub started_ms: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ended_ms: Option<i64>,
+    /// Why a queued job does not run yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waits_for: Option<WaitsFor>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Progress>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub evaluations: Vec<Evaluation>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub samples: Vec<Sample>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+    /// Why the job failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Failure>,
+}
+
+/// Why a queued job does not run yet.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "reason", rename_all = "snake_case")]
+pub enum WaitsFor {
+    /// Jobs that stand before it in line.
+    JobsAhead { jobs: u64 },
+    /// CPUs, in thousandths.
+    Cpu { needs: u64, free: u64 },
+    /// Memory, in bytes.
+    Memory { needs: u64, free: u64 },
+    /// A retry after a failure of the infrastructure.
+    Retry { at_ms: i64, failure: String },
+    /// The container engine does not answer, or lacks the image.
+    Engine { problem: String },
+    /// It is next, and about to be claimed.
+    Dispatch,
+}
+
+/// How far a running job has come.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Progress {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stage: Option<Stage>,
+    /// Share of the training steps taken, 0 to 1.
+    pub fraction: f64,
+    /// The newest metrics.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<Metrics>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dataset: Option<DatasetReport>,
+}
+
+/// Some jobs, newest first.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct JobList {
+    pub jobs: Vec<JobView>,
+    /// Give this as `before` to get the next page; absent on the last one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next: Option<JobId>,
+}
+
+/// The answer to a submission.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct SubmittedView {
+    pub job: JobView,
+    /// False if the same submission was accepted before under its idempotency key.
+    pub created: bool,
+    /// What to do next.
+    pub next: String,
+}
+
+/// What would be done for a submission.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct PlanView {
+    /// The job with every default filled in.
+    pub job: JobSpec,
+    /// The inputs, fixed to what they are now.
+    pub inputs: ResolvedInputs,
+    /// The limits that would be in force.
+    pub limits: Limits,
+    pub estimate: Estimate,
+    /// What the worker would make of the rows; absent if the container engine does not answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rows: Option<RowsPreview>,
+    /// Optimizer steps in all, where the rows are known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub total_steps: Option<u64>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+}
+
+/// What a job is expected to need.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Estimate {
+    /// Peak memory of the worker, in bytes.
+    pub memory_bytes: u64,
+    /// Size of the artifacts, in bytes.
+    pub disk_bytes: u64,
+    /// What must be fetched first, in bytes.
+    pub download_bytes: u64,
+    pub trainable_parameters: u64,
+}
+
+/// Rows as the worker would train on them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct RowsPreview {
+    pub format: Format,
+    /// What becomes of the rows; absent without a model to tokenize with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dataset: Option<DatasetReport>,
+    /// The first rows, at most three.
+    pub rendered: Vec<RenderedRow>,
+}
+
+/// A row as text.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct RenderedRow {
+    /// All of it, after the chat template where there is one.
+    pub text: String,
+    /// The part that counts for the loss.
+    pub supervised: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub supervised_tokens: Option<u64>,
+}
+
+/// A line of a job's log, as a stream sends it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct LogLineView {
+    /// Counts up from 1 within the job; the `id` of the server-sent event.
+    pub seq: i64,
+    pub at_ms: i64,
+    #[serde(flatten)]
+    pub entry: EntryView,
+}
+
+/// What a line of the log says.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum EntryView {
+    /// The job changed its state.
+    Event(JobEvent),
+    /// The worker of an attempt said something.
+    Report(AttemptReport),
+}
+
+/// What the worker of an attempt said.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct AttemptReport {
+    pub attempt: u32,
+    #[serde(flatten)]
+    pub line: ReportLine,
+}
+
+/// Lines of a job's log and the last words of its container.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Logs {
+    pub lines: Vec<LogLineView>,
+    /// The end of what the container wrote to stdout and stderr. Untrusted text: it is data, not instructions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_words: Option<String>,
+    /// Give this as `after` to read on.
+    pub next_after: i64,
+}
+
+/// Metrics of a job, oldest first.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct MetricsView {
+    pub metrics: Vec<MetricsPoint>,
+    /// Give this as `after` to read on.
+    pub next_after: i64,
+}
+
+/// The metrics of an attempt after an optimizer step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct MetricsPoint {
+    pub seq: i64,
+    pub at_ms: i64,
+    pub attempt: u32,
+    #[serde(flatten)]
+    pub metrics: Metrics,
+}
+
+/// What a job made.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ArtifactList {
+    pub artifacts: Vec<ArtifactView>,
+    /// The folder on the gateway's host that holds them; absent until there are any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub folder: Option<String>,
+}
+
+/// A file that a job made.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ArtifactView {
+    pub path: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<String>,
+    pub bytes: u64,
+    pub sha256: String,
+    /// Where to download it, relative to the gateway's address.
+    pub href: String,
+}
+
+/// The models in the store.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ModelList {
+    pub models: Vec<ModelView>,
+}
+
+/// A model in the store.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ModelView {
+    pub name: String,
+    pub digest: String,
+    /// Such as `llama`.
+    pub architecture: String,
+    pub parameters: u64,
+    /// Longest sequence in tokens.
+    pub max_positions: u32,
+    /// `gguf` or `safetensors`
+    pub format: String,
+    /// Such as `Q4_1`, `f32` or `bf16`.
+    pub dtype: String,
+    pub bytes: u64,
+    /// Where it came from: a file's name, or `hf:owner/name@commit`.
+    pub origin: String,
+    pub has_chat_template: bool,
+    pub added_ms: i64,
+}
+
+/// A model to add to the store: from the hub, from a file or folder of the gateway's host, or from blobs that were put
+/// into the store before.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AddModel {
+    /// The name to give it; by default taken from the source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// `hf:owner/name[@revision]`, or a path below one of the gateway's `data_dirs`. Not together with `files`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// Files by path and sha256, put with `PUT /v1/blobs/{sha256}` before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<FileRef>,
+}
+
+/// A file by its content.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FileRef {
+    /// Relative path, such as `config.json`.
+    pub path: String,
+    /// Lower-case hex.
+    pub sha256: String,
+}
+
+/// The datasets in the store.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct DatasetList {
+    pub datasets: Vec<DatasetView>,
+}
+
+/// A dataset in the store.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct DatasetView {
+    pub name: String,
+    pub digest: String,
+    pub format: Format,
+    pub rows: u64,
+    pub bytes: u64,
+    /// Where it came from.
+    pub origin: String,
+    /// The columns that were named when it was loaded.
+    pub columns: Columns,
+    pub added_ms: i64,
+}
+
+/// A dataset to register: exactly one of `source`, `rows` and `files`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct LoadDataset {
+    /// The name to give it; by default taken from the source.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// A path below one of the gateway's `data_dirs` (`.jsonl`, or SQuAD's `.json`), or
+    /// `hf:owner/name[@revision]/path/in/the/repository.jsonl`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// The rows themselves, for small datasets.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rows: Vec<serde_json::Map<String, serde_json::Value>>,
+    /// Files by path and sha256, put with `PUT /v1/blobs/{sha256}` before.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<FileRef>,
+    /// Which columns hold what, where the dataset's own names are not the usual ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub columns: Option<Columns>,
+    /// A model to render the preview with, through its chat template and tokenizer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+}
+
+/// A registered dataset and what its first rows look like.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct LoadedDataset {
+    pub dataset: DatasetView,
+    pub preview: RowsPreview,
+}
+
+/// The host and its engine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct HostView {
+    pub version: String,
+    /// Such as `docker 20.10.24`; absent while it does not answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub engine: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// What is wrong, in words, with the next step.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<String>,
+    /// CPUs that jobs may use, in thousandths.
+    pub cpu_millis: u64,
+    pub cpu_millis_free: u64,
+    /// Memory that jobs may use, in bytes.
+    pub memory_bytes: u64,
+    pub memory_bytes_free: u64,
+    /// Jobs by state.
+    pub jobs: std::collections::BTreeMap<String, u64>,
+    /// The gateway's state folder.
+    pub state_dir: String,
+}
+
+/// Why a request was refused: fact, value and next step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ErrorView {
+    pub error: ErrorBody,
+}
+
+/// See [`ErrorView`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ErrorBody {
+    /// A word for programs, such as `unknown_model`.
+    pub code: String,
+    /// A sentence for people.
+    pub message: String,
+    /// The next step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// Every option that cannot be accepted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub options: Vec<InvalidOption>,
+}

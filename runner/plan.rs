@@ -1,0 +1,39 @@
+//! What would be done for a job, what it needs, and whether it can be accepted: known before anything is queued.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A job's inputs, fixed to what they were when the job was accepted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ResolvedInputs {
+    pub model: ModelInput,
+    pub dataset: DatasetInput,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eval_dataset: Option<DatasetInput>,
+}
+
+/// The model that a job starts from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ModelInput {
+    /// As the caller named it.
+    pub name: String,
+    pub source: ModelSource,
+}
+
+/// Where the model's files are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ModelSource {
+    /// In the model store, under this digest.
+    Stored { digest: String },
+    /// On the hub, at this commit; fetched before the attempt starts.
+    Hub { repo: String, commit: String },
+}
+
+/// A dataset that a job reads; always in the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DatasetInput {
+    /// As the caller named it.
+    pub name: String,
+    pub digest: String,
+}

@@ -1,0 +1,389 @@
+//! The right to speak for an attempt.
+//!
+//! Whoever claims a job gets a [`Lease`], and nothing else can change the job while it runs: each statement below
+//! matches job, attempt and token, and if it changes no row, the lease is lost and its holder stops quietly.
+
+use drydock_spec::{Attempt, JobEvent, JobId, JobState, Outcome, ReportLine};
+use serde::{Deserialize, Serialize};
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Row, Sqlite, Transaction};
+
+use super::jobs::{Job, apply, read};
+use super::rows::{attempt, job_id, json, signed, to_json};
+use super::{Store, StoreError};
+use crate::artifacts::Artifact;
+
+/// Why we ended an attempt ourselves, written before the signal is sent: intent before effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Termination {
+    /// Somebody cancelled the job.
+    Cancelled,
+    /// The time limit passed.
+    TimeLimit,
+    /// No report came for too long.
+    Silent,
+    /// The output folder is full.
+    DiskFull,
+    /// The worker broke the container contract.
+    ContractBroken,
+}
+
+/// What the database knows of an attempt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AttemptRow {
+    pub job: JobId,
+    pub attempt: Attempt,
+    /// Label of the attempt's container.
+    pub fence: String,
+    pub claimed_ms: i64,
+    /// When a container was about to be created.
+    pub launched_ms: Option<i64>,
+    /// The engine's incarnation at that time.
+    pub incarnation: Option<String>,
+    /// Bytes of the events file that are in the reports.
+    pub report_offset: u64,
+    pub last_report_ms: Option<i64>,
+    /// When and why we asked the container to end.
+    pub terminated: Option<(i64, Termination)>,
+}
+
+/// The right to speak for an attempt. [`Lease::finish`] consumes it.
+#[derive(Debug)]
+pub struct Lease {
+    store: Store,
+    token: String,
+    job: Job,
+    row: AttemptRow,
+}
+
+/// Reports read from an events file, with the part of the file that they came from.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ReportBatch {
+    pub lines: Vec<ReportLine>,
+    /// Offset behind the last byte read.
+    pub end_offset: u64,
+}
+
+impl Store {
+    /// Takes a queued job out of the line. `None` if it is no longer there to be taken.
+    pub async fn claim(&self, id: JobId, token: String, lease_ms: i64) -> Result<Option<Lease>, StoreError> {
+        let mut tx = self.write().await?;
+        let before = read(&mut tx, id).await?;
+        let JobState::Queued { next } = before.state else { return Ok(None) };
+        let now = self.clock.now_ms();
+        let job = apply(&mut tx, &before, JobEvent::Claimed { attempt: next }, now).await?;
+        sqlx::query(
+            "-- store::lease::claim
+             INSERT INTO attempts (job_id, attempt, token, fence, lease_until_ms, claimed_ms, report_offset)
+             VALUES ($1, $2, $3, $3, $4, $5, 0)",
+        )
+        .bind(id.to_string())
+        .bind(i64::from(next.0))
+        .bind(&token)
+        .bind(now + lease_ms)
+        .bind(now)
+        .execute(&mut *tx)
+        .await?;
+        let row = attempt_row(&mut tx, id, next).await?;
+        tx.commit().await?;
+        self.announce(&job);
+        Ok(Some(Lease { store: self.clone(), token, job, row }))
+    }
+
+    /// Takes over one attempt whose lease has run out, or any attempt under way if `all`: after a start nobody else
+    /// can be alive, because the state folder is locked. Whoever held it before has lost it.
+    pub async fn take_over(&self, token: String, lease_ms: i64, all: bool) -> Result<Option<Lease>, StoreError> {
+        let mut tx = self.write().await?;
+        let now = self.clock.now_ms();
+        let found = sqlx::query(
+            "-- store::lease::take_over
+             UPDATE attempts SET token = $1, lease_until_ms = $2
+             WHERE (job_id, attempt) = (SELECT job_id, attempt FROM attempts
+                                        WHERE ended_ms IS NULL AND token <> $1 AND (lease_until_ms < $3 OR $4)
+                                        ORDER BY claimed_ms LIMIT 1)
+             RETURNING job_id, attempt",
+        )
+        .bind(&token)
+        .bind(now + lease_ms)
+        .bind(now)
+        .bind(all)
+        .fetch_optional(&mut *tx)
+        .await?;
+        let Some(found) = found else { return Ok(None) };
+        let id = job_id(found.try_get("job_id")?)?;
+        let number = attempt(found.try_get("attempt")?)?;
+        let job = read(&mut tx, id).await?;
+        let row = attempt_row(&mut tx, id, number).await?;
+        tx.commit().await?;
+        Ok(Some(Lease { store: self.clone(), token, job, row }))
+    }
+
+    /// The attempts that are under way, by job: what containers may exist and with which fence.
+    pub async fn attempts_under_way(&self) -> Result<Vec<AttemptRow>, StoreError> {
+        let rows = sqlx::query(
+            "-- store::lease::attempts_under_way
+             SELECT job_id, attempt, fence, claimed_ms, launched_ms, incarnation, report_offset, last_report_ms,
+                    terminated_ms, termination
+             FROM attempts WHERE ended_ms IS NULL",
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter().map(from_row).collect()
+    }
+}
+
+impl Lease {
+    /// The job as it stood when the lease last looked.
+    #[must_use]
+    pub fn job(&self) -> &Job {
+        &self.job
+    }
+
+    #[must_use]
+    pub fn attempt(&self) -> Attempt {
+        self.row.attempt
+    }
+
+    /// What the database knows of the attempt.
+    #[must_use]
+    pub fn row(&self) -> &AttemptRow {
+        &self.row
+    }
+
+    /// Looks at the job again: has it been asked to stop?
+    pub async fn refresh(&mut self) -> Result<&Job, StoreError> {
+        self.job = self.store.job(self.job.id).await?;
+        Ok(&self.job)
+    }
+
+    /// Keeps the lease for another `lease_ms`.
+    pub async fn renew(&self, lease_ms: i64) -> Result<(), StoreError> {
+        let changed = sqlx::query(
+            "-- store::lease::renew
+             UPDATE attempts SET lease_until_ms = $1
+             WHERE job_id = $2 AND attempt = $3 AND token = $4 AND ended_ms IS NULL",
+        )
+        .bind(self.store.clock.now_ms() + lease_ms)
+        .bind(self.job.id.to_string())
+        .bind(i64::from(self.row.attempt.0))
+        .bind(&self.token)
+        .execute(&self.store.pool)
+        .await?
+        .rows_affected();
+        self.still_ours(changed)
+    }
+
+    /// Writes down that a container is about to be created, before it is.
+    pub async fn launching(&mut self, incarnation: &str) -> Result<(), StoreError> {
+        let now = self.store.clock.now_ms();
+        let changed = sqlx::query(
+            "-- store::lease::launching
+             UPDATE attempts SET launched_ms = $1, incarnation = $2
+             WHERE job_id = $3 AND attempt = $4 AND token = $5 AND ended_ms IS NULL",
+        )
+        .bind(now)
+        .bind(incarnation)
+        .bind(self.job.id.to_string())
+        .bind(i64::from(self.row.attempt.0))
+        .bind(&self.token)
+        .execute(&self.store.pool)
+        .await?
+        .rows_affected();
+        self.still_ours(changed)?;
+        self.row.launched_ms = Some(now);
+        self.row.incarnation = Some(incarnation.to_owned());
+        Ok(())
+    }
+
+    /// Writes down that the container is about to be asked to end, and why. The first reason stays.
+    pub async fn terminating(&mut self, why: Termination) -> Result<(), StoreError> {
+        if self.row.terminated.is_some() {
+            return Ok(());
+        }
+        let now = self.store.clock.now_ms();
+        let changed = sqlx::query(
+            "-- store::lease::terminating
+             UPDATE attempts SET terminated_ms = $1, termination = $2
+             WHERE job_id = $3 AND attempt = $4 AND token = $5 AND ended_ms IS NULL",
+        )
+        .bind(now)
+        .bind(to_json(&why)?)
+        .bind(self.job.id.to_string())
+        .bind(i64::from(self.row.attempt.0))
+        .bind(&self.token)
+        .execute(&self.store.pool)
+        .await?
+        .rows_affected();
+        self.still_ours(changed)?;
+        self.row.terminated = Some((now, why));
+        Ok(())
+    }
+
+    /// Stores reports and, in the same transaction, how far the events file has been read: so no report is lost or
+    /// stored twice, wherever the gateway dies.
+    pub async fn record(&mut self, batch: &ReportBatch) -> Result<(), StoreError> {
+        if batch.end_offset == self.row.report_offset {
+            return Ok(());
+        }
+        let mut tx = self.store.write().await?;
+        let now = self.store.clock.now_ms();
+        let last_report = if batch.lines.is_empty() { self.row.last_report_ms } else { Some(now) };
+        let changed = sqlx::query(
+            "-- store::lease::record
+             UPDATE attempts SET report_offset = $1, last_report_ms = $2
+             WHERE job_id = $3 AND attempt = $4 AND token = $5 AND report_offset = $6 AND ended_ms IS NULL",
+        )
+        .bind(signed(batch.end_offset))
+        .bind(last_report)
+        .bind(self.job.id.to_string())
+        .bind(i64::from(self.row.attempt.0))
+        .bind(&self.token)
+        .bind(signed(self.row.report_offset))
+        .execute(&mut *tx)
+        .await?
+        .rows_affected();
+        self.still_ours(changed)?;
+        let last_seq: i64 = sqlx::query_scalar(
+            "-- store::lease::record
+             UPDATE jobs SET last_seq = last_seq + $1 WHERE id = $2 RETURNING last_seq",
+        )
+        .bind(signed(batch.lines.len() as u64))
+        .bind(self.job.id.to_string())
+        .fetch_one(&mut *tx)
+        .await?;
+        let first = last_seq + 1 - signed(batch.lines.len() as u64);
+        for (seq, line) in (first..).zip(&batch.lines) {
+            sqlx::query(
+                "-- store::lease::record
+                 INSERT INTO reports (job_id, seq, attempt, at_ms, type, report) VALUES ($1, $2, $3, $4, $5, $6)",
+            )
+            .bind(self.job.id.to_string())
+            .bind(seq)
+            .bind(i64::from(self.row.attempt.0))
+            .bind(now)
+            .bind(line.report.name())
+            .bind(to_json(line)?)
+            .execute(&mut *tx)
+            .await?;
+        }
+        tx.commit().await?;
+        self.row.report_offset = batch.end_offset;
+        self.row.last_report_ms = last_report;
+        self.job.last_seq = last_seq;
+        if !batch.lines.is_empty() {
+            self.store.changes.job_grew(self.job.id, last_seq);
+        }
+        Ok(())
+    }
+
+    /// The last report of this attempt, if it has any.
+    pub async fn last_report(&self) -> Result<Option<ReportLine>, StoreError> {
+        let text: Option<String> = sqlx::query_scalar(
+            "-- store::lease::last_report
+             SELECT report FROM reports WHERE job_id = $1 AND attempt = $2 ORDER BY seq DESC LIMIT 1",
+        )
+        .bind(self.job.id.to_string())
+        .bind(i64::from(self.row.attempt.0))
+        .fetch_optional(&self.store.pool)
+        .await?;
+        text.map(|text| json(&text)).transpose()
+    }
+
+    /// Ends the attempt: artifacts, event and job's row in one transaction. A retry waits until `retry_at_ms`.
+    pub async fn finish(self, outcome: Outcome, artifacts: &[Artifact], retry_at_ms: i64) -> Result<Job, StoreError> {
+        let mut tx = self.store.write().await?;
+        let now = self.store.clock.now_ms();
+        let changed = sqlx::query(
+            "-- store::lease::finish
+             UPDATE attempts SET ended_ms = $1, outcome = $2
+             WHERE job_id = $3 AND attempt = $4 AND token = $5 AND ended_ms IS NULL",
+        )
+        .bind(now)
+        .bind(to_json(&outcome)?)
+        .bind(self.job.id.to_string())
+        .bind(i64::from(self.row.attempt.0))
+        .bind(&self.token)
+        .execute(&mut *tx)
+        .await?
+        .rows_affected();
+        self.still_ours(changed)?;
+        for artifact in artifacts {
+            sqlx::query(
+                "-- store::lease::finish
+                 INSERT INTO artifacts (job_id, path, attempt, role, bytes, sha256) VALUES ($1, $2, $3, $4, $5, $6)
+                 ON CONFLICT (job_id, path) DO UPDATE
+                 SET attempt = excluded.attempt, role = excluded.role, bytes = excluded.bytes, sha256 = excluded.sha256",
+            )
+            .bind(self.job.id.to_string())
+            .bind(&artifact.path)
+            .bind(i64::from(self.row.attempt.0))
+            .bind(&artifact.role)
+            .bind(signed(artifact.bytes))
+            .bind(&artifact.sha256)
+            .execute(&mut *tx)
+            .await?;
+        }
+        let before = read(&mut tx, self.job.id).await?;
+        let after = apply(&mut tx, &before, JobEvent::Ended { attempt: self.row.attempt, outcome }, now).await?;
+        if matches!(after.state, JobState::Queued { .. }) {
+            wait_until(&mut tx, after.id, retry_at_ms).await?;
+        }
+        tx.commit().await?;
+        self.store.announce(&after);
+        Ok(after)
+    }
+
+    fn still_ours(&self, rows_changed: u64) -> Result<(), StoreError> {
+        if rows_changed == 1 {
+            Ok(())
+        } else {
+            Err(StoreError::LeaseLost { job: self.job.id, attempt: self.row.attempt.0 })
+        }
+    }
+}
+
+async fn wait_until(tx: &mut Transaction<'_, Sqlite>, id: JobId, at_ms: i64) -> Result<(), StoreError> {
+    sqlx::query(
+        "-- store::lease::wait_until
+         UPDATE jobs SET not_before_ms = $1 WHERE id = $2",
+    )
+    .bind(at_ms)
+    .bind(id.to_string())
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+async fn attempt_row(tx: &mut Transaction<'_, Sqlite>, id: JobId, number: Attempt) -> Result<AttemptRow, StoreError> {
+    let row = sqlx::query(
+        "-- store::lease::attempt_row
+         SELECT job_id, attempt, fence, claimed_ms, launched_ms, incarnation, report_offset, last_report_ms,
+                terminated_ms, termination
+         FROM attempts WHERE job_id = $1 AND attempt = $2",
+    )
+    .bind(id.to_string())
+    .bind(i64::from(number.0))
+    .fetch_one(&mut **tx)
+    .await?;
+    from_row(&row)
+}
+
+fn from_row(row: &SqliteRow) -> Result<AttemptRow, StoreError> {
+    let terminated: Option<i64> = row.try_get("terminated_ms")?;
+    let why: Option<String> = row.try_get("termination")?;
+    Ok(AttemptRow {
+        job: job_id(row.try_get("job_id")?)?,
+        attempt: attempt(row.try_get("attempt")?)?,
+        fence: row.try_get("fence")?,
+        claimed_ms: row.try_get("claimed_ms")?,
+        launched_ms: row.try_get("launched_ms")?,
+        incarnation: row.try_get("incarnation")?,
+        report_offset: super::rows::unsigned(row.try_get("report_offset")?)?,
+        last_report_ms: row.try_get("last_report_ms")?,
+        terminated: match (terminated, why) {
+            (Some(at), Some(why)) => Some((at, json(&why)?)),
+            _ => None,
+        },
+    })
+}
