@@ -1,1 +1,5 @@
+//! What a host has and what a job gets of it: pure rules, no I/O.
 
+pub mod assign;
+
+pub use assign::{Capacity, Shortage};

@@ -3,6 +3,11 @@
 pub mod api;
 pub mod artifacts;
 pub mod clock;
+pub mod config;
+pub mod datasets;
+pub mod desk;
+pub mod engine;
+pub mod models;
 pub mod plan;
 pub mod sandbox;
 pub mod store;

@@ -37,3 +37,43 @@ pub struct DatasetInput {
     pub name: String,
     pub digest: String,
 }
+
+/// A submission that cannot be accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    #[error(transparent)]
+    Options(#[from] drydock_spec::InvalidOptions),
+    #[error(transparent)]
+    Model(#[from] crate::models::ModelError),
+    #[error(transparent)]
+    Dataset(#[from] crate::datasets::DatasetError),
+}
+
+/// What would be done, before it is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    pub spec: drydock_spec::JobSpec,
+    pub inputs: ResolvedInputs,
+    pub limits: drydock_spec::Limits,
+    pub estimate: crate::api::Estimate,
+    pub warnings: Vec<String>,
+}
+
+/// Plans jobs.
+#[derive(Debug, Clone)]
+pub struct Planner {
+    _models: crate::models::Models,
+    _datasets: crate::datasets::Datasets,
+}
+
+impl Planner {
+    pub fn new(models: crate::models::Models, datasets: crate::datasets::Datasets) -> Self {
+        Self { _models: models, _datasets: datasets }
+    }
+
+    /// Parses the options, fixes the inputs, estimates the needs, and refuses what cannot work.
+    pub async fn plan(&self, job: drydock_spec::JobArgs, _limits: &drydock_spec::LimitArgs) -> Result<Plan, PlanError> {
+        job.parse()?;
+        Err(crate::datasets::DatasetError::Unknown { name: String::new(), next: "not built yet".into() }.into())
+    }
+}

@@ -9,7 +9,15 @@ use serde::{Deserialize, Serialize};
 /// A job's name: a ULID, so that names sort by the time of submission and are easy to read aloud.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct JobId(pub ulid::Ulid);
+pub struct JobId(ulid::Ulid);
+
+impl JobId {
+    /// The id of a job submitted at `ms` milliseconds since 1970; `random` keeps apart those of one millisecond.
+    #[must_use]
+    pub fn from_parts(ms: i64, random: u128) -> Self {
+        Self(ulid::Ulid::from_parts(u64::try_from(ms).unwrap_or(0), random))
+    }
+}
 
 impl fmt::Display for JobId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

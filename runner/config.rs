@@ -1,0 +1,212 @@
+//! The one typed configuration: a file, the environment and flags, in rising order of precedence.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use serde::{Deserialize, Serialize};
+
+/// Everything that can be set. Every field has a default that is safe on one machine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Folder for the database, models, datasets, attempts and artifacts.
+    pub state_dir: PathBuf,
+    /// Folders that `load_dataset` and model imports may read files from; files and folders whose names begin with a
+    /// dot are never read.
+    pub data_dirs: Vec<PathBuf>,
+    pub gateway: GatewayConfig,
+    pub capacity: CapacityConfig,
+    pub sandbox: SandboxConfig,
+    pub limits: LimitsConfig,
+    pub hub: HubConfig,
+    pub log: LogConfig,
+}
+
+/// Where and to whom the gateway answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GatewayConfig {
+    /// Address to listen on; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Values of the Host header that are accepted besides loopback's own, such as `gpu-box.lan:7717`.
+    pub allowed_hosts: Vec<String>,
+    /// Origins of web pages that may speak to the gateway, such as `https://example.org`.
+    pub allowed_origins: Vec<String>,
+    /// Largest request body, except for uploads of blobs.
+    pub max_body: ByteSize,
+    /// Largest blob that may be uploaded.
+    pub max_upload: ByteSize,
+}
+
+/// What jobs may use of the host, all together.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CapacityConfig {
+    /// CPUs; by default all that the engine has.
+    pub cpus: Option<f64>,
+    /// Memory; by default four fifths of what the engine has.
+    pub memory: Option<ByteSize>,
+}
+
+/// How containers are made.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SandboxConfig {
+    /// The worker's image: an id, or a name that is resolved to an id before each attempt.
+    pub image: String,
+    /// Address of the engine, such as `unix:///run/user/1000/docker.sock`; by default `DOCKER_HOST` or Docker's own.
+    pub docker_host: Option<String>,
+    /// OCI runtime, such as `runsc`; by default the engine's own.
+    pub runtime: Option<String>,
+    /// User and group that the worker has inside.
+    pub uid: u32,
+    pub gid: u32,
+    /// Size of /tmp inside; it counts against the job's memory.
+    pub tmp: ByteSize,
+    /// How the output folder is capped.
+    pub output_cap: OutputCap,
+}
+
+/// How the output folder is capped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OutputCap {
+    /// A loop-mounted file system where the gateway may mount one, otherwise as `watched`.
+    Auto,
+    /// A file system of its own, of just that size.
+    LoopMount,
+    /// A limit per file, and the sum is looked at every second; the job is stopped when it is passed.
+    Watched,
+}
+
+/// Limits of a job that does not say otherwise.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitsConfig {
+    /// CPUs of a job; by default all that jobs may use.
+    pub cpus: Option<f64>,
+    pub disk: ByteSize,
+    pub pids: u32,
+    #[serde(with = "humantime_serde")]
+    pub time: Duration,
+    #[serde(with = "humantime_serde")]
+    pub silence: Duration,
+    /// Time from SIGTERM to SIGKILL.
+    #[serde(with = "humantime_serde")]
+    pub grace: Duration,
+    /// Attempts of a job, the first one included; only failures of the infrastructure are tried again.
+    pub max_attempts: u32,
+}
+
+/// The model hub.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HubConfig {
+    /// Address of the hub; `HF_ENDPOINT` is honoured as well.
+    pub endpoint: Option<String>,
+    /// File that holds the token; `HF_TOKEN` is honoured as well.
+    pub token_file: Option<PathBuf>,
+    /// Never ask the hub for anything.
+    pub offline: bool,
+}
+
+/// The gateway's own log, on stderr.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogConfig {
+    pub format: LogFormat,
+    /// In the form of `RUST_LOG`.
+    pub filter: String,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            state_dir: default_state_dir(),
+            data_dirs: vec![PathBuf::from(".")],
+            gateway: GatewayConfig::default(),
+            capacity: CapacityConfig::default(),
+            sandbox: SandboxConfig::default(),
+            limits: LimitsConfig::default(),
+            hub: HubConfig::default(),
+            log: LogConfig::default(),
+        }
+    }
+}
+
+/// `$XDG_DATA_HOME/drydock`, by default `~/.local/share/drydock`.
+fn default_state_dir() -> PathBuf {
+    let base = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from).or_else(|| {
+        let home = std::env::var_os("HOME").map(PathBuf::from)?;
+        Some(home.join(".local/share"))
+    });
+    base.unwrap_or_else(|| PathBuf::from("/var/lib")).join("drydock")
+}
+
+impl Default for GatewayConfig {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 7717)),
+            allowed_hosts: Vec::new(),
+            allowed_origins: Vec::new(),
+            max_body: ByteSize::mib(4),
+            max_upload: ByteSize::gib(64),
+        }
+    }
+}
+
+impl Default for SandboxConfig {
+    fn default() -> Self {
+        Self {
+            image: "drydock-worker:latest".into(),
+            docker_host: None,
+            runtime: None,
+            uid: 65532,
+            gid: 65532,
+            tmp: ByteSize::mib(64),
+            output_cap: OutputCap::Auto,
+        }
+    }
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        Self {
+            cpus: None,
+            disk: ByteSize::gib(10),
+            pids: 512,
+            time: Duration::from_secs(24 * 3600),
+            silence: Duration::from_secs(600),
+            grace: Duration::from_secs(30),
+            max_attempts: 3,
+        }
+    }
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { format: LogFormat::Text, filter: "info".into() }
+    }
+}
+
+impl CapacityConfig {
+    /// What jobs may use of an engine's host.
+    #[must_use]
+    pub fn of(&self, engine: &crate::sandbox::EngineInfo) -> drydock_gpu::Capacity {
+        let all = u64::from(engine.cpus) * 1000;
+        drydock_gpu::Capacity {
+            cpu_millis: self.cpus.map_or(all, |cpus| ((cpus * 1000.0) as u64).min(all)),
+            memory_bytes: self.memory.map_or(engine.memory_bytes / 5 * 4, |memory| memory.0.min(engine.memory_bytes)),
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! The front desk: everything that a request may ask of the house, whatever protocol it came by.
+//!
+//! Nothing here lives longer than a request does. A job that was accepted is in the database before the answer is
+//! given, and goes its way without anybody at the desk.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use drydock_gpu::Capacity;
+use drydock_spec::{JobId, Owner, TraceId};
+use sha2::{Digest, Sha256};
+
+use crate::api::{
+    ArtifactList, ArtifactView, HostView, JobList, JobView, Logs, MetricsPoint, MetricsView, PlanView, Submission,
+    SubmittedView,
+};
+use crate::config::Config;
+use crate::datasets::{DatasetError, Datasets};
+use crate::engine::EngineWatch;
+use crate::models::{ModelError, Models};
+use crate::plan::{PlanError, Planner};
+use crate::sandbox::{ContainerName, Sandbox, SandboxError};
+use crate::store::{Filter, NewJob, Store, StoreError};
+
+mod view;
+
+pub use view::log_line;
+
+/// A request cannot be granted. The gateway turns this into a message.
+#[derive(Debug, thiserror::Error)]
+pub enum DeskError {
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    #[error(transparent)]
+    Dataset(#[from] DatasetError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+}
+
+/// What a submission leads to.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Answer {
+    /// `dry_run`: nothing was queued.
+    Planned(Box<PlanView>),
+    Submitted(Box<SubmittedView>),
+}
+
+/// The parts of the house that requests may use.
+#[derive(Clone)]
+pub struct Desk {
+    pub store: Store,
+    pub models: Models,
+    pub datasets: Datasets,
+    pub planner: Planner,
+    pub engine: EngineWatch,
+    pub sandbox: Arc<dyn Sandbox>,
+    pub config: Arc<Config>,
+}
+
+/// Longest wait that [`Desk::wait`] grants; popular hosts give up on a call after 60 s.
+pub const LONGEST_WAIT: Duration = Duration::from_secs(45);
+
+impl Desk {
+    /// Plans the job, and queues it unless it is a dry run.
+    pub async fn submit(&self, owner: Owner, submission: Submission) -> Result<Answer, DeskError> {
+        let digest = digest(&submission);
+        // A repeated submission gets its job, even if it could not be planned again today.
+        if let Some(key) = &submission.idempotency_key
+            && let Some((job, before)) = self.store.job_by_key(&owner, key).await?
+        {
+            if before != digest {
+                return Err(StoreError::KeyReused { key: key.clone(), job: job.id }.into());
+            }
+            return Ok(Answer::Submitted(Box::new(submitted(self.view(&job).await?, false))));
+        }
+        let plan = self.planner.plan(submission.job, &submission.limits).await?;
+        if submission.dry_run {
+            return Ok(Answer::Planned(Box::new(PlanView {
+                job: plan.spec,
+                inputs: plan.inputs,
+                limits: plan.limits,
+                estimate: plan.estimate,
+                rows: None,
+                total_steps: None,
+                warnings: plan.warnings,
+            })));
+        }
+        let new = NewJob {
+            id: JobId::from_parts(self.store.clock().now_ms(), rand::random()),
+            owner,
+            trace_id: TraceId::from_bits(rand::random()),
+            spec: plan.spec,
+            inputs: plan.inputs,
+            limits: plan.limits,
+            priority: submission.priority,
+            idempotency_key: submission.idempotency_key,
+            request_digest: digest,
+        };
+        let accepted = self.store.submit(new).await?;
+        tracing::info!(job = %accepted.job.id, trace_id = %accepted.job.trace_id, created = accepted.created, "job accepted");
+        Ok(Answer::Submitted(Box::new(submitted(self.view(&accepted.job).await?, accepted.created))))
+    }
+
+    /// The job as it stands.
+    pub async fn job(&self, id: JobId) -> Result<JobView, DeskError> {
+        let job = self.store.job(id).await?;
+        self.view(&job).await
+    }
+
+    /// Some jobs, newest first.
+    pub async fn jobs(&self, filter: &Filter) -> Result<JobList, DeskError> {
+        let page = self.store.jobs(filter).await?;
+        let mut jobs = Vec::with_capacity(page.jobs.len());
+        for job in &page.jobs {
+            jobs.push(self.view(job).await?);
+        }
+        let next = if page.more { page.jobs.last().map(|job| job.id) } else { None };
+        Ok(JobList { jobs, next })
+    }
+
+    /// The job as soon as it is done, or as it stands after `limit` (at most [`LONGEST_WAIT`]). `tick` hears of every
+    /// change in between.
+    pub async fn wait(
+        &self,
+        id: JobId,
+        limit: Duration,
+        mut tick: impl AsyncFnMut(&JobView),
+    ) -> Result<JobView, DeskError> {
+        let mut news = self.store.changes().subscribe(id);
+        let deadline = tokio::time::Instant::now() + limit.min(LONGEST_WAIT);
+        loop {
+            let view = self.job(id).await?;
+            if matches!(view.state.as_str(), "succeeded" | "failed" | "cancelled") {
+                return Ok(view);
+            }
+            tick(&view).await;
+            if tokio::time::timeout_at(deadline, news.changed()).await.is_err() {
+                return self.job(id).await;
+            }
+        }
+    }
+
+    /// Asks for the job's end; harmless if it has ended.
+    pub async fn cancel(&self, id: JobId) -> Result<JobView, DeskError> {
+        let job = self.store.request_cancel(id).await?;
+        tracing::info!(job = %id, trace_id = %job.trace_id, state = job.state.word(), "cancel requested");
+        self.view(&job).await
+    }
+
+    /// Lines of the job's log after number `after` (or the last ones, if it is `None`), and its container's last words
+    /// while there is a container.
+    pub async fn logs(&self, id: JobId, after: Option<i64>, limit: u32) -> Result<Logs, DeskError> {
+        let job = self.store.job(id).await?;
+        let lines = match after {
+            Some(after) => self.store.log(id, after, limit).await?,
+            None => self.store.log_tail(id, limit).await?,
+        };
+        let next_after = lines.last().map_or(after.unwrap_or(0), |line| line.seq);
+        let name = ContainerName::of(id, job.attempt);
+        // Logs must not fail because the engine is away, or the container gone.
+        let last_words = self.sandbox.last_words(&name, 4096).await.ok().filter(|text| !text.is_empty());
+        Ok(Logs { lines: lines.into_iter().map(log_line).collect(), last_words, next_after })
+    }
+
+    /// Metrics after line `after` of the job's log.
+    pub async fn metrics(&self, id: JobId, after: i64, limit: u32) -> Result<MetricsView, DeskError> {
+        self.store.job(id).await?;
+        let metrics = self.store.metrics(id, after, limit).await?;
+        let next_after = metrics.last().map_or(after, |line| line.seq);
+        let metrics = metrics
+            .into_iter()
+            .map(|line| MetricsPoint {
+                seq: line.seq,
+                at_ms: line.at_ms,
+                attempt: line.attempt.0,
+                metrics: line.metrics,
+            })
+            .collect();
+        Ok(MetricsView { metrics, next_after })
+    }
+
+    /// What the job has made.
+    pub async fn artifacts(&self, id: JobId) -> Result<ArtifactList, DeskError> {
+        self.store.job(id).await?;
+        let artifacts: Vec<_> = self
+            .store
+            .artifacts(id)
+            .await?
+            .into_iter()
+            .map(|artifact| ArtifactView {
+                href: format!("/v1/jobs/{id}/artifacts/{}", artifact.path),
+                path: artifact.path,
+                role: artifact.role,
+                bytes: artifact.bytes,
+                sha256: artifact.sha256,
+            })
+            .collect();
+        let folder = (!artifacts.is_empty()).then(|| self.artifact_folder(id).display().to_string());
+        Ok(ArtifactList { artifacts, folder })
+    }
+
+    /// The folder that holds what a job has made.
+    #[must_use]
+    pub fn artifact_folder(&self, id: JobId) -> PathBuf {
+        self.config.state_dir.join("artifacts").join(id.to_string())
+    }
+
+    /// What jobs may use of the host, and what of it is free. Without an engine there is nothing to give.
+    pub async fn capacity(&self) -> Result<(Capacity, Capacity), DeskError> {
+        let all = self.engine.now().map_or(Capacity::default(), |info| self.config.capacity.of(&info));
+        let (cpu_millis, memory_bytes) = self.store.reserved().await?;
+        Ok((all, all.less(Capacity { cpu_millis, memory_bytes })))
+    }
+
+    /// The host, its engine, and what is wrong with them.
+    pub async fn host(&self) -> Result<HostView, DeskError> {
+        let (all, free) = self.capacity().await?;
+        let mut problems = Vec::new();
+        let info = self.engine.now().map_err(|error| problems.push(error.to_string())).ok();
+        let image = info.as_ref().and_then(|info| match &info.image {
+            Ok(id) => Some(id.clone()),
+            Err(error) => {
+                problems.push(error.to_string());
+                None
+            }
+        });
+        Ok(HostView {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            engine: info.map(|info| info.engine),
+            image,
+            problems,
+            cpu_millis: all.cpu_millis,
+            cpu_millis_free: free.cpu_millis,
+            memory_bytes: all.memory_bytes,
+            memory_bytes_free: free.memory_bytes,
+            jobs: self.store.counts().await?.into_iter().collect(),
+            state_dir: self.config.state_dir.display().to_string(),
+        })
+    }
+
+    async fn view(&self, job: &crate::store::Job) -> Result<JobView, DeskError> {
+        let findings = self.store.findings(job.id).await?;
+        let newest = self.store.newest_reports(job.id).await?;
+        let waits_for = match job.state {
+            drydock_spec::JobState::Queued { .. } => Some(self.waits_for(job).await?),
+            _ => None,
+        };
+        Ok(view::job(job, &findings, &newest, waits_for))
+    }
+}
+
+fn submitted(job: JobView, created: bool) -> SubmittedView {
+    let next = format!("call wait_for_job or get_job with id {}", job.id);
+    SubmittedView { job, created, next }
+}
+
+/// What makes two submissions the same: everything but the key itself.
+fn digest(submission: &Submission) -> String {
+    let what = (&submission.job, submission.priority, &submission.limits, submission.dry_run);
+    // The types are plain data; they always serialize.
+    let text = serde_json::to_string(&what).unwrap_or_default();
+    Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,162 @@
+//! A job in the words of people: one sentence, how far it has come, and why it waits.
+
+use drydock_gpu::{Capacity, Shortage};
+use drydock_spec::{JobEvent, JobState, Outcome, Report, ReportLine};
+
+use super::{Desk, DeskError};
+use crate::api::{AttemptReport, EntryView, JobView, LogLineView, Progress, WaitsFor};
+use crate::store::{Entry, Job, LogLine};
+
+impl Desk {
+    /// Why a queued job does not run yet: the first reason that holds, in the order in which they would be lifted.
+    pub(super) async fn waits_for(&self, job: &Job) -> Result<WaitsFor, DeskError> {
+        if job.not_before_ms > self.store.clock().now_ms() {
+            let failure = self.last_failure(job).await?.unwrap_or_default();
+            return Ok(WaitsFor::Retry { at_ms: job.not_before_ms, failure });
+        }
+        if let Err(error) = self.engine.ready() {
+            return Ok(WaitsFor::Engine { problem: error.to_string() });
+        }
+        let jobs = self.store.ahead_of(job).await?;
+        if jobs > 0 {
+            return Ok(WaitsFor::JobsAhead { jobs });
+        }
+        let (_, free) = self.capacity().await?;
+        Ok(match free.fits(need(job)) {
+            Err(Shortage::Cpu { needs, free }) => WaitsFor::Cpu { needs, free },
+            Err(Shortage::Memory { needs, free }) => WaitsFor::Memory { needs, free },
+            Ok(()) => WaitsFor::Dispatch,
+        })
+    }
+
+    /// In words, how the attempt before the next one ended.
+    async fn last_failure(&self, job: &Job) -> Result<Option<String>, DeskError> {
+        let lines = self.store.log_tail(job.id, 200).await?;
+        Ok(lines.into_iter().rev().find_map(|line| match line.entry {
+            Entry::Event(JobEvent::Ended { outcome: Outcome::Failed(failure), .. }) => Some(failure.to_string()),
+            _ => None,
+        }))
+    }
+}
+
+/// What a job takes of the host while it runs.
+#[must_use]
+pub(crate) fn need(job: &Job) -> Capacity {
+    Capacity { cpu_millis: u64::from(job.limits.cpu_millis), memory_bytes: job.limits.memory_bytes }
+}
+
+/// The job for everybody to see. `findings` and `newest` are its reports, oldest first.
+pub(super) fn job(job: &Job, findings: &[ReportLine], newest: &[ReportLine], waits_for: Option<WaitsFor>) -> JobView {
+    let progress = progress(newest);
+    let mut view = JobView {
+        id: job.id,
+        kind: job.spec.kind().to_owned(),
+        state: job.state.word().to_owned(),
+        summary: String::new(),
+        model: job.spec.model().to_owned(),
+        dataset: job.spec.dataset().to_owned(),
+        owner: job.owner.0.clone(),
+        trace_id: job.trace_id.0.clone(),
+        priority: job.priority,
+        attempt: job.attempt.0,
+        max_attempts: job.limits.max_attempts,
+        seq: job.last_seq,
+        submitted_ms: job.submitted_ms,
+        started_ms: job.started_ms,
+        ended_ms: job.ended_ms,
+        waits_for,
+        progress,
+        evaluations: Vec::new(),
+        samples: Vec::new(),
+        warnings: Vec::new(),
+        failure: match &job.state {
+            JobState::Done(Outcome::Failed(failure)) => Some(failure.clone()),
+            _ => None,
+        },
+    };
+    for line in findings {
+        match &line.report {
+            Report::Evaluation(evaluation) => view.evaluations.push(evaluation.clone()),
+            Report::Sample(sample) => view.samples.push(sample.clone()),
+            Report::Warning { message, .. } => view.warnings.push(message.clone()),
+            _ => {}
+        }
+    }
+    view.summary = summary(job, &view);
+    view
+}
+
+/// How far the newest attempt has come; nothing before its worker has spoken.
+fn progress(newest: &[ReportLine]) -> Option<Progress> {
+    let mut progress = Progress { stage: None, fraction: 0.0, metrics: None, dataset: None };
+    for line in newest {
+        match &line.report {
+            Report::Stage { stage } => progress.stage = Some(*stage),
+            Report::Metrics(metrics) => {
+                progress.fraction = metrics.step as f64 / metrics.total_steps.max(1) as f64;
+                progress.metrics = Some(metrics.clone());
+            }
+            Report::Dataset(dataset) => progress.dataset = Some(dataset.clone()),
+            Report::Finished(_) => progress.fraction = 1.0,
+            _ => {}
+        }
+    }
+    (!newest.is_empty()).then_some(progress)
+}
+
+fn summary(job: &Job, view: &JobView) -> String {
+    match &job.state {
+        JobState::Queued { .. } => match &view.waits_for {
+            None | Some(WaitsFor::Dispatch) => "queued, about to start".into(),
+            Some(WaitsFor::JobsAhead { jobs }) => format!("queued behind {jobs} other job(s)"),
+            Some(WaitsFor::Cpu { needs, free }) => {
+                format!("queued: needs {:.1} CPUs, {:.1} are free", *needs as f64 / 1e3, *free as f64 / 1e3)
+            }
+            Some(WaitsFor::Memory { needs, free }) => {
+                format!("queued: needs {} of memory, {} are free", size(*needs), size(*free))
+            }
+            Some(WaitsFor::Retry { failure, .. }) => format!("queued to be tried again after: {failure}"),
+            Some(WaitsFor::Engine { problem }) => format!("queued: {problem}"),
+        },
+        JobState::Running { attempt } => match view.progress.as_ref().and_then(|progress| progress.metrics.as_ref()) {
+            Some(metrics) if metrics.step < metrics.total_steps => format!(
+                "step {} of {}, loss {:.4}, {:.0} tokens/s, about {} s of training left",
+                metrics.step,
+                metrics.total_steps,
+                metrics.loss,
+                metrics.tokens_per_second,
+                metrics.eta_ms.div_ceil(1000)
+            ),
+            _ => match view.progress.as_ref().and_then(|progress| progress.stage) {
+                Some(stage) => format!("attempt {attempt} is at stage {stage}"),
+                None => format!("attempt {attempt} is starting"),
+            },
+        },
+        JobState::Stopping { attempt } => format!("attempt {attempt} was asked to stop"),
+        JobState::Done(Outcome::Succeeded) => match (view.evaluations.first(), view.evaluations.last()) {
+            (Some(before), Some(after)) if view.evaluations.len() > 1 => {
+                format!("succeeded: held-out loss {:.4} before, {:.4} after", before.loss, after.loss)
+            }
+            _ => "succeeded".into(),
+        },
+        JobState::Done(Outcome::Failed(failure)) => failure.to_string(),
+        JobState::Done(Outcome::Cancelled) => "cancelled".into(),
+    }
+}
+
+fn size(bytes: u64) -> String {
+    bytesize::ByteSize(bytes).display().iec().to_string()
+}
+
+/// A line of the log for everybody to see.
+#[must_use]
+pub fn log_line(line: LogLine) -> LogLineView {
+    LogLineView {
+        seq: line.seq,
+        at_ms: line.at_ms,
+        entry: match line.entry {
+            Entry::Event(event) => EntryView::Event(event),
+            Entry::Report { attempt, line } => EntryView::Report(AttemptReport { attempt: attempt.0, line }),
+        },
+    }
+}

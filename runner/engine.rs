@@ -1,0 +1,71 @@
+//! What is known of the container engine right now, for everybody who decides by it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::sandbox::{EngineInfo, Sandbox, SandboxError};
+
+/// The newest answer of the engine. Cloning shares it.
+#[derive(Debug, Clone)]
+pub struct EngineWatch(watch::Receiver<Result<EngineInfo, SandboxError>>);
+
+/// Asks the engine and tells the watchers.
+pub struct EngineProbe {
+    sandbox: Arc<dyn Sandbox>,
+    news: watch::Sender<Result<EngineInfo, SandboxError>>,
+}
+
+impl EngineProbe {
+    /// A probe whose watchers see an unreachable engine until [`EngineProbe::probe_once`] has asked it.
+    pub fn new(sandbox: Arc<dyn Sandbox>) -> (Self, EngineWatch) {
+        let (news, watch) = watch::channel(Err(SandboxError::Unreachable("not asked yet".into())));
+        (Self { sandbox, news }, EngineWatch(watch))
+    }
+
+    /// Asks the engine once; the watchers hear of it only when the answer differs from the last one.
+    pub async fn probe_once(&self) {
+        let answer = self.sandbox.probe().await;
+        self.news.send_if_modified(|known| {
+            let differs = *known != answer;
+            if differs {
+                match &answer {
+                    Ok(info) => tracing::info!(engine = %info.engine, image = ?info.image, "container engine answers"),
+                    Err(error) => tracing::warn!(%error, "container engine does not answer"),
+                }
+                *known = answer;
+            }
+            differs
+        });
+    }
+
+    /// Asks again and again.
+    pub async fn run(self, every: Duration) {
+        loop {
+            self.probe_once().await;
+            tokio::time::sleep(every).await;
+        }
+    }
+}
+
+impl EngineWatch {
+    /// The newest answer.
+    pub fn now(&self) -> Result<EngineInfo, SandboxError> {
+        self.0.borrow().clone()
+    }
+
+    /// Returns when the answer differs from the last one seen here.
+    pub async fn changed(&mut self) {
+        if self.0.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// The engine's info and the image's id, or why no attempt can start.
+    pub fn ready(&self) -> Result<(EngineInfo, String), SandboxError> {
+        let info = self.now()?;
+        let image = info.image.clone()?;
+        Ok((info, image))
+    }
+}
