@@ -48,6 +48,15 @@ pub struct AttemptRow {
     pub terminated: Option<(i64, Termination)>,
 }
 
+/// A process that speaks for attempts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// Another one in every process.
+    pub name: String,
+    /// How long a lease holds without being renewed, in milliseconds.
+    pub lease_ms: i64,
+}
+
 /// The right to speak for an attempt. [`Lease::finish`] consumes it.
 #[derive(Debug)]
 pub struct Lease {
@@ -67,21 +76,24 @@ pub struct ReportBatch {
 
 impl Store {
     /// Takes a queued job out of the line. `None` if it is no longer there to be taken.
-    pub async fn claim(&self, id: JobId, token: String, lease_ms: i64) -> Result<Option<Lease>, StoreError> {
+    pub async fn claim(&self, id: JobId, holder: &Holder) -> Result<Option<Lease>, StoreError> {
         let mut tx = self.write().await?;
         let before = read(&mut tx, id).await?;
         let JobState::Queued { next } = before.state else { return Ok(None) };
         let now = self.clock.now_ms();
         let job = apply(&mut tx, &before, JobEvent::Claimed { attempt: next }, now).await?;
+        let token = fresh_token();
         sqlx::query(
             "-- store::lease::claim
-             INSERT INTO attempts (job_id, attempt, token, fence, lease_until_ms, claimed_ms, report_offset)
-             VALUES ($1, $2, $3, $3, $4, $5, 0)",
+             INSERT INTO attempts (job_id, attempt, holder, token, fence, lease_until_ms, claimed_ms, report_offset)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, 0)",
         )
         .bind(id.to_string())
         .bind(i64::from(next.0))
+        .bind(&holder.name)
         .bind(&token)
-        .bind(now + lease_ms)
+        .bind(fresh_token())
+        .bind(now + holder.lease_ms)
         .bind(now)
         .execute(&mut *tx)
         .await?;
@@ -91,23 +103,24 @@ impl Store {
         Ok(Some(Lease { store: self.clone(), token, job, row }))
     }
 
-    /// Takes over one attempt whose lease has run out, or any attempt under way if `all`: after a start nobody else
-    /// can be alive, because the state folder is locked. Whoever held it before has lost it.
-    pub async fn take_over(&self, token: String, lease_ms: i64, all: bool) -> Result<Option<Lease>, StoreError> {
+    /// Takes over an attempt whose lease has run out, or whose holder is another process: the state folder is locked,
+    /// so no other process can be alive. Whoever spoke for the attempt before has lost the right.
+    pub async fn take_over(&self, holder: &Holder) -> Result<Option<Lease>, StoreError> {
         let mut tx = self.write().await?;
         let now = self.clock.now_ms();
+        let token = fresh_token();
         let found = sqlx::query(
             "-- store::lease::take_over
-             UPDATE attempts SET token = $1, lease_until_ms = $2
+             UPDATE attempts SET holder = $1, token = $2, lease_until_ms = $3
              WHERE (job_id, attempt) = (SELECT job_id, attempt FROM attempts
-                                        WHERE ended_ms IS NULL AND token <> $1 AND (lease_until_ms < $3 OR $4)
+                                        WHERE ended_ms IS NULL AND (holder <> $1 OR lease_until_ms < $4)
                                         ORDER BY claimed_ms LIMIT 1)
              RETURNING job_id, attempt",
         )
+        .bind(&holder.name)
         .bind(&token)
-        .bind(now + lease_ms)
+        .bind(now + holder.lease_ms)
         .bind(now)
-        .bind(all)
         .fetch_optional(&mut *tx)
         .await?;
         let Some(found) = found else { return Ok(None) };
@@ -341,6 +354,10 @@ impl Lease {
             Err(StoreError::LeaseLost { job: self.job.id, attempt: self.row.attempt.0 })
         }
     }
+}
+
+fn fresh_token() -> String {
+    format!("{:032x}", rand::random::<u128>())
 }
 
 async fn wait_until(tx: &mut Transaction<'_, Sqlite>, id: JobId, at_ms: i64) -> Result<(), StoreError> {
