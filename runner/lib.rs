@@ -2,10 +2,12 @@
 
 pub mod api;
 pub mod artifacts;
+pub mod attempt;
 pub mod clock;
 pub mod config;
 pub mod datasets;
 pub mod desk;
+pub mod diagnose;
 pub mod engine;
 pub mod models;
 pub mod plan;

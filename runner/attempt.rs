@@ -1,0 +1,3 @@
+//! One attempt of a job: prepare, start, follow, diagnose, finish.
+
+pub mod reports;
