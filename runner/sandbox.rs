@@ -74,7 +74,9 @@ pub struct Launch {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Status {
     /// Created and never started; `error` is the engine's word if a start was tried and failed.
-    Created { error: Option<String> },
+    Created {
+        error: Option<String>,
+    },
     Running,
     Exited(Exit),
 }
@@ -119,7 +121,9 @@ pub enum SandboxError {
     Unreachable(String),
     #[error("the engine took longer than {0:?} to {1}")]
     TimedOut(Duration, &'static str),
-    #[error("worker image `{0}` is not on this host; build it with `make image` or name another one in the configuration")]
+    #[error(
+        "worker image `{0}` is not on this host; build it with `make image` or name another one in the configuration"
+    )]
     ImageMissing(String),
     #[error("container `{0}` exists already")]
     NameTaken(ContainerName),
