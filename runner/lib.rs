@@ -9,6 +9,7 @@ pub mod datasets;
 pub mod desk;
 pub mod diagnose;
 pub mod engine;
+mod hostile;
 pub mod models;
 pub mod plan;
 pub mod sandbox;

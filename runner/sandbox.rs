@@ -10,6 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use drydock_spec::{Attempt, JobId, Limits, TraceId};
 
+pub mod attempt_dir;
 pub mod docker;
 
 /// What a container is called: known before it exists, so that of two creates only one can win.
