@@ -7,6 +7,8 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
+use crate::sandbox::attempt_dir::OutputCap;
+
 /// Everything that can be set. Every field has a default that is safe on one machine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -67,18 +69,6 @@ pub struct SandboxConfig {
     pub tmp: ByteSize,
     /// How the output folder is capped.
     pub output_cap: OutputCap,
-}
-
-/// How the output folder is capped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum OutputCap {
-    /// A loop-mounted file system where the gateway may mount one, otherwise as `watched`.
-    Auto,
-    /// A file system of its own, of just that size.
-    LoopMount,
-    /// A limit per file, and the sum is looked at every second; the job is stopped when it is passed.
-    Watched,
 }
 
 /// Limits of a job that does not say otherwise.

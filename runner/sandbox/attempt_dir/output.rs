@@ -10,6 +10,7 @@ use std::process::Command;
 use rustix::fs::{AtFlags, StatxAttributes, StatxFlags, statvfs, statx};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount_bind, mount_remount, unmount};
+use serde::{Deserialize, Serialize};
 
 use super::{AttemptDirError, errno, io_error};
 use crate::hostile::{self, WalkError};
@@ -21,7 +22,8 @@ const IMAGE: &str = "out.img";
 const MOST_DEPTH: usize = 64;
 
 /// How the output folder is capped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum OutputCap {
     /// `LoopMount` where this process may mount, otherwise `Watched`.
     #[default]

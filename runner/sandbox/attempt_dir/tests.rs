@@ -8,7 +8,7 @@ const MOST: Usage = Usage { bytes: u64::MAX, files: u64::MAX, events_bytes: u64:
 const DISK_BYTES: u64 = 16 << 20;
 
 fn job(number: u128) -> JobId {
-    JobId(ulid::Ulid::from_parts(1, number))
+    JobId::from_parts(1, number)
 }
 
 fn spec(job: JobId, attempt: Attempt) -> AttemptSpec {

@@ -86,7 +86,7 @@ mod tests {
     fn labels() -> Labels {
         Labels {
             instance: "test".into(),
-            job: JobId(ulid::Ulid::from_parts(1, 2)),
+            job: JobId::from_parts(1, 2),
             attempt: Attempt(3),
             fence: "f".into(),
             trace_id: TraceId::from_bits(4),

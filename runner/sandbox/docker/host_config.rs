@@ -157,7 +157,7 @@ mod tests {
     use crate::sandbox::{ContainerName, Labels};
 
     fn launch() -> Launch {
-        let job = JobId(ulid::Ulid::from_parts(1, 2));
+        let job = JobId::from_parts(1, 2);
         Launch {
             name: ContainerName::of(job, Attempt::FIRST),
             labels: Labels {
