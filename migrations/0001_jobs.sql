@@ -71,6 +71,7 @@ CREATE TABLE attempts (
     termination    TEXT,            -- why: Termination
     ended_ms       BIGINT,
     outcome        TEXT,            -- Outcome
+    last_words     TEXT,            -- the end of what the container wrote to stdout and stderr
     PRIMARY KEY (job_id, attempt)
 );
 CREATE INDEX attempts_under_way ON attempts (lease_until_ms) WHERE ended_ms IS NULL;

@@ -26,6 +26,7 @@ use crate::store::{Filter, NewJob, Store, StoreError};
 mod view;
 
 pub use view::log_line;
+pub(crate) use view::need;
 
 /// A request cannot be granted. The gateway turns this into a message.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +62,9 @@ pub struct Desk {
     pub sandbox: Arc<dyn Sandbox>,
     pub config: Arc<Config>,
 }
+
+/// How much of what a container wrote to stdout and stderr is shown and kept.
+pub const LAST_WORDS_BYTES: usize = 4096;
 
 /// Longest wait that [`Desk::wait`] grants; popular hosts give up on a call after 60 s.
 pub const LONGEST_WAIT: Duration = Duration::from_secs(45);
@@ -162,8 +166,11 @@ impl Desk {
         };
         let next_after = lines.last().map_or(after.unwrap_or(0), |line| line.seq);
         let name = ContainerName::of(id, job.attempt);
-        // Logs must not fail because the engine is away, or the container gone.
-        let last_words = self.sandbox.last_words(&name, 4096).await.ok().filter(|text| !text.is_empty());
+        // Logs must not fail because the engine is away; what a container that is gone has said was kept.
+        let last_words = match self.sandbox.last_words(&name, LAST_WORDS_BYTES).await {
+            Ok(words) if !words.is_empty() => Some(words),
+            _ => self.store.last_words(id).await?,
+        };
         Ok(Logs { lines: lines.into_iter().map(log_line).collect(), last_words, next_after })
     }
 

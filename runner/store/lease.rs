@@ -3,7 +3,9 @@
 //! Whoever claims a job gets a [`Lease`], and nothing else can change the job while it runs: each statement below
 //! matches job, attempt and token, and if it changes no row, the lease is lost and its holder stops quietly.
 
-use drydock_spec::{Attempt, JobEvent, JobId, JobState, Outcome, ReportLine};
+use std::collections::HashMap;
+
+use drydock_spec::{Attempt, JobEvent, JobId, JobState, Outcome, Report, ReportLine};
 use serde::{Deserialize, Serialize};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, Sqlite, Transaction};
@@ -143,6 +145,19 @@ impl Store {
         .fetch_all(&self.pool)
         .await?;
         rows.iter().map(from_row).collect()
+    }
+
+    /// Whether somebody may still speak for the attempt.
+    pub async fn attempt_under_way(&self, job: JobId, attempt: Attempt) -> Result<bool, StoreError> {
+        let count: i64 = sqlx::query_scalar(
+            "-- store::lease::attempt_under_way
+             SELECT COUNT(*) FROM attempts WHERE job_id = $1 AND attempt = $2 AND ended_ms IS NULL",
+        )
+        .bind(job.to_string())
+        .bind(i64::from(attempt.0))
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(count > 0)
     }
 }
 
@@ -301,6 +316,42 @@ impl Lease {
         .fetch_optional(&self.store.pool)
         .await?;
         text.map(|text| json(&text)).transpose()
+    }
+
+    /// What the worker calls the files it made: role by path.
+    pub async fn announced_artifacts(&self) -> Result<HashMap<String, String>, StoreError> {
+        let texts: Vec<String> = sqlx::query_scalar(
+            "-- store::lease::announced_artifacts
+             SELECT report FROM reports WHERE job_id = $1 AND attempt = $2 AND type = 'artifact'",
+        )
+        .bind(self.job.id.to_string())
+        .bind(i64::from(self.row.attempt.0))
+        .fetch_all(&self.store.pool)
+        .await?;
+        let mut roles = HashMap::new();
+        for text in texts {
+            if let Report::Artifact { path, role } = json::<ReportLine>(&text)?.report {
+                roles.insert(path, role);
+            }
+        }
+        Ok(roles)
+    }
+
+    /// Keeps the end of what the container wrote to stdout and stderr, for people to read when it is gone.
+    pub async fn keep_last_words(&self, text: &str) -> Result<(), StoreError> {
+        let changed = sqlx::query(
+            "-- store::lease::keep_last_words
+             UPDATE attempts SET last_words = $1
+             WHERE job_id = $2 AND attempt = $3 AND token = $4 AND ended_ms IS NULL",
+        )
+        .bind(text)
+        .bind(self.job.id.to_string())
+        .bind(i64::from(self.row.attempt.0))
+        .bind(&self.token)
+        .execute(&self.store.pool)
+        .await?
+        .rows_affected();
+        self.still_ours(changed)
     }
 
     /// Ends the attempt: artifacts, event and job's row in one transaction. A retry waits until `retry_at_ms`.
