@@ -20,9 +20,11 @@ use crate::datasets::{DatasetError, Datasets};
 use crate::engine::EngineWatch;
 use crate::models::{ModelError, Models};
 use crate::plan::{PlanError, Planner};
+use crate::preview::{PreviewError, Previews};
 use crate::sandbox::{ContainerName, Sandbox, SandboxError};
 use crate::store::{Filter, NewJob, Store, StoreError};
 
+mod rows;
 mod view;
 
 pub use view::log_line;
@@ -41,6 +43,8 @@ pub enum DeskError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
+    #[error(transparent)]
+    Preview(#[from] PreviewError),
 }
 
 /// What a submission leads to.
@@ -58,6 +62,7 @@ pub struct Desk {
     pub models: Models,
     pub datasets: Datasets,
     pub planner: Planner,
+    pub previews: Previews,
     pub engine: EngineWatch,
     pub sandbox: Arc<dyn Sandbox>,
     pub config: Arc<Config>,
@@ -84,15 +89,7 @@ impl Desk {
         }
         let plan = self.planner.plan(submission.job, &submission.limits).await?;
         if submission.dry_run {
-            return Ok(Answer::Planned(Box::new(PlanView {
-                job: plan.spec,
-                inputs: plan.inputs,
-                limits: plan.limits,
-                estimate: plan.estimate,
-                rows: None,
-                total_steps: None,
-                warnings: plan.warnings,
-            })));
+            return Ok(Answer::Planned(Box::new(self.shown(plan).await?)));
         }
         let new = NewJob {
             id: JobId::from_parts(self.store.clock().now_ms(), rand::random()),

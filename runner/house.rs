@@ -20,6 +20,7 @@ use crate::dispatch::Dispatch;
 use crate::engine::EngineProbe;
 use crate::models::Models;
 use crate::plan::Planner;
+use crate::preview::Previews;
 use crate::reaper::Reaper;
 use crate::sandbox::Sandbox;
 use crate::sandbox::docker::{DockerSandbox, DockerSettings};
@@ -65,6 +66,7 @@ impl House {
             models: models.clone(),
             datasets: datasets.clone(),
             planner,
+            previews: Previews::new(Arc::clone(&sandbox), Arc::clone(&config), instance.clone(), tracker.clone()),
             engine: engine.clone(),
             sandbox: Arc::clone(&sandbox),
             config: Arc::clone(&config),
@@ -96,6 +98,9 @@ impl House {
     /// Sets everything going: the watch on the engine, the taking over of what was left, and the dispatch.
     pub async fn start(&self) -> Result<(), StoreError> {
         self.probe.probe_once().await;
+        if let Err(error) = self.desk.previews.sweep() {
+            tracing::warn!(%error, "folders of earlier previews stay");
+        }
         // Before anything new is claimed, what another process left is taken up, and its reservations count.
         self.reaper.adopt_once().await?;
         self.tracker.spawn(self.probe.clone().run(PROBE, self.shutdown.clone()));
@@ -114,7 +119,8 @@ impl House {
 }
 
 fn docker(config: &Config, instance: &str) -> DockerSettings {
-    let mount_roots = ["attempts", "models", "datasets"].map(|folder| config.state_dir.join(folder)).to_vec();
+    let mount_roots =
+        ["attempts", "previews", "models", "datasets"].map(|folder| config.state_dir.join(folder)).to_vec();
     DockerSettings {
         host: config.sandbox.docker_host.clone(),
         user: (config.sandbox.uid, config.sandbox.gid),

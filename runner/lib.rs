@@ -14,6 +14,7 @@ mod hostile;
 pub mod house;
 pub mod models;
 pub mod plan;
+pub mod preview;
 pub mod reaper;
 pub mod sandbox;
 pub mod store;
