@@ -7,6 +7,7 @@ pub mod config;
 pub mod datasets;
 pub mod desk;
 pub mod engine;
+pub mod gateway;
 pub mod models;
 pub mod plan;
 pub mod sandbox;
