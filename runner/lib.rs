@@ -10,6 +10,7 @@ pub mod desk;
 pub mod diagnose;
 pub mod dispatch;
 pub mod engine;
+pub mod gateway;
 mod hostile;
 pub mod house;
 pub mod models;

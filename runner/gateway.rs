@@ -1,0 +1,109 @@
+//! The gateway: what the world says to the house over HTTP, and what it hears back.
+//!
+//! MCP at `/mcp`, REST and server-sent events under `/v1`, health and metrics beside them, all on one socket and behind
+//! one guard. Nothing here decides about jobs: a request becomes a question to the [`Desk`], and its answer, or its
+//! [`error`], becomes a response. A request may end at any time, and no job notices.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::desk::Desk;
+
+mod body;
+mod downloads;
+mod error;
+mod follow;
+mod guard;
+mod health;
+mod listener;
+mod openapi;
+mod rest;
+mod routes;
+mod schema;
+
+use listener::PatientListener;
+
+/// How long open requests may go on after a shutdown was asked for.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// The gateway could not serve.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    #[error("the gateway's socket failed: {0}; is the address still this host's?")]
+    Socket(#[from] std::io::Error),
+}
+
+/// What every request may use.
+pub(crate) struct Gateway {
+    desk: Desk,
+    /// Every stream and every wait ends when this is cancelled.
+    shutdown: CancellationToken,
+    /// Work that was begun for a request and must not end with it.
+    begun: TaskTracker,
+    traffic: health::Traffic,
+}
+
+impl Gateway {
+    fn new(desk: Desk, shutdown: CancellationToken) -> Arc<Self> {
+        Arc::new(Self { desk, shutdown, begun: TaskTracker::new(), traffic: health::Traffic::default() })
+    }
+
+    /// Does `work` to its end, even if nobody waits for it any more: the server drops what it does for a client that
+    /// has gone, and a submission that is cut between its commit and its announcement would lie in the queue unseen.
+    async fn undisturbed<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> T {
+        let span = tracing::Span::current();
+        match self.begun.spawn(tracing::Instrument::instrument(work, span)).await {
+            Ok(done) => done,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // The runtime is going down, and this request with it.
+                Err(_) => std::future::pending().await,
+            },
+        }
+    }
+}
+
+/// Serves until `shutdown` is cancelled; then streams and waits end at once, and whatever is still open after
+/// [`GRACE`] is cut.
+pub async fn serve(listener: TcpListener, desk: Desk, shutdown: CancellationToken) -> Result<(), GatewayError> {
+    let address = listener.local_addr()?;
+    tracing::info!(%address, "the gateway listens");
+    let gateway = Gateway::new(desk, shutdown.clone());
+    let app = assemble(&gateway, address.port());
+    let cut = CancellationToken::new();
+    let serving = axum::serve(PatientListener::new(listener, cut.clone()), app)
+        .with_graceful_shutdown(shutdown.clone().cancelled_owned())
+        .into_future();
+    let overdue = async {
+        shutdown.cancelled().await;
+        tokio::time::sleep(GRACE).await;
+        cut.cancel();
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        served = serving => served?,
+        () = overdue => {}
+    }
+    gateway.begun.close();
+    gateway.begun.wait().await;
+    Ok(())
+}
+
+/// Every route behind the guard, for somebody who brings a server of their own. The port that clients may name in the
+/// Host header is the configured one.
+pub fn router(desk: Desk, shutdown: CancellationToken) -> Router {
+    let port = desk.config.gateway.listen.port();
+    assemble(&Gateway::new(desk, shutdown), port)
+}
+
+fn assemble(gateway: &Arc<Gateway>, port: u16) -> Router {
+    let config = &gateway.desk.config.gateway;
+    let routes = routes::router(routes::all(), config.max_body.0).with_state(gateway.clone());
+    guard::guarded(routes, guard::Guard::new(config, port), gateway.clone())
+}

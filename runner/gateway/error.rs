@@ -1,0 +1,173 @@
+//! Refusals: the one place where what went wrong becomes what a client reads.
+//!
+//! Every error of the desk is matched here, exhaustively, so that a new one cannot reach a client by accident.
+
+use axum::Json;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use drydock_spec::{InvalidOptions, TraceId};
+
+use crate::api::{ErrorBody, ErrorView};
+use crate::datasets::DatasetError;
+use crate::desk::DeskError;
+use crate::models::ModelError;
+use crate::plan::PlanError;
+use crate::sandbox::SandboxError;
+use crate::store::StoreError;
+
+/// A request that is not granted, in words.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Refusal {
+    pub(super) status: StatusCode,
+    pub(super) body: ErrorBody,
+}
+
+impl Refusal {
+    pub(super) fn new(status: StatusCode, code: &str, message: impl Into<String>) -> Self {
+        let body = ErrorBody { code: code.to_owned(), message: message.into(), hint: None, options: Vec::new() };
+        Self { status, body }
+    }
+
+    /// A request that does not say what it should.
+    pub(super) fn bad_request(code: &str, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, code, message)
+    }
+
+    /// Names the next step.
+    #[must_use]
+    pub(super) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.body.hint = Some(hint.into());
+        self
+    }
+
+    pub(super) fn too_large(limit: u64) -> Self {
+        let limit = bytesize::ByteSize(limit).display().iec();
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", format!("the body is larger than {limit}"))
+            .hint("put large files with PUT /v1/blobs/{sha256}, or raise gateway.max_body in the configuration")
+    }
+
+    /// Something that only the operator can mend. Its insides go to the log, its trace id to both.
+    pub(super) fn internal(error: &dyn std::error::Error) -> Self {
+        let trace_id = TraceId::from_bits(rand::random());
+        tracing::error!(%trace_id, error = %error, "a request failed inside");
+        let message = format!("drydock could not do its part (trace id {trace_id})");
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", message)
+            .hint("look for the trace id in the gateway's log")
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        (self.status, Json(ErrorView { error: self.body })).into_response()
+    }
+}
+
+impl From<DeskError> for Refusal {
+    fn from(error: DeskError) -> Self {
+        match error {
+            DeskError::Plan(error) => error.into(),
+            DeskError::Model(error) => error.into(),
+            DeskError::Dataset(error) => error.into(),
+            DeskError::Store(error) => error.into(),
+            DeskError::Sandbox(error) => error.into(),
+        }
+    }
+}
+
+impl From<PlanError> for Refusal {
+    fn from(error: PlanError) -> Self {
+        match error {
+            PlanError::Options(error) => error.into(),
+            PlanError::Model(error) => error.into(),
+            PlanError::Dataset(error) => error.into(),
+        }
+    }
+}
+
+impl From<InvalidOptions> for Refusal {
+    fn from(InvalidOptions(options): InvalidOptions) -> Self {
+        let named: Vec<_> = options.iter().map(ToString::to_string).collect();
+        let mut refusal = Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_options", named.join("\n"))
+            .hint("change every option that is named and submit again");
+        refusal.body.options = options;
+        refusal
+    }
+}
+
+impl From<ModelError> for Refusal {
+    fn from(error: ModelError) -> Self {
+        match error {
+            ModelError::Unknown { name, next } => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, "unknown_model", format!("no model `{name}`")).hint(next)
+            }
+            ModelError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<DatasetError> for Refusal {
+    fn from(error: DatasetError) -> Self {
+        match error {
+            DatasetError::Unknown { name, next } => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, "unknown_dataset", format!("no dataset `{name}`"))
+                    .hint(next)
+            }
+            DatasetError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Self {
+        match &error {
+            StoreError::NoSuchJob(id) => Self::new(StatusCode::NOT_FOUND, "no_such_job", format!("no job `{id}`"))
+                .hint("list_jobs (GET /v1/jobs) shows the jobs there are"),
+            StoreError::KeyReused { key, job } => {
+                let message = format!("idempotency key `{key}` was used for job `{job}` with other options");
+                Self::new(StatusCode::CONFLICT, "key_reused", message).hint("use a new key for a new job")
+            }
+            StoreError::Full(_) => {
+                Self::new(StatusCode::INSUFFICIENT_STORAGE, "disk_full", "no room left for the database")
+                    .hint("free disk space on the gateway's host and try again")
+            }
+            StoreError::LeaseLost { .. }
+            | StoreError::Transition(_)
+            | StoreError::Corrupt(_)
+            | StoreError::InUse(_)
+            | StoreError::Database(_) => Self::internal(&error),
+        }
+    }
+}
+
+impl From<SandboxError> for Refusal {
+    fn from(error: SandboxError) -> Self {
+        match &error {
+            SandboxError::Unreachable(_) | SandboxError::TimedOut(..) => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "engine_away", "the container engine does not answer")
+                    .hint("run `drydock doctor` on the gateway's host, and try again")
+            }
+            SandboxError::ImageMissing(image) => {
+                let message = format!("worker image `{image}` is not on the gateway's host");
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "image_missing", message)
+                    .hint("build it with `make image`, or name another one in the configuration")
+            }
+            SandboxError::NameTaken(_)
+            | SandboxError::NoContainer(_)
+            | SandboxError::MountRefused(_)
+            | SandboxError::Refused { .. } => Self::internal(&error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_insides_of_the_database_stay_inside() {
+        let refusal = Refusal::from(StoreError::Database("disk I/O error at /var/lib/secret.db".into()));
+        assert_eq!(refusal.status, StatusCode::INTERNAL_SERVER_ERROR);
+        assert!(!refusal.body.message.contains("secret"), "{}", refusal.body.message);
+        assert!(refusal.body.message.contains("trace id"), "{}", refusal.body.message);
+    }
+}

@@ -1,0 +1,289 @@
+//! Every route of the gateway in one table, from which both the router and the OpenAPI document are made: what is
+//! served is described, and what is described is served.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::handler::Handler;
+use axum::http::{Method, StatusCode};
+use axum::routing::{MethodFilter, MethodRouter, on};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+
+use super::error::Refusal;
+use super::{Gateway, downloads, follow, health, openapi, rest};
+use crate::api::{
+    AddModel, ArtifactList, DatasetList, HostView, JobList, JobView, LoadDataset, LoadedDataset, Logs, MetricsView,
+    ModelList, ModelView, PlanView, Submission, SubmittedView,
+};
+
+/// Makes a schema when the document is written.
+pub(super) type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
+
+/// A parameter of a path, query or header.
+pub(super) struct Parameter {
+    pub(super) place: &'static str,
+    pub(super) name: &'static str,
+    pub(super) required: bool,
+    pub(super) told: &'static str,
+    pub(super) schema: serde_json::Value,
+}
+
+/// An answer that a route may give.
+pub(super) struct Answer {
+    pub(super) status: u16,
+    pub(super) told: &'static str,
+    /// Media type and shape of the body, if there is one.
+    pub(super) body: Option<(&'static str, Option<SchemaOf>)>,
+}
+
+/// A method on a path.
+pub(super) struct Route {
+    pub(super) method: Method,
+    /// As axum writes it: `{*path}` takes the rest of the path.
+    pub(super) path: &'static str,
+    /// A name for generated clients.
+    pub(super) name: &'static str,
+    pub(super) told: &'static str,
+    pub(super) parameters: Vec<Parameter>,
+    /// The shape of the JSON body, if one is read.
+    pub(super) body: Option<SchemaOf>,
+    pub(super) answers: Vec<Answer>,
+    serve: MethodRouter<Arc<Gateway>>,
+}
+
+impl Route {
+    fn new<T: 'static, H: Handler<T, Arc<Gateway>>>(
+        method: Method,
+        path: &'static str,
+        name: &'static str,
+        told: &'static str,
+        handler: H,
+    ) -> Self {
+        // The table holds the five usual methods only, each of which axum knows.
+        let filter = MethodFilter::try_from(method.clone()).unwrap_or(MethodFilter::GET);
+        let serve = on(filter, handler);
+        Self { method, path, name, told, parameters: Vec::new(), body: None, answers: Vec::new(), serve }
+    }
+
+    fn get<T: 'static, H: Handler<T, Arc<Gateway>>>(p: &'static str, n: &'static str, t: &'static str, h: H) -> Self {
+        Self::new(Method::GET, p, n, t, h)
+    }
+
+    fn post<T: 'static, H: Handler<T, Arc<Gateway>>>(p: &'static str, n: &'static str, t: &'static str, h: H) -> Self {
+        Self::new(Method::POST, p, n, t, h)
+    }
+
+    fn delete<T: 'static, H: Handler<T, Arc<Gateway>>>(
+        p: &'static str,
+        n: &'static str,
+        t: &'static str,
+        h: H,
+    ) -> Self {
+        Self::new(Method::DELETE, p, n, t, h)
+    }
+
+    fn parameter(
+        mut self,
+        place: &'static str,
+        name: &'static str,
+        told: &'static str,
+        schema: serde_json::Value,
+    ) -> Self {
+        self.parameters.push(Parameter { place, name, required: place == "path", told, schema });
+        self
+    }
+
+    fn path(self, name: &'static str, told: &'static str) -> Self {
+        self.parameter("path", name, told, serde_json::json!({"type": "string", "minLength": 1}))
+    }
+
+    fn job(self) -> Self {
+        let id = serde_json::json!({"type": "string", "pattern": "^[0-7][0-9A-HJKMNP-TV-Z]{25}$"});
+        self.parameter("path", "id", "The job's id.", id)
+    }
+
+    fn page(self, most: u32) -> Self {
+        let number = serde_json::json!({"type": "integer", "minimum": 0});
+        let limit = serde_json::json!({"type": "integer", "minimum": 1, "maximum": most});
+        self.parameter("query", "after", "Number of the last line that is known.", number).parameter(
+            "query",
+            "limit",
+            "Lines at most.",
+            limit,
+        )
+    }
+
+    fn reads<T: JsonSchema>(mut self) -> Self {
+        self.body = Some(|generator| generator.subschema_for::<T>());
+        self
+    }
+
+    fn answers<T: JsonSchema>(self, status: u16, told: &'static str) -> Self {
+        self.with(status, told, Some(("application/json", Some(|generator| generator.subschema_for::<T>()))))
+    }
+
+    fn says(self, status: u16, told: &'static str, media: &'static str) -> Self {
+        self.with(status, told, Some((media, None)))
+    }
+
+    fn empty(self, status: u16, told: &'static str) -> Self {
+        self.with(status, told, None)
+    }
+
+    fn with(mut self, status: u16, told: &'static str, body: Option<(&'static str, Option<SchemaOf>)>) -> Self {
+        self.answers.push(Answer { status, told, body });
+        self
+    }
+}
+
+/// The table.
+pub(super) fn all() -> Vec<Route> {
+    let mut routes = jobs();
+    routes.extend(catalog());
+    routes.extend(house());
+    routes
+}
+
+fn jobs() -> Vec<Route> {
+    let text = serde_json::json!({"type": "string"});
+    vec![
+        Route::post("/v1/jobs", "submit_job", "Submit a job, or plan it with dry_run.", rest::submit)
+            .parameter("header", "Idempotency-Key", "Equals idempotency_key in the body.", text.clone())
+            .reads::<Submission>()
+            .answers::<SubmittedOrPlanned>(200, "Accepted before under the same key, or the plan of a dry run.")
+            .answers::<SubmittedView>(201, "Accepted."),
+        Route::get("/v1/jobs", "list_jobs", "Jobs, newest first.", rest::jobs)
+            .parameter("query", "state", "Only these states, such as `running,queued`.", text)
+            .parameter(
+                "query",
+                "limit",
+                "Jobs at most.",
+                serde_json::json!({"type": "integer", "minimum": 1, "maximum": 200}),
+            )
+            .parameter("query", "before", "Only jobs older than this one.", serde_json::json!({"type": "string"}))
+            .answers::<JobList>(200, "A page of jobs."),
+        Route::get("/v1/jobs/{id}", "get_job", "A job as it stands.", rest::job)
+            .job()
+            .answers::<JobView>(200, "The job."),
+        Route::post(
+            "/v1/jobs/{id}/cancel",
+            "cancel_job",
+            "Ask for a job's end; harmless if it has ended.",
+            rest::cancel,
+        )
+        .job()
+        .answers::<JobView>(200, "The job."),
+        Route::get("/v1/jobs/{id}/events", "follow_job", "A job's log as server-sent events.", follow::events)
+            .job()
+            .parameter(
+                "query",
+                "after",
+                "As Last-Event-ID, which goes before it.",
+                serde_json::json!({"type": "integer", "minimum": 0}),
+            )
+            .parameter(
+                "header",
+                "Last-Event-ID",
+                "Resume after this line.",
+                serde_json::json!({"type": "integer", "minimum": 0}),
+            )
+            .says(
+                200,
+                "Each line of the log, `event` or `report`; at the end `done` with the job.",
+                "text/event-stream",
+            )
+            .empty(204, "The job has ended and there is nothing new."),
+        Route::get(
+            "/v1/jobs/{id}/logs",
+            "get_logs",
+            "Lines of a job's log; the last ones without `after`.",
+            rest::logs,
+        )
+        .job()
+        .page(rest::MOST_LINES)
+        .answers::<Logs>(200, "Lines, oldest first."),
+        Route::get("/v1/jobs/{id}/metrics", "get_metrics", "A job's metrics, oldest first.", rest::metrics)
+            .job()
+            .page(rest::MOST_LINES)
+            .answers::<MetricsView>(200, "Metrics."),
+        Route::get("/v1/jobs/{id}/artifacts", "list_artifacts", "What a job has made.", rest::artifacts)
+            .job()
+            .answers::<ArtifactList>(200, "The artifacts."),
+        Route::get("/v1/jobs/{id}/artifacts/{*path}", "get_artifact", "Download an artifact.", downloads::artifact)
+            .job()
+            .path("path", "The artifact's path, as listed.")
+            .says(200, "The file.", "application/octet-stream"),
+    ]
+}
+
+fn catalog() -> Vec<Route> {
+    vec![
+        Route::get("/v1/models", "list_models", "The models in the store.", rest::models)
+            .answers::<ModelList>(200, "The models."),
+        Route::post("/v1/models", "add_model", "Add a model to the store.", rest::add_model)
+            .reads::<AddModel>()
+            .answers::<ModelView>(201, "The model."),
+        Route::delete("/v1/models/{name}", "remove_model", "Forget a model.", rest::remove_model)
+            .path("name", "The model's name.")
+            .empty(204, "Forgotten."),
+        Route::get("/v1/datasets", "list_datasets", "The datasets in the store.", rest::datasets)
+            .answers::<DatasetList>(200, "The datasets."),
+        Route::post("/v1/datasets", "load_dataset", "Register a dataset and see its first rows.", rest::load_dataset)
+            .reads::<LoadDataset>()
+            .answers::<LoadedDataset>(201, "The dataset."),
+        Route::delete("/v1/datasets/{name}", "remove_dataset", "Forget a dataset.", rest::remove_dataset)
+            .path("name", "The dataset's name.")
+            .empty(204, "Forgotten."),
+    ]
+}
+
+fn house() -> Vec<Route> {
+    vec![
+        Route::get("/v1/host", "get_host", "The host, its engine, and what is wrong with them.", rest::host)
+            .answers::<HostView>(200, "The host."),
+        Route::get("/v1/openapi.json", "get_openapi", "This document.", openapi::serve).says(
+            200,
+            "OpenAPI 3.1.",
+            "application/json",
+        ),
+        Route::get("/healthz", "healthz", "Whether the gateway's process answers.", health::alive).says(
+            200,
+            "It does.",
+            "text/plain",
+        ),
+        Route::get("/readyz", "readyz", "Whether jobs can be accepted and started.", health::ready)
+            .answers::<health::Readiness>(200, "They can.")
+            .answers::<health::Readiness>(503, "They cannot, and why."),
+        Route::get("/metrics", "metrics", "Numbers for Prometheus.", health::metrics).says(
+            200,
+            "Prometheus' text format.",
+            "text/plain",
+        ),
+    ]
+}
+
+/// The two things that 200 may mean for a submission.
+#[derive(JsonSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "a shape for the document; the answers are serialized as what they are")]
+enum SubmittedOrPlanned {
+    Submitted(SubmittedView),
+    Planned(PlanView),
+}
+
+/// The routes of the table, and words for whoever asks for another one.
+pub(super) fn router(routes: Vec<Route>, max_body: u64) -> Router<Arc<Gateway>> {
+    routes
+        .into_iter()
+        .fold(Router::new(), |router, route| router.route(route.path, route.serve))
+        .fallback(|| async {
+            Refusal::new(StatusCode::NOT_FOUND, "no_such_route", "there is nothing at this path")
+                .hint("GET /v1/openapi.json lists what there is; MCP is at /mcp")
+        })
+        .method_not_allowed_fallback(|| async {
+            Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "no_such_method", "this path does not take this method")
+                .hint("GET /v1/openapi.json lists what there is")
+        })
+        .layer(DefaultBodyLimit::max(usize::try_from(max_body).unwrap_or(usize::MAX)))
+}
