@@ -12,6 +12,7 @@ use crate::datasets::DatasetError;
 use crate::desk::DeskError;
 use crate::models::ModelError;
 use crate::plan::PlanError;
+use crate::preview::PreviewError;
 use crate::sandbox::SandboxError;
 use crate::store::StoreError;
 
@@ -70,6 +71,21 @@ impl From<DeskError> for Refusal {
             DeskError::Dataset(error) => error.into(),
             DeskError::Store(error) => error.into(),
             DeskError::Sandbox(error) => error.into(),
+            DeskError::Preview(error) => error.into(),
+        }
+    }
+}
+
+impl From<PreviewError> for Refusal {
+    fn from(error: PreviewError) -> Self {
+        match error {
+            PreviewError::Refused(failure) => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, "would_fail", failure.to_string()).hint(failure.hint)
+            }
+            PreviewError::Sandbox(error) => error.into(),
+            PreviewError::TooLong => Self::new(StatusCode::SERVICE_UNAVAILABLE, "preview_too_long", error.to_string())
+                .hint("load the dataset without a model, or submit the job without dry_run"),
+            PreviewError::Broken(_) | PreviewError::Dir(_) => Self::internal(&error),
         }
     }
 }
