@@ -3,6 +3,7 @@
 pub mod api;
 pub mod artifacts;
 pub mod attempt;
+pub mod blobs;
 pub mod clock;
 pub mod config;
 pub mod datasets;
