@@ -7,6 +7,16 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
+mod address;
+mod error;
+mod key;
+mod load;
+
+pub use address::{AddressFile, published};
+pub use error::{BadKey, ConfigError};
+pub use key::{KEYS, Key};
+pub use load::{Flag, Loaded, Sources, load};
+
 /// Everything that can be set. Every field has a default that is safe on one machine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -22,6 +32,22 @@ pub struct Config {
     pub limits: LimitsConfig,
     pub hub: HubConfig,
     pub log: LogConfig,
+}
+
+impl Config {
+    /// What is allowed but should be known, in words.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        let listen = self.gateway.listen;
+        let mut warnings = Vec::new();
+        if !listen.ip().is_loopback() {
+            warnings.push(format!(
+                "gateway.listen = {listen}: other machines can reach the gateway and there is no authentication yet; \
+                 let only machines that you trust reach this port"
+            ));
+        }
+        warnings
+    }
 }
 
 /// Where and to whom the gateway answers.
