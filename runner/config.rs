@@ -9,6 +9,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::sandbox::attempt_dir::OutputCap;
 
+mod address;
+mod error;
+mod key;
+mod load;
+
+pub use address::{AddressFile, published};
+pub use error::{BadKey, ConfigError};
+pub use key::{KEYS, Key};
+pub use load::{Flag, Loaded, Sources, load};
+
 /// Everything that can be set. Every field has a default that is safe on one machine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -24,6 +34,22 @@ pub struct Config {
     pub limits: LimitsConfig,
     pub hub: HubConfig,
     pub log: LogConfig,
+}
+
+impl Config {
+    /// What is allowed but should be known, in words.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        let listen = self.gateway.listen;
+        let mut warnings = Vec::new();
+        if !listen.ip().is_loopback() {
+            warnings.push(format!(
+                "gateway.listen = {listen}: other machines can reach the gateway and there is no authentication yet; \
+                 let only machines that you trust reach this port"
+            ));
+        }
+        warnings
+    }
 }
 
 /// Where and to whom the gateway answers.
