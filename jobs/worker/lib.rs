@@ -1,1 +1,3 @@
+//! Runs one attempt of a drydock job.
 
+pub mod kernels;
