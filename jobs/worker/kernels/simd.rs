@@ -144,7 +144,7 @@ pub(super) fn exp_and_sum(values: &mut [f32], shift: f32) -> f32 {
 /// exponent. ln 2 is split in two, so that `n * LN2_HIGH` is exact without a fused multiply-add.
 #[inline(always)]
 pub(super) fn exp(x: f32) -> f32 {
-    const LN2_HIGH: f32 = 0.693_359_375;
+    const LN2_HIGH: f32 = 355.0 / 512.0;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     /// Adding and subtracting 1.5 * 2^23 rounds to the nearest integer.
     const ROUND: f32 = 12_582_912.0;
@@ -153,7 +153,7 @@ pub(super) fn exp(x: f32) -> f32 {
     let n = (x * std::f32::consts::LOG2_E + ROUND) - ROUND;
     let r = x - n * LN2_HIGH - n * LN2_LOW;
     let mut p = 1.987_569_1e-4;
-    for coefficient in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_6e-1, 5.000_000_1e-1] {
+    for coefficient in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_6e-1, 0.5] {
         p = p * r + coefficient;
     }
     let y = p * (r * r) + r + 1.0;
