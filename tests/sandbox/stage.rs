@@ -36,7 +36,7 @@ impl Stage {
             std::fs::create_dir_all(state.path().join(folder)).unwrap();
         }
         std::fs::write(state.path().join("in/model/weights"), "weights").unwrap();
-        let instance = format!("test-sb-{}", ulid::Ulid::generate());
+        let instance = format!("test-sb-{:032x}", rand::random::<u128>());
         let mut settings = DockerSettings::new(crate::image::probe(), instance, vec![state.path().to_owned()]);
         settings.user = user();
         change(&mut settings);
@@ -159,7 +159,7 @@ fn spec() -> AttemptSpec {
     let args = FinetuneArgs { model: "m".into(), dataset: "d".into(), ..Default::default() };
     AttemptSpec {
         contract: contract::VERSION,
-        job: JobId(ulid::Ulid::generate()),
+        job: JobId::from_parts(0, rand::random()),
         attempt: Attempt::FIRST,
         trace_id: TraceId::from_bits(1),
         spec: JobArgs::Finetune(args).parse().unwrap(),
