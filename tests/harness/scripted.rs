@@ -124,6 +124,12 @@ impl Scripted {
         self.changed.notify_waiters();
     }
 
+    /// The engine forgets every container, as if somebody had removed them by hand.
+    pub fn forget_all(&self) {
+        self.world().containers.clear();
+        self.changed.notify_waiters();
+    }
+
     /// Every paused container does its next steps.
     pub fn go_on(&self) {
         let mut world = self.world();

@@ -1,0 +1,6 @@
+//! What tests of the whole house share.
+
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, reason = "no test uses all of it, and one that cannot go on says where")]
+
+pub mod scripted;
+pub mod world;
