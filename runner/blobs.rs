@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 
 mod folder;
 
-pub use folder::{StoredFile, digest_of};
+pub use folder::{StoredFile, check_name, digest_of};
 
 /// A blob could not be stored or found.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +34,8 @@ pub enum BlobError {
     TooLarge { limit: u64 },
     #[error("`{0}` is not a sha256: 64 lower-case hex digits are expected")]
     NotADigest(String),
+    #[error("`{0}` is not a plain file name; give names without folders, such as `train.jsonl`")]
+    NotAName(String),
     #[error("no file with sha256 {0} is stored; upload it first with PUT /v1/blobs/{0}")]
     Missing(String),
     #[error("the upload broke off after {}: {reason}; send the file again", size(*.received))]

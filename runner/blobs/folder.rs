@@ -32,6 +32,16 @@ pub fn digest_of(files: &[StoredFile]) -> String {
     hex(&hash.finalize())
 }
 
+/// Refuses what would lead out of a folder, hide in it, or break somebody's terminal.
+pub fn check_name(name: &str) -> Result<(), BlobError> {
+    let plain = !name.is_empty()
+        && name.len() <= 255
+        && !name.starts_with('.')
+        && !name.contains('/')
+        && !name.contains(char::is_control);
+    if plain { Ok(()) } else { Err(BlobError::NotAName(name.escape_debug().take(300).collect())) }
+}
+
 impl Blobs {
     /// The folder `<parent>/<digest>` with these files, made if it is not there. Its files are hard links to the
     /// blobs, so that it costs no room; copies where the file system has no links. Blocks.
@@ -62,6 +72,7 @@ impl Blobs {
     }
 
     fn place(&self, file: &StoredFile, at: &Path) -> Result<(), BlobError> {
+        check_name(&file.path)?;
         let blob = self.path(&file.sha256)?;
         match fs::hard_link(&blob, at) {
             Ok(()) => Ok(()),
