@@ -12,6 +12,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::artifacts::ArtifactStore;
 use crate::attempt::Attempts;
+use crate::blobs::Blobs;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::datasets::Datasets;
@@ -55,7 +56,8 @@ impl House {
         let instance = store.instance(&format!("{:016x}", rand::random::<u64>())).await?;
         let sandbox = engine.unwrap_or_else(|| Arc::new(DockerSandbox::new(docker(&config, &instance))));
         let (probe, engine) = EngineProbe::new(Arc::clone(&sandbox));
-        let models = Models::new(store.clone());
+        let blobs = Blobs::open(&state)?;
+        let models = Models::new(store.clone(), blobs, &config);
         let datasets = Datasets::new(store.clone());
         let planner = Planner::new(models.clone(), datasets.clone());
         let shutdown = CancellationToken::new();

@@ -43,11 +43,10 @@ async fn a_job_goes_from_the_queue_to_its_artifacts() {
     assert_eq!(world.reports(id).await, ["started", "stage", "artifact", "finished"]);
     let made = world.house.desk.artifacts(id).await.unwrap();
     let file = &made.artifacts[0];
-    assert_eq!((file.path.as_str(), file.role.as_deref(), file.bytes), (
-        "adapter/adapter_model.safetensors",
-        Some("adapter"),
-        7
-    ));
+    assert_eq!(
+        (file.path.as_str(), file.role.as_deref(), file.bytes),
+        ("adapter/adapter_model.safetensors", Some("adapter"), 7)
+    );
     let folder = std::path::PathBuf::from(made.folder.unwrap());
     assert_eq!(std::fs::read(folder.join(&file.path)).unwrap(), b"weights");
     world.until_tidy().await;
@@ -168,12 +167,8 @@ async fn output_beyond_its_limit_ends_the_job() {
 #[tokio::test]
 async fn the_workers_own_words_are_the_failure() {
     let failure = Failure::new(FailureKind::NothingToLearn, "all 3 rows are empty").at(Stage::Tokenize);
-    let world = World::with(scripted([vec![
-        Step::Say(started()),
-        Step::Say(Report::Failed(failure.clone())),
-        exit(1),
-    ]]))
-    .await;
+    let world =
+        World::with(scripted([vec![Step::Say(started()), Step::Say(Report::Failed(failure.clone())), exit(1)]])).await;
     let id = world.submit(limits()).await;
     assert_eq!(world.until_done(id).await.failure, Some(failure));
 }

@@ -8,6 +8,7 @@ use axum::response::{IntoResponse, Response};
 use drydock_spec::{InvalidOptions, TraceId};
 
 use crate::api::{ErrorBody, ErrorView};
+use crate::blobs::BlobError;
 use crate::datasets::DatasetError;
 use crate::desk::DeskError;
 use crate::models::ModelError;
@@ -116,8 +117,31 @@ impl From<ModelError> for Refusal {
             ModelError::Unknown { name, next } => {
                 Self::new(StatusCode::UNPROCESSABLE_ENTITY, "unknown_model", format!("no model `{name}`")).hint(next)
             }
+            ModelError::Request(_) => Self::bad_request("bad_request", error.to_string()),
+            ModelError::Name(_) => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "bad_name", error.to_string()),
+            ModelError::Path(_) => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "bad_path", error.to_string()),
+            ModelError::Unusable { .. } => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, "unusable_model", error.to_string())
+            }
+            ModelError::Blob(error) => error.into(),
             ModelError::Store(error) => error.into(),
         }
+    }
+}
+
+impl From<BlobError> for Refusal {
+    fn from(error: BlobError) -> Self {
+        let (status, code) = match &error {
+            BlobError::Full { .. } => (StatusCode::INSUFFICIENT_STORAGE, "disk_full"),
+            BlobError::Mismatch { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "digest_mismatch"),
+            BlobError::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
+            BlobError::NotADigest(_) | BlobError::NotAName(_) | BlobError::Interrupted { .. } => {
+                (StatusCode::BAD_REQUEST, "bad_request")
+            }
+            BlobError::Missing(_) => (StatusCode::UNPROCESSABLE_ENTITY, "missing_blob"),
+            BlobError::Io { .. } => return Self::internal(&error),
+        };
+        Self::new(status, code, error.to_string())
     }
 }
 

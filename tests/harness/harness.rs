@@ -1,6 +1,11 @@
 //! What tests of the whole house share.
 
-#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, reason = "no test uses all of it, and one that cannot go on says where")]
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "no test uses all of it, and one that cannot go on says where"
+)]
 
 pub mod scripted;
 pub mod world;
