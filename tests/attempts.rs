@@ -221,7 +221,9 @@ async fn the_line_waits_for_memory_and_says_so() {
     assert!(waits.summary.starts_with("queued: needs 9.0 GiB of memory"), "{}", waits.summary);
     assert_eq!(world.job(small).await.waits_for, Some(WaitsFor::JobsAhead { jobs: 1 }), "nobody is overtaken");
     world.engine.go_on();
+    // Whichever of the two got the script with the pause in it has reached it then.
     world.until(second, |job| job.progress.is_some()).await;
+    world.until(small, |job| job.progress.is_some()).await;
     world.engine.go_on();
     for id in [first, second, small] {
         assert_eq!(world.until_done(id).await.state, "succeeded");
