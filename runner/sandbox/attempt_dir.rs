@@ -9,7 +9,8 @@
 //! ```
 //!
 //! Creating and removing can be repeated after a crash at any point. Nothing here asks the engine: who calls has made
-//! sure that no container uses the folder any more.
+//! sure that no container uses the folder any more. Everything here blocks (milliseconds, or as long as it takes to
+//! delete what a job left): call it where blocking is allowed.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};

@@ -2,7 +2,9 @@
 //!
 //! Engines cap a container's files only on a few storage drivers. So the folder is a small file system of its own
 //! where we may mount one: writing past its end fails inside, as on any full disk, and a job can report that. Where we
-//! may not, the folder is an ordinary one and its use has to be watched from outside.
+//! may not, the folder is an ordinary one and its use has to be watched from outside. An engine in another mount
+//! namespace than ours has to receive our mounts, or a container gets the folder below the file system: that one is
+//! root's, so that writing fails at once instead of going where nobody looks.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
