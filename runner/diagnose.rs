@@ -31,6 +31,7 @@ pub struct Ending {
 const SIGNALS: i64 = 128;
 const SIGKILL: i64 = 9;
 const SIGTERM: i64 = 15;
+const SIGXFSZ: i64 = 25;
 
 /// The outcome of an attempt. The order of the questions matters: work that is done stays done, what we did ourselves
 /// is not the job's fault, and what the kernel counted weighs more than what the worker says of itself.
@@ -78,6 +79,11 @@ fn failure(ending: &Ending, code: Option<i64>) -> Failure {
             format!("the image's entrypoint could not be executed (exit code {code})"),
         )
         .with_hint("check that the image has an entrypoint for this host's architecture"),
+        // The sandbox limits the size of every file to that of the whole output.
+        code if code == SIGNALS + SIGXFSZ => {
+            let limit = size(ending.limits.disk_bytes);
+            Failure::new(FailureKind::DiskFull, format!("a file of the output grew beyond {limit}"))
+        }
         code if code > SIGNALS => {
             let signal = signal(code - SIGNALS);
             Failure::new(FailureKind::Crashed, format!("the worker was killed by {signal} (exit code {code})"))
@@ -145,7 +151,6 @@ fn signal(number: i64) -> String {
         11 => "SIGSEGV",
         13 => "SIGPIPE",
         24 => "SIGXCPU",
-        25 => "SIGXFSZ (a file larger than the output may be)",
         31 => "SIGSYS (a system call that the sandbox forbids)",
         number => return format!("signal {number}"),
     };
@@ -282,5 +287,6 @@ mod tests {
         assert_eq!(kind(&exited(3)), FailureKind::Unexplained);
         assert_eq!(kind(&exited(127)), FailureKind::ContractBroken);
         assert_eq!(kind(&exited(139)), FailureKind::Crashed);
+        assert_eq!(kind(&exited(153)), FailureKind::DiskFull);
     }
 }

@@ -120,7 +120,8 @@ impl House {
     }
 }
 
-fn docker(config: &Config, instance: &str) -> DockerSettings {
+/// What Docker is told by this configuration.
+pub(crate) fn docker(config: &Config, instance: &str) -> DockerSettings {
     let mount_roots =
         ["attempts", "previews", "models", "datasets"].map(|folder| config.state_dir.join(folder)).to_vec();
     DockerSettings {

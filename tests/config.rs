@@ -1,5 +1,7 @@
 //! Which setting wins, where it came from, and what is said about one that is wrong.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::path::{Path, PathBuf};
 
 use drydock::config::{Config, ConfigError, Flag, Loaded, Sources, load};
