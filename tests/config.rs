@@ -12,7 +12,7 @@ fn sources(file: &str, environment: &[(&str, &str)]) -> (Sources, tempfile::Temp
     let path = folder.path().join("drydock.toml");
     std::fs::write(&path, file).unwrap();
     let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-    (Sources { file: Some(path), environment, flags: Vec::new(), folder: PathBuf::from("/work/here") }, folder)
+    (Sources { file: Some(path), environment, flags: Vec::new(), folder: PathBuf::from("/srv/here") }, folder)
 }
 
 fn loaded(file: &str, environment: &[(&str, &str)]) -> Loaded {
@@ -28,8 +28,8 @@ fn message(file: &str, environment: &[(&str, &str)]) -> String {
 
 #[test]
 fn without_any_source_the_defaults_are_in_force() {
-    let loaded = load(&Sources { folder: "/work/here".into(), ..Sources::default() }).unwrap();
-    let expected = Config { data_dirs: vec!["/work/here".into()], ..Config::default() };
+    let loaded = load(&Sources { folder: "/srv/here".into(), ..Sources::default() }).unwrap();
+    let expected = Config { data_dirs: vec!["/srv/here".into()], ..Config::default() };
     assert_eq!(loaded.config, expected);
     assert!(loaded.origins.values().all(|origin| origin == "default"), "{:?}", loaded.origins);
 }
@@ -52,14 +52,14 @@ fn a_flag_wins_over_the_environment_which_wins_over_the_file() {
 
 #[test]
 fn relative_paths_start_where_they_were_written() {
-    let environment = [("DRYDOCK_DATA_DIRS", "['data', '/srv', '~/sets']"), ("HOME", "/home/kim")];
+    let environment = [("DRYDOCK_DATA_DIRS", "['data', '/srv', '~/sets']"), ("HOME", "/people/kim")];
     let (sources, folder) = sources("state_dir = 'state'\n[hub]\ntoken_file = '../token'\n", &environment);
     let config = load(&sources).unwrap().config;
     assert_eq!(config.state_dir, folder.path().join("state"));
     assert_eq!(config.hub.token_file, Some(folder.path().join("../token")));
     assert_eq!(
         config.data_dirs,
-        [Path::new("/work/here/data"), Path::new("/srv"), Path::new("/home/kim/sets")].map(Path::to_owned)
+        [Path::new("/srv/here/data"), Path::new("/srv"), Path::new("/people/kim/sets")].map(Path::to_owned)
     );
 }
 
