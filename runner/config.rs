@@ -88,7 +88,7 @@ pub struct SandboxConfig {
     pub docker_host: Option<String>,
     /// OCI runtime, such as `runsc`; by default the engine's own.
     pub runtime: Option<String>,
-    /// User and group that the worker has inside.
+    /// User and group that the worker has inside. A gateway that is not root can give it none but its own.
     pub uid: u32,
     pub gid: u32,
     /// Size of /tmp inside; it counts against the job's memory.

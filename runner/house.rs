@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use rustix::fs::{FlockOperation, flock};
+use rustix::process::{getegid, geteuid};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -47,10 +48,14 @@ pub struct House {
 impl House {
     /// Opens the state folder, which no other process may use meanwhile. Docker is the engine unless another one is
     /// given.
-    pub async fn open(config: Config, engine: Option<Arc<dyn Sandbox>>, clock: Clock) -> anyhow::Result<Self> {
+    pub async fn open(mut config: Config, engine: Option<Arc<dyn Sandbox>>, clock: Clock) -> anyhow::Result<Self> {
         let state = config.state_dir.clone();
         std::fs::create_dir_all(&state).with_context(|| format!("cannot make the state folder {}", state.display()))?;
         restrict(&state)?;
+        if !geteuid().is_root() {
+            // Only root can give files to somebody else, and the worker has to write its own.
+            (config.sandbox.uid, config.sandbox.gid) = (geteuid().as_raw(), getegid().as_raw());
+        }
         let lock = lock(&state)?;
         let store = Store::open(&state.join("drydock.db"), clock).await?;
         let instance = store.instance(&format!("{:016x}", rand::random::<u64>())).await?;
