@@ -7,5 +7,6 @@
     reason = "no test uses all of it, and one that cannot go on says where"
 )]
 
+pub mod model;
 pub mod scripted;
 pub mod world;
