@@ -1,5 +1,7 @@
 //! The gateway over real HTTP, with a real store behind it and no engine.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 #[path = "gateway/events.rs"]
 mod events;
 #[path = "gateway/house.rs"]

@@ -53,12 +53,12 @@ impl TargetModule {
 /// A finetune as somebody wrote it. Everything but `model` and `dataset` has a default.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
+// What is missing is reported by `parse`, together with everything else that is wrong; so serde takes it for empty.
+#[schemars(extend("required" = ["model", "dataset"]))]
 pub struct FinetuneArgs {
     /// The model to start from: a name from `list_models`, or `hf:owner/name[@revision]`.
-    #[schemars(required)]
     pub model: String,
     /// The dataset to learn from: a name that `load_dataset` returned.
-    #[schemars(required)]
     pub dataset: String,
     /// A dataset to measure the held-out loss on. Without it, `test_size` of the rows are held out.
     #[serde(skip_serializing_if = "Option::is_none")]

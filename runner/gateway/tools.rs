@@ -8,8 +8,8 @@ use rmcp::model::{JsonObject, Tool, ToolAnnotations};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::schema::whole;
-use crate::api::{ArtifactList, JobView, LoadDataset, LoadedDataset, Logs, MetricsView, ModelList, PlanView};
+use super::schema::{terse, whole};
+use crate::api::{ArtifactList, JobView, LoadDataset, LoadedDataset, MetricsView, ModelList, PlanView};
 
 /// What the server says about itself when a client connects.
 pub(super) const INSTRUCTIONS: &str = "drydock finetunes language models in sealed containers. \
@@ -126,6 +126,25 @@ pub(super) struct JobLines {
     pub(super) next: Option<JobId>,
 }
 
+/// Lines of a job's log.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct LogLines {
+    pub(super) lines: Vec<LogText>,
+    /// The end of what the container wrote to stdout and stderr.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) last_words: Option<String>,
+    pub(super) next_after: i64,
+}
+
+/// A line of a job's log. The text is untrusted.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct LogText {
+    pub(super) seq: i64,
+    pub(super) at_ms: i64,
+    /// JSON of the event or report.
+    pub(super) text: String,
+}
+
 /// What a client may assume of a tool.
 enum Effect {
     /// Changes nothing.
@@ -139,7 +158,7 @@ enum Effect {
 fn tool<I: JsonSchema, O: JsonSchema>(name: &'static str, title: &str, effect: Effect, told: &'static str) -> Tool {
     Tool::new(name, told, Arc::new(whole::<I>()))
         .with_title(title)
-        .with_raw_output_schema(Arc::new(whole::<O>()))
+        .with_raw_output_schema(Arc::new(terse::<O>()))
         .with_annotations(annotations(effect))
 }
 
@@ -192,7 +211,7 @@ static TOOLS: LazyLock<Vec<Tool>> = LazyLock::new(|| {
             "The job as soon as it is done, or as it stands after timeout_s; then call it again. Sends progress \
              meanwhile. Call list_artifacts when it has succeeded, get_logs when it has failed.",
         ),
-        tool::<PageArgs, Logs>(
+        tool::<PageArgs, LogLines>(
             "get_logs",
             "Read a job's log",
             Effect::Reads,

@@ -4,10 +4,15 @@ use drydock_spec::JobId;
 use drydock_spec::report::Phase;
 use serde::Serialize;
 
-use crate::api::{ArtifactList, JobList, JobView, LoadedDataset, Logs, MetricsPoint, ModelList, PlanView};
+use super::tools::{LogLines, LogText};
+use crate::api::{
+    ArtifactList, EntryView, JobList, JobView, LoadedDataset, LogLineView, Logs, MetricsPoint, ModelList, PlanView,
+};
 
 /// Bytes of log lines in one answer.
 const LOG_BYTES: usize = 8 * 1024;
+/// Characters of one of them: four bytes each still fit.
+const LINE_CHARS: usize = 1500;
 /// Characters of the container's last words in one answer.
 const LAST_WORDS: usize = 2000;
 
@@ -118,35 +123,42 @@ pub(super) fn jobs(list: &JobList) -> String {
     lines.join("\n")
 }
 
-/// Keeps as many lines as one answer may hold: the first ones when reading on, otherwise the last ones.
-pub(super) fn short_logs(mut logs: Logs, reading_on: bool) -> Logs {
-    let length = |line: &_| serde_json::to_string(line).map_or(0, |text| text.len());
+/// As many lines as one answer may hold: the first ones when reading on, otherwise the last ones.
+pub(super) fn short_logs(logs: Logs, reading_on: bool) -> LogLines {
+    let mut lines: Vec<_> = logs.lines.into_iter().map(log_text).collect();
     let mut room = LOG_BYTES;
-    let mut fits = |line: &_| {
-        let bytes = length(line);
-        let fit = bytes <= room;
-        room = room.saturating_sub(bytes);
+    let mut fits = |line: &LogText| {
+        let fit = line.text.len() <= room;
+        room = room.saturating_sub(line.text.len());
         fit
     };
+    let mut next_after = logs.next_after;
     if reading_on {
-        let kept = logs.lines.iter().take_while(|line| fits(*line)).count();
-        // One line always goes, or reading on would stand still.
-        logs.lines.truncate(kept.max(1));
-        logs.next_after = logs.lines.last().map_or(logs.next_after, |line| line.seq);
+        let kept = lines.iter().take_while(|line| fits(line)).count();
+        lines.truncate(kept);
+        next_after = lines.last().map_or(next_after, |line| line.seq);
     } else {
-        let kept = logs.lines.iter().rev().take_while(|line| fits(*line)).count();
-        logs.lines.drain(..logs.lines.len() - kept.max(1).min(logs.lines.len()));
+        let kept = lines.iter().rev().take_while(|line| fits(line)).count();
+        lines.drain(..lines.len() - kept);
     }
-    logs.last_words = logs.last_words.map(|words| tail(&words, LAST_WORDS));
-    logs
+    LogLines { lines, last_words: logs.last_words.map(|words| tail(&words, LAST_WORDS)), next_after }
 }
 
-pub(super) fn logs(id: JobId, logs: &Logs) -> String {
+/// A single line never fills an answer, so that reading on never stands still.
+fn log_text(line: LogLineView) -> LogText {
+    let text = match &line.entry {
+        EntryView::Event(event) => json(event),
+        EntryView::Report(report) => json(report),
+    };
+    LogText { seq: line.seq, at_ms: line.at_ms, text: cut(&text, LINE_CHARS) }
+}
+
+pub(super) fn logs(id: JobId, logs: &LogLines) -> String {
     let mut lines = Vec::new();
     match (logs.lines.first(), logs.lines.last()) {
         (Some(first), Some(last)) => {
             lines.push(format!("lines {} to {} of job {id}", first.seq, last.seq));
-            let text: Vec<_> = logs.lines.iter().map(json).collect();
+            let text: Vec<_> = logs.lines.iter().map(|line| format!("{} {}", line.seq, line.text)).collect();
             lines.push(fenced("log", &text.join("\n")));
         }
         _ => lines.push(format!("job {id} has no lines after {}", logs.next_after)),
@@ -272,7 +284,6 @@ mod tests {
     use drydock_spec::JobEvent;
 
     use super::*;
-    use crate::api::{EntryView, LogLineView};
 
     fn logs(count: i64) -> Logs {
         let line = |seq| LogLineView { seq, at_ms: 0, entry: EntryView::Event(JobEvent::CancelRequested) };
@@ -284,7 +295,8 @@ mod tests {
         let page = short_logs(logs(1000), true);
         assert_eq!(page.lines[0].seq, 1);
         assert_eq!(page.next_after, page.lines.last().unwrap().seq);
-        assert!(json(&page.lines).len() <= LOG_BYTES + 1024);
+        let bytes: usize = page.lines.iter().map(|line| line.text.len()).sum();
+        assert!(bytes <= LOG_BYTES, "{bytes}");
         let end = short_logs(logs(1000), false);
         assert_eq!((end.lines.last().unwrap().seq, end.next_after), (1000, 1000));
     }
