@@ -69,6 +69,14 @@ pub struct JobView {
     pub failure: Option<Failure>,
 }
 
+impl JobView {
+    /// Whether nothing will happen any more.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        matches!(self.state.as_str(), "succeeded" | "failed" | "cancelled")
+    }
+}
+
 /// Why a queued job does not run yet.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "reason", rename_all = "snake_case")]

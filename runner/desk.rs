@@ -10,6 +10,7 @@ use std::time::Duration;
 use drydock_gpu::Capacity;
 use drydock_spec::{JobId, Owner, TraceId};
 use sha2::{Digest, Sha256};
+use tokio::time::Instant;
 
 use crate::api::{
     ArtifactList, ArtifactView, HostView, JobList, JobView, Logs, MetricsPoint, MetricsView, PlanView, Submission,
@@ -22,7 +23,7 @@ use crate::models::{ModelError, Models};
 use crate::plan::{PlanError, Planner};
 use crate::preview::{PreviewError, Previews};
 use crate::sandbox::{ContainerName, Sandbox, SandboxError};
-use crate::store::{Filter, NewJob, Store, StoreError};
+use crate::store::{Filter, NewJob, Store, StoreError, Subscription};
 
 mod rows;
 mod view;
@@ -74,6 +75,12 @@ pub const LAST_WORDS_BYTES: usize = 4096;
 /// Longest wait that [`Desk::wait`] grants; popular hosts give up on a call after 60 s.
 pub const LONGEST_WAIT: Duration = Duration::from_secs(45);
 
+/// Shortest time between two answers of [`Wait::next`]: a tiny model takes hundreds of steps a second.
+const PACE: Duration = Duration::from_millis(200);
+
+/// Longest time until [`Wait::next`] answers: popular hosts give up on a call that stays silent.
+const HEARTBEAT: Duration = Duration::from_secs(9);
+
 impl Desk {
     /// Plans the job, and queues it unless it is a dry run.
     pub async fn submit(&self, owner: Owner, submission: Submission) -> Result<Answer, DeskError> {
@@ -124,26 +131,12 @@ impl Desk {
         Ok(JobList { jobs, next })
     }
 
-    /// The job as soon as it is done, or as it stands after `limit` (at most [`LONGEST_WAIT`]). `tick` hears of every
-    /// change in between.
-    pub async fn wait(
-        &self,
-        id: JobId,
-        limit: Duration,
-        mut tick: impl AsyncFnMut(&JobView),
-    ) -> Result<JobView, DeskError> {
-        let mut news = self.store.changes().subscribe(id);
-        let deadline = tokio::time::Instant::now() + limit.min(LONGEST_WAIT);
-        loop {
-            let view = self.job(id).await?;
-            if matches!(view.state.as_str(), "succeeded" | "failed" | "cancelled") {
-                return Ok(view);
-            }
-            tick(&view).await;
-            if tokio::time::timeout_at(deadline, news.changed()).await.is_err() {
-                return self.job(id).await;
-            }
-        }
+    /// A wait for the job's end that lasts `limit` at most, and [`LONGEST_WAIT`] whatever the caller says.
+    pub async fn wait(&self, id: JobId, limit: Duration) -> Result<Wait, DeskError> {
+        // Whoever waits for a job that does not exist must leave nothing behind in the table of subscriptions.
+        self.store.job(id).await?;
+        let news = self.store.changes().subscribe(id);
+        Ok(Wait { desk: self.clone(), id, news, deadline: Instant::now() + limit.min(LONGEST_WAIT) })
     }
 
     /// Asks for the job's end; harmless if it has ended.
@@ -255,6 +248,32 @@ impl Desk {
             _ => None,
         };
         Ok(view::job(job, &findings, &newest, waits_for))
+    }
+}
+
+/// Somebody waits for a job's end.
+pub struct Wait {
+    desk: Desk,
+    id: JobId,
+    news: Subscription,
+    deadline: Instant,
+}
+
+impl Wait {
+    /// Whether there is something left to wait for when the job stands like this.
+    #[must_use]
+    pub fn goes_on(&self, job: &JobView) -> bool {
+        !job.is_done() && Instant::now() < self.deadline
+    }
+
+    /// The job after the next change, or as it is when [`HEARTBEAT`] or the wait is over. Changes that follow each other
+    /// within [`PACE`] are one.
+    pub async fn next(&mut self) -> Result<JobView, DeskError> {
+        let soon = Instant::now() + PACE;
+        // Whatever ended the sleep, the job is looked at.
+        let _ = tokio::time::timeout_at(self.deadline.min(Instant::now() + HEARTBEAT), self.news.changed()).await;
+        tokio::time::sleep_until(soon.min(self.deadline)).await;
+        self.desk.job(self.id).await
     }
 }
 

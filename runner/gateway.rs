@@ -16,16 +16,21 @@ use tokio_util::task::TaskTracker;
 use crate::desk::Desk;
 
 mod body;
+mod calls;
 mod downloads;
 mod error;
 mod follow;
 mod guard;
 mod health;
 mod listener;
+pub mod mcp;
 mod openapi;
 mod rest;
 mod routes;
 mod schema;
+mod tasks;
+mod tools;
+mod words;
 
 use listener::PatientListener;
 
@@ -105,5 +110,6 @@ pub fn router(desk: Desk, shutdown: CancellationToken) -> Router {
 fn assemble(gateway: &Arc<Gateway>, port: u16) -> Router {
     let config = &gateway.desk.config.gateway;
     let routes = routes::router(routes::all(), config.max_body.0).with_state(gateway.clone());
+    let routes = routes.route_service("/mcp", mcp::service(gateway));
     guard::guarded(routes, guard::Guard::new(config, port), gateway.clone())
 }

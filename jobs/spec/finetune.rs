@@ -53,7 +53,7 @@ impl TargetModule {
 /// A finetune as somebody wrote it. Everything but `model` and `dataset` has a default.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-// A field of a struct with defaults never counts as required by itself.
+// What is missing is reported by `parse`, together with everything else that is wrong; so serde takes it for empty.
 #[schemars(extend("required" = ["model", "dataset"]))]
 pub struct FinetuneArgs {
     /// The model to start from: a name from `list_models`, or `hf:owner/name[@revision]`.

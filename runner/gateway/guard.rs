@@ -196,7 +196,6 @@ mod tests {
             "127.0.0.1:80",
             "127.0.0.1.evil.example:7717",
             "gpu-box.lan",
-            "localhost:",
             "a@localhost:7717",
             "10.0.0.1:7717",
         ] {

@@ -16,7 +16,7 @@ use crate::api::{
     AddModel, ArtifactList, DatasetList, HostView, JobList, JobView, LoadDataset, LoadedDataset, Logs, MetricsView,
     ModelList, ModelView, Submission,
 };
-use crate::desk::{Answer, DeskError};
+use crate::desk::Answer;
 use crate::store::Filter;
 
 /// Lines of a log, or metrics, that one answer may hold.
@@ -194,6 +194,6 @@ pub(super) async fn remove_dataset(State(gateway): Shared, Path(name): Path<Stri
         .hint("GET /v1/datasets lists the datasets there are"))
 }
 
-pub(super) async fn host(State(gateway): Shared) -> Result<Json<HostView>, Refusal> {
-    Ok(Json(gateway.desk.host().await.map_err(DeskError::from)?))
+pub(super) async fn host(State(gateway): Shared) -> Granted<Json<HostView>> {
+    Ok(Json(gateway.desk.host().await?))
 }

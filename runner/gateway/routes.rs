@@ -268,8 +268,8 @@ fn house() -> Vec<Route> {
 #[serde(untagged)]
 #[expect(dead_code, reason = "a shape for the document; the answers are serialized as what they are")]
 enum SubmittedOrPlanned {
-    Submitted(SubmittedView),
-    Planned(PlanView),
+    Submitted(Box<SubmittedView>),
+    Planned(Box<PlanView>),
 }
 
 /// The routes of the table, and words for whoever asks for another one.

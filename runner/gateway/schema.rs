@@ -28,9 +28,35 @@ pub(super) fn whole<T: JsonSchema>() -> Map<String, Value> {
         Value::Object(mut schema) => {
             // The name of a Rust type says nothing to a client.
             schema.remove("title");
+            schema.remove("description");
             schema
         }
         _ => Map::new(),
+    }
+}
+
+/// The same without its explanations: what comes back explains itself, and some hosts put every tool's whole schema
+/// before the model.
+pub(super) fn terse<T: JsonSchema>() -> Map<String, Value> {
+    let mut schema = Value::Object(whole::<T>());
+    drop_descriptions(&mut schema);
+    match schema {
+        Value::Object(schema) => schema,
+        _ => Map::new(),
+    }
+}
+
+fn drop_descriptions(schema: &mut Value) {
+    match schema {
+        Value::Array(items) => items.iter_mut().for_each(drop_descriptions),
+        Value::Object(object) => {
+            // A property may be called `description`; its schema is no text.
+            if object.get("description").is_some_and(Value::is_string) {
+                object.remove("description");
+            }
+            object.values_mut().for_each(drop_descriptions);
+        }
+        _ => {}
     }
 }
 

@@ -1,0 +1,177 @@
+//! What each tool does: one question to the desk, and its answer in short.
+
+use std::time::Duration;
+
+use drydock_spec::{FinetuneArgs, Owner};
+use rmcp::model::{CallToolResult, ContentBlock, JsonObject};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::Gateway;
+use super::body::{job_id, read};
+use super::error::Refusal;
+use super::rest::{states, within};
+use super::tools::{
+    FinetuneAnswer, JobArgs, JobLine, JobLines, ListArgs, NoArgs, PageArgs, SubmitArgs, WaitArgs, split,
+};
+use super::words;
+use crate::api::{JobView, LoadDataset, MetricsView, ModelList, Submission};
+use crate::desk::{Answer, LONGEST_WAIT};
+use crate::store::Filter;
+
+/// Text for people and models, and the same as data.
+pub(super) type Told = Result<CallToolResult, Refusal>;
+
+fn told(text: String, data: &impl Serialize) -> Told {
+    let data = serde_json::to_value(data).map_err(|error| Refusal::internal(&error))?;
+    let mut result = CallToolResult::structured(data);
+    result.content = vec![ContentBlock::text(text)];
+    Ok(result)
+}
+
+/// A refusal as the model reads it. It carries no structured content, which would have to fit the tool's output
+/// schema.
+pub(super) fn refused(refusal: Refusal) -> CallToolResult {
+    let body = refusal.body;
+    let hint = body.hint.map(|hint| format!("\nhint: {hint}")).unwrap_or_default();
+    CallToolResult::error(vec![ContentBlock::text(format!("{} ({}){hint}", body.message, body.code))])
+}
+
+/// The arguments of a call.
+pub(super) fn arguments<T: DeserializeOwned>(arguments: JsonObject) -> Result<T, Refusal> {
+    read(Value::Object(arguments)).map_err(|mut refusal: Refusal| {
+        refusal.body.code = "invalid_arguments".into();
+        if refusal.body.hint.as_deref().is_none_or(|hint| hint.starts_with("GET ")) {
+            refusal.body.hint = Some("the tool's input schema describes every argument".into());
+        }
+        refusal
+    })
+}
+
+pub(super) async fn finetune(gateway: &Gateway, given: JsonObject) -> Told {
+    let (training, submit) = split(given);
+    let finetune: FinetuneArgs = arguments(training)?;
+    let submit: SubmitArgs = arguments(submit)?;
+    let submission = Submission {
+        job: drydock_spec::JobArgs::Finetune(finetune),
+        priority: submit.priority,
+        limits: submit.limits,
+        idempotency_key: submit.idempotency_key,
+        dry_run: submit.dry_run,
+    };
+    let desk = gateway.desk.clone();
+    let answer = gateway.undisturbed(async move { desk.submit(Owner::local(), submission).await }).await?;
+    match answer {
+        Answer::Planned(mut plan) => {
+            if let Some(rows) = &mut plan.rows {
+                words::brief_rows(rows);
+            }
+            let next = "call finetune again without dry_run".to_owned();
+            told(words::plan(&plan), &FinetuneAnswer { job: None, created: None, plan: Some(*plan), next })
+        }
+        Answer::Submitted(submitted) => {
+            let job = words::brief(submitted.job);
+            let text = words::job(&job);
+            let (created, next) = (Some(submitted.created), words::next(&job));
+            told(text, &FinetuneAnswer { job: Some(job), created, plan: None, next })
+        }
+    }
+}
+
+pub(super) async fn get_job(gateway: &Gateway, JobArgs { id }: JobArgs) -> Told {
+    job(gateway.desk.job(job_id(&id)?).await?)
+}
+
+pub(super) fn job(job: JobView) -> Told {
+    let job = words::brief(job);
+    told(words::job(&job), &job)
+}
+
+pub(super) async fn cancel_job(gateway: &Gateway, JobArgs { id }: JobArgs) -> Told {
+    let (desk, id) = (gateway.desk.clone(), job_id(&id)?);
+    job(gateway.undisturbed(async move { desk.cancel(id).await }).await?)
+}
+
+/// How long `wait_for_job` waits.
+pub(super) fn patience(args: &WaitArgs) -> Result<Duration, Refusal> {
+    let seconds = u64::from(args.timeout_s.unwrap_or(30));
+    if seconds <= LONGEST_WAIT.as_secs() {
+        return Ok(Duration::from_secs(seconds));
+    }
+    Err(Refusal::bad_request("invalid_arguments", format!("timeout_s = {seconds}: out of range"))
+        .hint("choose a value from 0 to 45, and call wait_for_job again while the job is not done"))
+}
+
+pub(super) async fn list_jobs(gateway: &Gateway, args: ListArgs) -> Told {
+    let filter = Filter {
+        owner: Some(Owner::local()),
+        states: states(args.state.iter().map(String::as_str))?,
+        before: args.before.as_deref().map(job_id).transpose()?,
+        limit: within(args.limit.unwrap_or(20), 50)?,
+    };
+    let list = gateway.desk.jobs(&filter).await?;
+    let text = words::jobs(&list);
+    let jobs = list.jobs.into_iter().map(words::brief).map(|job| JobLine {
+        id: job.id,
+        state: job.state,
+        summary: job.summary,
+        model: job.model,
+        dataset: job.dataset,
+        submitted_ms: job.submitted_ms,
+    });
+    told(text, &JobLines { jobs: jobs.collect(), next: list.next })
+}
+
+pub(super) async fn get_logs(gateway: &Gateway, args: PageArgs) -> Told {
+    let id = job_id(&args.id)?;
+    let limit = within(args.limit.unwrap_or(30), 200)?;
+    let logs = gateway.desk.logs(id, args.after.map(|after| after.max(0)), limit).await?;
+    let logs = words::short_logs(logs, args.after.is_some());
+    told(words::logs(id, &logs), &logs)
+}
+
+pub(super) async fn get_metrics(gateway: &Gateway, args: PageArgs) -> Told {
+    let id = job_id(&args.id)?;
+    let limit = within(args.limit.unwrap_or(30), 200)?;
+    let view = match args.after {
+        Some(after) => gateway.desk.metrics(id, after.max(0), limit).await?,
+        None => newest_metrics(gateway, id, limit).await?,
+    };
+    told(words::metrics(id, &view.metrics, view.next_after), &view)
+}
+
+/// The last `limit` metrics. The log holds other lines between them, so the part that is looked at grows until it holds
+/// enough.
+async fn newest_metrics(gateway: &Gateway, id: drydock_spec::JobId, limit: u32) -> Result<MetricsView, Refusal> {
+    let last = gateway.desk.store.job(id).await?.last_seq;
+    let mut window = limit.saturating_mul(2);
+    loop {
+        let after = (last - i64::from(window)).max(0);
+        let mut view = gateway.desk.metrics(id, after, window).await?;
+        if after == 0 || view.metrics.len() >= limit as usize {
+            let surplus = view.metrics.len().saturating_sub(limit as usize);
+            view.metrics.drain(..surplus);
+            return Ok(view);
+        }
+        window = window.saturating_mul(8);
+    }
+}
+
+pub(super) async fn list_models(gateway: &Gateway, NoArgs {}: NoArgs) -> Told {
+    let list = ModelList { models: gateway.desk.models.list().await? };
+    told(words::models(&list), &list)
+}
+
+pub(super) async fn load_dataset(gateway: &Gateway, request: LoadDataset) -> Told {
+    let datasets = gateway.desk.datasets.clone();
+    let mut loaded = gateway.undisturbed(async move { datasets.load(request).await }).await?;
+    words::brief_rows(&mut loaded.preview);
+    told(words::dataset(&loaded), &loaded)
+}
+
+pub(super) async fn list_artifacts(gateway: &Gateway, JobArgs { id }: JobArgs) -> Told {
+    let id = job_id(&id)?;
+    let list = gateway.desk.artifacts(id).await?;
+    told(words::artifacts(id, &list), &list)
+}

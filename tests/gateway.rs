@@ -1,0 +1,14 @@
+//! The gateway over real HTTP, with a real store behind it and no engine.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "gateway/events.rs"]
+mod events;
+#[path = "gateway/house.rs"]
+mod house;
+#[path = "gateway/mcp.rs"]
+mod mcp;
+#[path = "gateway/rest.rs"]
+mod rest;
+#[path = "gateway/shutdown.rs"]
+mod shutdown;

@@ -1,0 +1,151 @@
+use std::time::Duration;
+
+use drydock_spec::{JobId, Outcome, Report, Stage};
+use futures::StreamExt;
+use reqwest::Method;
+use serde_json::{Value, json};
+use sse_stream::{Sse, SseStream};
+
+use crate::house::{House, open, report, steps};
+use drydock::store::ReportBatch;
+
+/// Follows a job and hands out its events.
+async fn follow(house: &House, id: JobId, after: Option<i64>) -> impl futures::Stream<Item = Sse> + Unpin + use<> {
+    let mut request = house.ask(Method::GET, &format!("/v1/jobs/{id}/events"));
+    if let Some(after) = after {
+        request = request.header("last-event-id", after.to_string());
+    }
+    let response = request.send().await.unwrap();
+    assert_eq!(response.status(), 200);
+    assert_eq!(response.headers()["content-type"], "text/event-stream");
+    assert_eq!(response.headers()["cache-control"], "no-store");
+    assert_eq!(response.headers()["x-accel-buffering"], "no");
+    let events = SseStream::from_bytes_stream(response.bytes_stream());
+    Box::pin(events.map(|event| event.unwrap()).filter(|event| std::future::ready(event.data.is_some())))
+}
+
+fn number(event: &Sse) -> Option<i64> {
+    event.id.as_ref().map(|id| id.parse().unwrap())
+}
+
+fn data(event: &Sse) -> Value {
+    serde_json::from_str(event.data.as_ref().unwrap()).unwrap()
+}
+
+#[tokio::test]
+async fn a_stream_tells_everything_in_order_and_ends_with_the_job() {
+    let house = open().await;
+    let mut lease = house.run().await;
+    let id = lease.job().id;
+    let mut events = follow(&house, id, None).await;
+    let first = events.next().await.unwrap();
+    assert_eq!((number(&first), first.event.as_deref()), (Some(1), Some("event")));
+    assert_eq!(data(&first)["event"], json!({"event": "submitted"}));
+    assert_eq!(data(&events.next().await.unwrap())["event"]["event"], "claimed");
+    steps(&mut lease, 1..=1).await;
+    let second = events.next().await.unwrap();
+    assert_eq!((number(&second), second.event.as_deref()), (Some(3), Some("report")));
+    assert_eq!(data(&second)["report"]["step"], 1);
+    lease.finish(Outcome::Succeeded, &[], 0).await.unwrap();
+    assert_eq!(data(&events.next().await.unwrap())["event"]["outcome"], "succeeded");
+    let last = events.next().await.unwrap();
+    assert_eq!((number(&last), last.event.as_deref()), (None, Some("done")));
+    assert_eq!(data(&last)["state"], "succeeded");
+    assert!(events.next().await.is_none());
+}
+
+#[tokio::test]
+async fn a_retry_is_not_the_end() {
+    let house = open().await;
+    let lease = house.run().await;
+    let id = lease.job().id;
+    let mut events = follow(&house, id, Some(2)).await;
+    let failure = drydock_spec::Failure::new(drydock_spec::FailureKind::EngineLost, "gone");
+    lease.finish(Outcome::Failed(failure), &[], 0).await.unwrap();
+    assert_eq!(data(&events.next().await.unwrap())["event"]["outcome"], "failed");
+    house.store.request_cancel(id).await.unwrap();
+    assert_eq!(data(&events.next().await.unwrap())["event"]["event"], "cancel_requested");
+    assert_eq!(data(&events.next().await.unwrap())["state"], "cancelled");
+}
+
+#[tokio::test]
+async fn a_stream_that_is_cut_anywhere_and_resumed_misses_and_repeats_nothing() {
+    let house = open().await;
+    let mut lease = house.run().await;
+    let id = lease.job().id;
+    let writing = async {
+        for step in 0..60 {
+            steps(&mut lease, step * 5 + 1..=step * 5 + 5).await;
+            tokio::task::yield_now().await;
+        }
+        lease.finish(Outcome::Succeeded, &[], 0).await.unwrap();
+    };
+    let reading = async {
+        let mut seen = Vec::new();
+        loop {
+            let mut events = follow(&house, id, seen.last().copied()).await;
+            // A cut after a random number of events, also in the middle of what is under way.
+            for _ in 0..rand::random_range(1..40) {
+                let Some(event) = events.next().await else { break };
+                match number(&event) {
+                    Some(seq) => seen.push(seq),
+                    None => return seen,
+                }
+            }
+        }
+    };
+    let ((), seen) = tokio::join!(writing, reading);
+    // Two events before the reports, three hundred reports, and the end.
+    assert_eq!(seen, (1..=303).collect::<Vec<i64>>());
+}
+
+#[tokio::test]
+async fn a_finished_job_with_nothing_new_ends_the_reconnects() {
+    let house = open().await;
+    let lease = house.run().await;
+    let id = lease.job().id;
+    lease.finish(Outcome::Succeeded, &[], 0).await.unwrap();
+    let path = format!("/v1/jobs/{id}/events");
+    let nothing = house.ask(Method::GET, &path).header("last-event-id", "3").send().await.unwrap();
+    assert_eq!(nothing.status(), 204);
+    let rest: Vec<_> = follow(&house, id, Some(2)).await.map(|event| number(&event)).collect().await;
+    assert_eq!(rest, [Some(3), None]);
+    for wrong in ["x", "-1"] {
+        let refused = house.ask(Method::GET, &path).header("last-event-id", wrong).send().await.unwrap();
+        assert_eq!(refused.status(), 400, "{wrong}");
+    }
+}
+
+#[tokio::test]
+async fn a_number_from_the_future_waits_for_what_really_comes() {
+    let house = open().await;
+    let mut lease = house.run().await;
+    let mut events = follow(&house, lease.job().id, Some(1000)).await;
+    steps(&mut lease, 1..=1).await;
+    assert_eq!(number(&events.next().await.unwrap()), Some(3));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn five_hundred_watchers_see_the_same() {
+    let house = open().await;
+    let mut lease = house.run().await;
+    let id = lease.job().id;
+    let mut watchers = Vec::new();
+    for _ in 0..500 {
+        watchers.push(follow(&house, id, None).await);
+    }
+    let line = report(Report::Stage { stage: Stage::Train });
+    lease.record(&ReportBatch { lines: vec![line; 20], end_offset: 1 }).await.unwrap();
+    lease.finish(Outcome::Succeeded, &[], 0).await.unwrap();
+    let seen = futures::future::join_all(
+        watchers
+            .into_iter()
+            .map(|events| events.filter_map(|event| std::future::ready(number(&event))).collect::<Vec<_>>()),
+    );
+    let seen = tokio::time::timeout(Duration::from_secs(60), seen).await.unwrap();
+    for one in seen {
+        assert_eq!(one, (1..=23).collect::<Vec<_>>());
+    }
+    let page = house.ask(Method::GET, "/metrics").send().await.unwrap().text().await.unwrap();
+    assert!(page.contains("drydock_watchers 0"), "{page}");
+}
