@@ -102,9 +102,14 @@ impl House {
         self.shutdown.clone()
     }
 
+    /// Asks the engine once, so that the desk knows of it before anything else is set going.
+    pub async fn probe_once(&self) {
+        self.probe.probe_once().await;
+    }
+
     /// Sets everything going: the watch on the engine, the taking over of what was left, and the dispatch.
     pub async fn start(&self) -> Result<(), StoreError> {
-        self.probe.probe_once().await;
+        self.probe_once().await;
         if let Err(error) = self.desk.previews.sweep() {
             tracing::warn!(%error, "folders of earlier previews stay");
         }
