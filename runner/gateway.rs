@@ -28,6 +28,7 @@ mod openapi;
 mod rest;
 mod routes;
 mod schema;
+pub mod stdio;
 mod tasks;
 mod tools;
 mod words;

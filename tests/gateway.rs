@@ -12,3 +12,5 @@ mod mcp;
 mod rest;
 #[path = "gateway/shutdown.rs"]
 mod shutdown;
+#[path = "gateway/stdio.rs"]
+mod stdio;
