@@ -202,23 +202,11 @@ impl Models {
     }
 
     async fn find(&self, name: &str) -> Result<CatalogEntry<Manifest>, ModelError> {
-        if let Some(entry) = self.store.model(name).await? {
-            return Ok(entry);
-        }
-        let mut entries = self.store.models::<Manifest>().await?;
-        let known: Vec<_> = entries.iter().map(|entry| entry.name.clone()).collect();
-        entries.retain(|entry| is_prefix(name, &entry.digest));
-        entries.dedup_by(|a, b| a.digest == b.digest);
-        let next = match (entries.len(), entries.pop()) {
-            (1, Some(entry)) => return Ok(entry),
-            (0, _) if name.contains('/') => {
-                "a file or folder must be added first (`drydock models add <path>`), then named as list_models shows it"
-                    .into()
-            }
-            (0, _) => names::suggest(name, &known, "the store is empty: add one with `drydock models add <path>`"),
-            (several, _) => format!("{several} models have digests that begin so; give more digits"),
-        };
-        Err(ModelError::Unknown { name: name.chars().take(200).collect(), next })
+        let entries = self.store.models().await?;
+        names::pick(name, entries, EMPTY).map_err(|next| {
+            let next = if name.contains('/') { A_PATH.to_owned() } else { next };
+            ModelError::Unknown { name: name.chars().take(200).collect(), next }
+        })
     }
 
     async fn enter(&self, name: String, manifest: Manifest) -> Result<ModelView, ModelError> {
@@ -277,12 +265,9 @@ impl Models {
     }
 }
 
-/// At least so many digits name a digest; fewer are too easily a name that somebody mistyped.
-const SHORTEST_PREFIX: usize = 6;
-
-fn is_prefix(name: &str, digest: &str) -> bool {
-    name.len() >= SHORTEST_PREFIX && digest.starts_with(name)
-}
+const EMPTY: &str = "the store is empty: add one with `drydock models add <path>`";
+const A_PATH: &str =
+    "a file or folder must be added first (`drydock models add <path>`), then named as list_models shows it";
 
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ModelError> + Send + 'static,

@@ -1,5 +1,7 @@
 //! What models and datasets may be called, and what somebody may have meant.
 
+use crate::store::CatalogEntry;
+
 /// Longest name.
 const LONGEST: usize = 96;
 
@@ -56,6 +58,26 @@ pub fn suggest(name: &str, known: &[String], empty: &str) -> String {
     }
 }
 
+/// At least so many digits name a digest; fewer are too easily a name that somebody mistyped.
+const SHORTEST_PREFIX: usize = 6;
+
+/// The entry that is called `name`, or whose digest begins so; otherwise what to do about it.
+pub fn pick<M>(name: &str, entries: Vec<CatalogEntry<M>>, empty: &str) -> Result<CatalogEntry<M>, String> {
+    let known: Vec<_> = entries.iter().map(|entry| entry.name.clone()).collect();
+    let (named, others): (Vec<_>, Vec<_>) = entries.into_iter().partition(|entry| entry.name == name);
+    if let Some(entry) = named.into_iter().next() {
+        return Ok(entry);
+    }
+    let is_meant = |entry: &CatalogEntry<M>| name.len() >= SHORTEST_PREFIX && entry.digest.starts_with(name);
+    let mut meant: Vec<_> = others.into_iter().filter(is_meant).collect();
+    meant.dedup_by(|a, b| a.digest == b.digest);
+    match (meant.len(), meant.pop()) {
+        (1, Some(entry)) => Ok(entry),
+        (0, _) => Err(suggest(name, &known, empty)),
+        (several, _) => Err(format!("{several} digests begin so; give more digits")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -82,5 +104,24 @@ mod tests {
         assert_eq!(next, "did you mean `smollm2-135m`? there is `smollm2-135m`, `llama-3`");
         assert_eq!(suggest("qwen", &known, "none"), "there is `smollm2-135m`, `llama-3`");
         assert_eq!(suggest("qwen", &[], "add one"), "add one");
+    }
+
+    #[test]
+    fn a_digest_is_known_by_its_beginning_unless_it_is_ambiguous() {
+        let entry = |name: &str, digest: &str| CatalogEntry {
+            name: name.into(),
+            digest: digest.into(),
+            manifest: (),
+            added_ms: 0,
+        };
+        let pick = |name: &str| {
+            let entries = vec![entry("a", "abcdef11"), entry("b", "abcdef22"), entry("c", "abcdef22")];
+            pick(name, entries, "none").map(|entry| entry.name)
+        };
+        assert_eq!(pick("b"), Ok("b".into()));
+        assert_eq!(pick("abcdef1"), Ok("a".into()));
+        assert_eq!(pick("abcdef2").map(|name| name.len()), Ok(1));
+        assert_eq!(pick("abcdef"), Err("2 digests begin so; give more digits".into()));
+        assert!(pick("abc").unwrap_err().starts_with("there is `a`, `b`, `c`"));
     }
 }

@@ -1,5 +1,7 @@
 //! Models on their way into the store: what is taken, what is refused, and in which words.
 
+#![allow(clippy::unwrap_used, reason = "the steps that tests share may panic as tests do")]
+
 #[path = "support/house.rs"]
 mod house;
 #[path = "support/tiny.rs"]

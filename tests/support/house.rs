@@ -4,10 +4,11 @@
 
 use std::path::PathBuf;
 
-use drydock::api::{AddModel, ModelView};
+use drydock::api::{AddModel, LoadDataset, LoadedDataset, ModelView};
 use drydock::blobs::Blobs;
 use drydock::clock::Clock;
 use drydock::config::Config;
+use drydock::datasets::{DatasetError, Datasets};
 use drydock::models::{ModelError, Models};
 use drydock::store::Store;
 
@@ -16,6 +17,7 @@ pub struct House {
     pub store: Store,
     pub blobs: Blobs,
     pub models: Models,
+    pub datasets: Datasets,
     pub config: Config,
 }
 
@@ -39,7 +41,8 @@ impl House {
         let store = Store::open(&config.state_dir.join("drydock.db"), Clock::manual(1_000)).await.unwrap();
         let blobs = Blobs::open(&config.state_dir).unwrap();
         let models = Models::new(store.clone(), blobs.clone(), &config);
-        Self { root, store, blobs, models, config }
+        let datasets = Datasets::new(store.clone(), blobs.clone(), &config);
+        Self { root, store, blobs, models, datasets, config }
     }
 
     /// A path below the folder of data.
@@ -49,5 +52,9 @@ impl House {
 
     pub async fn add(&self, source: &str) -> Result<ModelView, ModelError> {
         self.models.add(AddModel { name: None, source: Some(source.to_owned()), files: Vec::new() }).await
+    }
+
+    pub async fn load(&self, source: &str) -> Result<LoadedDataset, DatasetError> {
+        self.datasets.load(LoadDataset { source: Some(source.to_owned()), ..LoadDataset::default() }).await
     }
 }
