@@ -49,11 +49,11 @@ impl Logs {
 
     async fn follow(&self, client: &Client, id: drydock_spec::JobId, out: &mut Out) -> Result<Exit, CliError> {
         let mut follow = Follow::new(client, id, self.after.unwrap_or(0));
-        let mut interrupted = std::pin::pin!(tokio::signal::ctrl_c());
+        let mut interrupts = watch::interrupts()?;
         loop {
             let news = tokio::select! {
                 news = follow.next() => news?,
-                _ = &mut interrupted => return Ok(watch::detached(id, out)),
+                _ = interrupts.recv() => return Ok(watch::detached(id, out)),
             };
             match news {
                 Some(News::Line(line)) if out.json => out.json_line(&line)?,

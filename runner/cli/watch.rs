@@ -1,9 +1,10 @@
 //! `drydock watch`: a job's progress as it happens.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use drydock_spec::{JobEvent, JobId, Report, Stage};
 use indicatif::{ProgressBar, ProgressStyle};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::client::Client;
 use super::error::{CliError, Exit};
@@ -18,9 +19,10 @@ const LOOK_AGAIN: Duration = Duration::from_secs(3);
 
 /// Shows the job's progress until it ends; the exit code tells how it ended. An interrupt ends the watching only.
 pub(super) async fn watch(client: &Client, id: JobId, out: &mut Out) -> Result<Exit, CliError> {
+    let mut interrupts = interrupts()?;
     let job = client.job(id).await?;
     let mut screen = Screen::new(out, &job);
-    let interrupted = follow(client, &job, &mut screen, out).await;
+    let interrupted = follow(client, &job, &mut interrupts, &mut screen, out).await;
     screen.clear();
     if interrupted? {
         return Ok(detached(id, out));
@@ -34,6 +36,11 @@ pub(super) async fn watch(client: &Client, id: JobId, out: &mut Out) -> Result<E
     Ok(Exit::of(&job))
 }
 
+/// From here on, Ctrl-C ends no process but comes as a signal to wait for.
+pub(super) fn interrupts() -> Result<Signal, CliError> {
+    signal(SignalKind::interrupt()).map_err(CliError::io("signals"))
+}
+
 /// Says that the job goes on, and how to come back to it.
 pub(super) fn detached(id: JobId, out: &mut Out) -> Exit {
     out.note(format!("the job goes on; come back with `drydock watch {id}`, end it with `drydock cancel {id}`"));
@@ -41,9 +48,14 @@ pub(super) fn detached(id: JobId, out: &mut Out) -> Exit {
 }
 
 /// Shows what comes until the job ends (false) or the person in front of it has seen enough (true).
-async fn follow(client: &Client, job: &JobView, screen: &mut Screen, out: &mut Out) -> Result<bool, CliError> {
+async fn follow(
+    client: &Client,
+    job: &JobView,
+    interrupts: &mut Signal,
+    screen: &mut Screen,
+    out: &mut Out,
+) -> Result<bool, CliError> {
     let mut follow = Follow::new(client, job.id, 0);
-    let mut interrupted = std::pin::pin!(tokio::signal::ctrl_c());
     let mut look_again = tokio::time::interval(LOOK_AGAIN);
     loop {
         tokio::select! {
@@ -54,7 +66,7 @@ async fn follow(client: &Client, job: &JobView, screen: &mut Screen, out: &mut O
                 Some(News::Back) => screen.say("connected again", out),
                 None => return Ok(false),
             },
-            _ = &mut interrupted => return Ok(true),
+            _ = interrupts.recv() => return Ok(true),
             _ = look_again.tick(), if screen.waits() => {
                 // The stream tells when the gateway is away; this is only about the reason for waiting.
                 if let Ok(job) = client.job(job.id).await {
@@ -79,7 +91,8 @@ fn conclude(job: &JobView, out: &mut Out) -> Result<(), CliError> {
 /// Where progress is shown: a bar at the bottom of a terminal, otherwise plain lines.
 struct Screen {
     bar: Option<ProgressBar>,
-    stage: Option<(Stage, Instant)>,
+    /// The stage under way, and when it began, in milliseconds since 1970.
+    stage: Option<(Stage, i64)>,
     waiting: bool,
     /// Fiftieths of the training that plain lines have told of.
     told: u64,
@@ -125,15 +138,15 @@ impl Screen {
     fn show(&mut self, line: &LogLineView, out: &mut Out) {
         match &line.entry {
             EntryView::Event(event) => {
-                self.end_stage(out);
+                self.end_stage(line.at_ms, out);
                 self.waiting = matches!(event, JobEvent::Submitted | JobEvent::Ended { .. });
                 self.spin(&describe::line(line));
                 self.say(&describe::line(line), out);
             }
             EntryView::Report(report) => match &report.line.report {
                 Report::Stage { stage } => {
-                    self.end_stage(out);
-                    self.stage = Some((*stage, Instant::now()));
+                    self.end_stage(line.at_ms, out);
+                    self.stage = Some((*stage, line.at_ms));
                     self.spin(&stage.to_string());
                 }
                 Report::Metrics(metrics) => {
@@ -172,12 +185,11 @@ impl Screen {
         }
     }
 
-    fn end_stage(&mut self, out: &mut Out) {
-        if let Some((stage, since)) = self.stage.take() {
-            // Lines of the past come all at once: their stages have no length of their own here.
-            let took = since.elapsed();
-            let took = if took > Duration::from_millis(50) { format!("  {}", span(took)) } else { String::new() };
-            self.say(&format!("stage {stage} is over{took}"), out);
+    /// By the job's own clock: lines of the past come all at once.
+    fn end_stage(&mut self, at_ms: i64, out: &mut Out) {
+        if let Some((stage, since_ms)) = self.stage.take() {
+            let took = Duration::from_millis((at_ms - since_ms).max(0).unsigned_abs());
+            self.say(&format!("{stage} took {}", span(took)), out);
         }
     }
 
