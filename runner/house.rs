@@ -62,8 +62,8 @@ impl House {
         let sandbox = engine.unwrap_or_else(|| Arc::new(DockerSandbox::new(docker(&config, &instance))));
         let (probe, engine) = EngineProbe::new(Arc::clone(&sandbox));
         let blobs = Blobs::open(&state)?;
-        let models = Models::new(store.clone(), blobs, &config);
-        let datasets = Datasets::new(store.clone());
+        let models = Models::new(store.clone(), blobs.clone(), &config);
+        let datasets = Datasets::new(store.clone(), blobs, &config);
         let planner = Planner::new(models.clone(), datasets.clone());
         let shutdown = CancellationToken::new();
         let tracker = TaskTracker::new();

@@ -35,12 +35,11 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> anyhow::Resul
 /// MCP over stdio, through the gateway at `url`, until `stdin` ends.
 pub async fn bridge(
     url: &str,
-    stdin: impl AsyncRead + Unpin + Send + 'static,
-    stdout: impl AsyncWrite + Unpin + Send + 'static,
+    stdin: impl AsyncRead + Unpin,
+    stdout: impl AsyncWrite + Unpin,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let _ = (url, stdin, stdout, shutdown);
-    anyhow::bail!("the bridge is not there yet")
+    Ok(gateway::stdio::bridge(url, stdin, stdout, shutdown).await?)
 }
 
 /// What the configured engine says of itself.

@@ -147,13 +147,19 @@ impl From<BlobError> for Refusal {
 
 impl From<DatasetError> for Refusal {
     fn from(error: DatasetError) -> Self {
-        match error {
+        let code = match error {
             DatasetError::Unknown { name, next } => {
-                Self::new(StatusCode::UNPROCESSABLE_ENTITY, "unknown_dataset", format!("no dataset `{name}`"))
-                    .hint(next)
+                let message = format!("no dataset `{name}`");
+                return Self::new(StatusCode::UNPROCESSABLE_ENTITY, "unknown_dataset", message).hint(next);
             }
-            DatasetError::Store(error) => error.into(),
-        }
+            DatasetError::Request(_) => return Self::bad_request("bad_request", error.to_string()),
+            DatasetError::Blob(error) => return error.into(),
+            DatasetError::Store(error) => return error.into(),
+            DatasetError::Name(_) => "bad_name",
+            DatasetError::Path(_) => "bad_path",
+            DatasetError::Row(_) | DatasetError::File { .. } => "unusable_dataset",
+        };
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, code, error.to_string())
     }
 }
 
