@@ -9,5 +9,6 @@
 )]
 
 pub mod model;
+pub mod process;
 pub mod scripted;
 pub mod world;
