@@ -73,8 +73,8 @@ pub struct Manifest {
     pub rows: u64,
     /// Rows whose answer or text is blank; they are passed over.
     pub blank_rows: u64,
-    /// Bytes of text in the longest row: no tokenizer makes more tokens of it.
-    pub longest_row_bytes: u64,
+    /// Tokens of the longest row, at most.
+    pub longest_row_tokens: u64,
     pub files: Vec<StoredFile>,
     /// The columns that were named when it was loaded; jobs that name none use them.
     pub columns: Columns,
@@ -173,6 +173,28 @@ impl Datasets {
         Ok(Resolved { input, manifest: entry.manifest })
     }
 
+    /// The dataset as it is with other columns than those that it was loaded with: every row is read again.
+    pub async fn with_columns(&self, dataset: Resolved, columns: &Columns) -> Result<Resolved, DatasetError> {
+        if dataset.manifest.columns == *columns {
+            return Ok(dataset);
+        }
+        let datasets = self.clone();
+        let columns = columns.clone();
+        blocking(move || {
+            let Resolved { input, mut manifest } = dataset;
+            let mut tally = Tally::new(&columns);
+            for file in &manifest.files {
+                tally.read(&file.path, &mut datasets.blobs.read(&file.sha256)?)?;
+            }
+            manifest.format = tally.usable_format(&input.name)?;
+            (manifest.rows, manifest.blank_rows) = (tally.rows, tally.blank);
+            manifest.longest_row_tokens = tally.most_tokens;
+            manifest.columns = columns.clone();
+            Ok(Resolved { input, manifest })
+        })
+        .await
+    }
+
     /// The folder with the dataset's files.
     pub fn folder(&self, input: &DatasetInput) -> Result<PathBuf, Failure> {
         let folder = self.root.join(&input.digest);
@@ -222,10 +244,10 @@ impl Datasets {
         }
         let format = tally.usable_format(&origin)?;
         let preview = preview::of(format, &tally.first);
-        let (rows, blank_rows, longest_row_bytes) = (tally.rows, tally.blank, tally.longest_bytes);
+        let (rows, blank_rows, longest_row_tokens) = (tally.rows, tally.blank, tally.most_tokens);
         let files = files.into_iter().map(|(name, content)| self.keep(name, content)).collect::<Result<Vec<_>, _>>()?;
         self.blobs.assemble(&self.root, &files)?;
-        Ok((name, Manifest { format, rows, blank_rows, longest_row_bytes, files, columns, origin }, preview))
+        Ok((name, Manifest { format, rows, blank_rows, longest_row_tokens, files, columns, origin }, preview))
     }
 
     fn keep(&self, path: String, content: Content) -> Result<StoredFile, DatasetError> {

@@ -54,6 +54,12 @@ impl EngineProbe {
 }
 
 impl EngineWatch {
+    /// A watch on an engine whose answer never changes.
+    #[must_use]
+    pub fn still(answer: Result<EngineInfo, SandboxError>) -> Self {
+        Self(watch::channel(answer).1)
+    }
+
     /// The newest answer.
     pub fn now(&self) -> Result<EngineInfo, SandboxError> {
         self.0.borrow().clone()

@@ -174,6 +174,11 @@ impl Models {
         Ok(Resolved { input, facts: entry.manifest.facts, download_bytes: 0 })
     }
 
+    /// Refuses what would not fit on the state folder's disk.
+    pub fn check_room(&self, bytes: u64) -> Result<(), BlobError> {
+        self.blobs.check_room(bytes)
+    }
+
     /// The folder with the model's files.
     pub async fn ensure(&self, input: &ModelInput) -> Result<PathBuf, Failure> {
         let ready = match &input.source {

@@ -35,7 +35,7 @@ async fn a_file_of_rows_is_loaded_and_shown() {
     assert_eq!(loaded.preview.rendered[2].supervised, "10");
 
     let resolved = house.datasets.resolve("sums").await.unwrap();
-    assert_eq!((resolved.manifest.blank_rows, resolved.manifest.longest_row_bytes), (1, 6));
+    assert_eq!((resolved.manifest.blank_rows, resolved.manifest.longest_row_tokens), (1, 6 + 128));
     let folder = house.datasets.folder(&resolved.input).unwrap();
     assert_eq!(fs::read_to_string(folder.join("Sums.jsonl")).unwrap(), ROWS);
 }
@@ -53,6 +53,24 @@ async fn rows_may_be_given_in_the_request() {
     let loaded = house.datasets.load(request).await.unwrap().dataset;
     assert_eq!(loaded.name, format!("rows-{}", &loaded.digest[..8]));
     assert_eq!((loaded.rows, &loaded.columns), (2, &columns));
+}
+
+#[tokio::test]
+async fn other_columns_are_tried_on_every_row() {
+    let house = House::open().await;
+    let row = |answer: &str| json!({"prompt": "q", "completion": answer, "other": 1}).as_object().unwrap().clone();
+    let request = LoadDataset { rows: vec![row("a"), row("")], name: Some("d".into()), ..LoadDataset::default() };
+    house.datasets.load(request).await.unwrap();
+    let with = async |prompt: &str, completion: &str| {
+        let columns =
+            Columns { prompt: Some(prompt.into()), completion: Some(completion.into()), ..Columns::default() };
+        let dataset = house.datasets.resolve("d").await.unwrap();
+        house.datasets.with_columns(dataset, &columns).await
+    };
+    let turned = with("completion", "prompt").await.unwrap().manifest;
+    assert_eq!((turned.rows, turned.blank_rows), (2, 0));
+    let error = with("prompt", "other").await.unwrap_err().to_string();
+    assert!(error.contains("line 1") && error.contains("column `other` holds a number"), "{error}");
 }
 
 #[tokio::test]

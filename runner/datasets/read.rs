@@ -41,13 +41,13 @@ pub(super) struct Tally<'a> {
     format: Option<Format>,
     pub(super) rows: u64,
     pub(super) blank: u64,
-    pub(super) longest_bytes: u64,
+    pub(super) most_tokens: u64,
     pub(super) first: Vec<Example>,
 }
 
 impl<'a> Tally<'a> {
     pub(super) fn new(columns: &'a Columns) -> Self {
-        Self { columns, format: None, rows: 0, blank: 0, longest_bytes: 0, first: Vec::new() }
+        Self { columns, format: None, rows: 0, blank: 0, most_tokens: 0, first: Vec::new() }
     }
 
     /// Reads all rows of a file; `file` is its name.
@@ -202,7 +202,7 @@ impl<'a> Tally<'a> {
             return;
         }
         self.rows += 1;
-        self.longest_bytes = self.longest_bytes.max(bytes(&example));
+        self.most_tokens = self.most_tokens.max(most_tokens(&example));
         if self.first.len() < FIRST {
             self.first.push(example);
         }
@@ -220,13 +220,16 @@ fn is_blank(example: &Example) -> bool {
     }
 }
 
-fn bytes(example: &Example) -> u64 {
-    let bytes = match example {
-        Example::Chat(turns) => turns.iter().map(|turn| turn.content.len()).sum(),
+/// What a tokenizer makes of a row at most: a token for each byte, and what a chat template adds.
+fn most_tokens(example: &Example) -> u64 {
+    const A_TURN: usize = 16;
+    const A_ROW: usize = 128;
+    let bytes: usize = match example {
+        Example::Chat(turns) => turns.iter().map(|turn| turn.content.len() + A_TURN).sum(),
         Example::Completion { prompt, completion } => prompt.len() + completion.len(),
         Example::Text(text) => text.len(),
     };
-    bytes as u64
+    (bytes + A_ROW) as u64
 }
 
 fn broken_document(file: &str, text: &[u8], mark: usize, error: &serde_json::Error) -> DatasetError {
