@@ -1,5 +1,7 @@
 //! The worker as its runner sees it: a process, a spec, an events file, an output folder and an exit code.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
