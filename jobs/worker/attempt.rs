@@ -97,7 +97,8 @@ fn report_panics(reporter: Arc<Reporter>) {
     }));
 }
 
-fn start_threads(count: u32) -> anyhow::Result<()> {
+/// Starts the threads that the kernels compute with.
+pub fn start_threads(count: u32) -> anyhow::Result<()> {
     let threads = usize::try_from(count.max(1)).context("the spec's `threads`")?;
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("cannot start threads")
 }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use drydock_spec::contract::{EXIT_FAILED, EXIT_FINISHED, EXIT_MISUSED};
-use drydock_worker::attempt::{Purpose, STACK_BYTES, carry_out, read_spec};
+use drydock_worker::attempt::{Purpose, STACK_BYTES, carry_out, read_spec, start_threads};
 use drydock_worker::ending::Ending;
 use drydock_worker::logits::logits;
 
@@ -18,6 +18,7 @@ usage: drydock-worker run SPEC.json
 
 fn main() -> ExitCode {
     tune_allocator();
+    keep_candle_single_threaded();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let code = match arguments[..] {
@@ -38,9 +39,7 @@ fn main() -> ExitCode {
 }
 
 fn attempt(spec: &str, purpose: Purpose) -> anyhow::Result<i32> {
-    let attempt = read_spec(Path::new(spec))?;
-    tune_threads(attempt.threads);
-    carry_out(attempt, purpose)
+    carry_out(read_spec(Path::new(spec))?, purpose)
 }
 
 /// For comparing with other software; reports nothing, complains on the standard error.
@@ -59,7 +58,7 @@ fn write_logits(options: &[&str]) -> anyhow::Result<i32> {
         }
     }
     let (Some(model), Some(ids), Some(out)) = (model, ids, out) else { bail!("{USAGE}") };
-    tune_threads(std::thread::available_parallelism().map_or(1, |threads| threads.get() as u32));
+    start_threads(std::thread::available_parallelism().map_or(1, |threads| threads.get() as u32))?;
     let work = std::thread::Builder::new()
         .stack_size(STACK_BYTES)
         .spawn(move || logits(&model, adapter.as_deref(), &ids, &out))
@@ -71,12 +70,12 @@ fn write_logits(options: &[&str]) -> anyhow::Result<i32> {
     }
 }
 
-/// Tells candle's own thread pool how many threads there are, and not to burn the time of those that wait: on two
-/// cores a spinning thread takes half of what there is.
-fn tune_threads(threads: u32) {
+/// candle's own operations (additions of the stream and of gradients) stay on one thread: its pool waits by spinning,
+/// which takes more time from the kernels, whose threads are rayon's, than it saves.
+fn keep_candle_single_threaded() {
     // SAFETY: `main` has started no other thread yet.
     unsafe {
-        std::env::set_var("RAYON_NUM_THREADS", threads.max(1).to_string());
+        std::env::set_var("RAYON_NUM_THREADS", "1");
         std::env::set_var("CANDLE_BARRIER_POOL_SPIN_LIMIT", "0");
     }
 }

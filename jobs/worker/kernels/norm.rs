@@ -43,7 +43,10 @@ dispatched! {
 
 #[inline(always)]
 fn inverse_rms(x: &[f32], epsilon: f32) -> f32 {
-    1.0 / (dot(x, x) / x.len() as f32 + epsilon).sqrt()
+    let mean = dot(x, x) / x.len() as f32;
+    // Squares that overflow would make the row zero, and a model that has exploded would look merely stupid; this way
+    // the row is NaN, and training is seen to diverge.
+    if mean.is_infinite() { f32::NAN } else { 1.0 / (mean + epsilon).sqrt() }
 }
 
 /// What [`RmsNorm`] does, for rows that need no gradient.
@@ -97,6 +100,12 @@ impl CustomOp1 for RmsNorm {
 mod tests {
     use super::*;
     use crate::kernels::testing::{assert_close, random, weighted_sum_gradients};
+
+    #[test]
+    fn an_overflow_is_not_hidden() {
+        assert!(rms_norm(&[1e30, 1.0], &[1.0, 1.0], 1e-5).iter().all(|y| y.is_nan()));
+        assert!(rms_norm(&[1e15, 1.0], &[1.0, 1.0], 1e-5).iter().all(|y| y.is_finite()));
+    }
 
     #[test]
     fn rms_norm_and_its_gradient_are_those_of_the_slow_operations() {

@@ -1,5 +1,7 @@
 //! The trainer against PyTorch, Transformers and PEFT: fixtures made by `tests/reference/make_llama_lora.py`.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
+
 use std::collections::HashMap;
 use std::path::PathBuf;
 
