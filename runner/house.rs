@@ -64,10 +64,10 @@ impl House {
         let blobs = Blobs::open(&state)?;
         let models = Models::new(store.clone(), blobs.clone(), &config);
         let datasets = Datasets::new(store.clone(), blobs, &config);
-        let planner = Planner::new(models.clone(), datasets.clone());
         let shutdown = CancellationToken::new();
         let tracker = TaskTracker::new();
         let config = Arc::new(config);
+        let planner = Planner::new(models.clone(), datasets.clone(), engine.clone(), Arc::clone(&config));
         let desk = Desk {
             store: store.clone(),
             models: models.clone(),

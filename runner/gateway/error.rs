@@ -97,6 +97,7 @@ impl From<PlanError> for Refusal {
             PlanError::Options(error) => error.into(),
             PlanError::Model(error) => error.into(),
             PlanError::Dataset(error) => error.into(),
+            PlanError::Room(error) => error.into(),
         }
     }
 }

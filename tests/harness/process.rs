@@ -122,7 +122,9 @@ impl Gateway {
         }
         let mut response = request.send().await.unwrap();
         let (mut text, mut events) = (String::new(), Vec::new());
-        while let Ok(Some(bytes)) = tokio::time::timeout(PATIENCE, response.chunk()).await.expect("the stream is silent") {
+        while let Ok(Some(bytes)) =
+            tokio::time::timeout(PATIENCE, response.chunk()).await.expect("the stream is silent")
+        {
             text.push_str(std::str::from_utf8(&bytes).unwrap());
             while let Some((event, rest)) = text.split_once("\n\n") {
                 let data = event.lines().find_map(|line| line.strip_prefix("data:"));
