@@ -133,10 +133,10 @@ async fn a_dry_run_shows_the_rows_as_they_would_be_trained_on() {
     let mut arguments = finetune(30);
     arguments["dry_run"] = true.into();
     let plan = gateway.ask("finetune", arguments).await;
-    let row = &plan["rows"]["rendered"][0];
+    let row = &plan["plan"]["rows"]["rendered"][0];
     assert!(row["text"].as_str().unwrap().starts_with("<|im_start|>user\nWhat is "), "{plan:#}");
     assert!(row["supervised"].as_str().unwrap().starts_with("It is "), "{plan:#}");
-    assert_eq!(plan["total_steps"], 30);
+    assert_eq!(plan["plan"]["total_steps"], 30);
     assert_eq!(gateway.ask("list_jobs", json!({})).await["jobs"], json!([]), "nothing was queued");
 }
 
