@@ -1,5 +1,6 @@
 //! A house with a gateway on a free port, whose jobs the tests move by hand.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -89,25 +90,24 @@ pub(crate) async fn open() -> House {
     open_with(|_| ()).await
 }
 
+/// A desk whose state lies in `folder`.
+pub(crate) async fn desk(folder: &Path, config: Arc<Config>) -> Desk {
+    let store = Store::open(&folder.join("jobs.db"), Clock::System).await.unwrap();
+    let (models, datasets) = (Models::new(store.clone()), Datasets::new(store.clone()));
+    let sandbox: Arc<dyn Sandbox> = Arc::new(Idle);
+    let (probe, engine) = EngineProbe::new(sandbox.clone());
+    probe.probe_once().await;
+    let planner = Planner::new(models.clone(), datasets.clone());
+    Desk { store, planner, models, datasets, engine, sandbox, config }
+}
+
 pub(crate) async fn open_with(change: impl FnOnce(&mut Config)) -> House {
     let folder = tempfile::tempdir().unwrap();
     let mut config = Config { state_dir: folder.path().to_owned(), ..Config::default() };
     change(&mut config);
     let config = Arc::new(config);
-    let store = Store::open(&folder.path().join("jobs.db"), Clock::System).await.unwrap();
-    let (models, datasets) = (Models::new(store.clone()), Datasets::new(store.clone()));
-    let sandbox: Arc<dyn Sandbox> = Arc::new(Idle);
-    let (probe, engine) = EngineProbe::new(sandbox.clone());
-    probe.probe_once().await;
-    let desk = Desk {
-        store: store.clone(),
-        planner: Planner::new(models.clone(), datasets.clone()),
-        models,
-        datasets,
-        engine,
-        sandbox,
-        config: config.clone(),
-    };
+    let desk = desk(folder.path(), config.clone()).await;
+    let store = desk.store.clone();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let shutdown = CancellationToken::new();
@@ -127,45 +127,51 @@ impl House {
 
     /// A queued job.
     pub(crate) async fn queue(&self) -> Job {
-        self.queue_with(|_| ()).await
-    }
-
-    pub(crate) async fn queue_with(&self, change: impl FnOnce(&mut NewJob)) -> Job {
-        let args = FinetuneArgs { model: "tiny".into(), dataset: "squad".into(), ..FinetuneArgs::default() };
-        let mut new = NewJob {
-            id: JobId::from_parts(self.store.clock().now_ms(), rand::random()),
-            owner: Owner::local(),
-            trace_id: TraceId::from_bits(rand::random()),
-            spec: JobArgs::Finetune(args).parse().unwrap(),
-            inputs: ResolvedInputs {
-                model: ModelInput { name: "tiny".into(), source: ModelSource::Stored { digest: "m".into() } },
-                dataset: DatasetInput { name: "squad".into(), digest: "d".into() },
-                eval_dataset: None,
-            },
-            limits: Limits {
-                memory_bytes: 1 << 30,
-                cpu_millis: 1000,
-                pids: 64,
-                disk_bytes: 1 << 30,
-                time_ms: 60_000,
-                silence_ms: 60_000,
-                grace_ms: 1000,
-                max_attempts: 3,
-            },
-            priority: Priority::default(),
-            idempotency_key: None,
-            request_digest: "r".into(),
-        };
-        change(&mut new);
-        self.store.submit(new).await.unwrap().job
+        queue(&self.store, |_| ()).await
     }
 
     /// A running job, and the right to speak for it.
     pub(crate) async fn run(&self) -> Lease {
-        let job = self.queue().await;
-        let token = format!("{:x}", rand::random::<u64>());
-        self.store.claim(job.id, token, 60_000).await.unwrap().unwrap()
+        run(&self.store).await
     }
+}
+
+/// Puts a job into the queue, past the planner.
+pub(crate) async fn queue(store: &Store, change: impl FnOnce(&mut NewJob)) -> Job {
+    let args = FinetuneArgs { model: "tiny".into(), dataset: "squad".into(), ..FinetuneArgs::default() };
+    let mut new = NewJob {
+        id: JobId::from_parts(store.clock().now_ms(), rand::random()),
+        owner: Owner::local(),
+        trace_id: TraceId::from_bits(rand::random()),
+        spec: JobArgs::Finetune(args).parse().unwrap(),
+        inputs: ResolvedInputs {
+            model: ModelInput { name: "tiny".into(), source: ModelSource::Stored { digest: "m".into() } },
+            dataset: DatasetInput { name: "squad".into(), digest: "d".into() },
+            eval_dataset: None,
+        },
+        limits: Limits {
+            memory_bytes: 1 << 30,
+            cpu_millis: 1000,
+            pids: 64,
+            disk_bytes: 1 << 30,
+            time_ms: 60_000,
+            silence_ms: 60_000,
+            grace_ms: 1000,
+            max_attempts: 3,
+        },
+        priority: Priority::default(),
+        idempotency_key: None,
+        request_digest: "r".into(),
+    };
+    change(&mut new);
+    store.submit(new).await.unwrap().job
+}
+
+/// A job that was claimed as soon as it was queued.
+pub(crate) async fn run(store: &Store) -> Lease {
+    let job = queue(store, |_| ()).await;
+    let token = format!("{:x}", rand::random::<u64>());
+    store.claim(job.id, token, 60_000).await.unwrap().unwrap()
 }
 
 /// Says that `steps` steps of ten were taken, one report each.
