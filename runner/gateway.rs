@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use rmcp::ServerHandler;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -81,7 +82,7 @@ pub async fn serve(listener: TcpListener, desk: Desk, shutdown: CancellationToke
     let address = listener.local_addr()?;
     tracing::info!(%address, "the gateway listens");
     let gateway = Gateway::new(desk, shutdown.clone());
-    let app = assemble(&gateway, address.port());
+    let app = assemble(&gateway, address.port(), mcp::Server::new(&gateway));
     let cut = CancellationToken::new();
     let serving = axum::serve(PatientListener::new(listener, cut.clone()), app)
         .with_graceful_shutdown(shutdown.clone().cancelled_owned())
@@ -104,13 +105,25 @@ pub async fn serve(listener: TcpListener, desk: Desk, shutdown: CancellationToke
 /// Every route behind the guard, for somebody who brings a server of their own. The port that clients may name in the
 /// Host header is the configured one.
 pub fn router(desk: Desk, shutdown: CancellationToken) -> Router {
-    let port = desk.config.gateway.listen.port();
-    assemble(&Gateway::new(desk, shutdown), port)
+    router_around(desk, shutdown, |server| server)
 }
 
-fn assemble(gateway: &Arc<Gateway>, port: u16) -> Router {
+/// The same with something around the MCP server: the protocol's own conformance tests call tools that no real server
+/// has, and are to find them behind this guard and this transport.
+pub fn router_around<S: ServerHandler + Clone>(
+    desk: Desk,
+    shutdown: CancellationToken,
+    around: impl FnOnce(mcp::Server) -> S,
+) -> Router {
+    let port = desk.config.gateway.listen.port();
+    let gateway = Gateway::new(desk, shutdown);
+    assemble(&gateway, port, around(mcp::Server::new(&gateway)))
+}
+
+fn assemble(gateway: &Arc<Gateway>, port: u16, server: impl ServerHandler + Clone) -> Router {
     let config = &gateway.desk.config.gateway;
-    let routes = routes::router(routes::all(), config.max_body.0).with_state(gateway.clone());
-    let routes = routes.route_service("/mcp", mcp::service(gateway));
+    let routes = routes::router(routes::all(), config.max_body.0)
+        .with_state(gateway.clone())
+        .route_service("/mcp", mcp::service(server, config.max_body.0));
     guard::guarded(routes, guard::Guard::new(config, port), gateway.clone())
 }

@@ -2,18 +2,17 @@
 
 use std::sync::Arc;
 
+use rmcp::ServerHandler;
 use rmcp::model::{
     CallToolRequestParams, CallToolResponse, CancelTaskParams, CompleteRequestMethod, CompleteRequestParams,
     CompleteResult, ErrorData, GetTaskParams, GetTaskResult, Implementation, ListPromptsRequestMethod,
-    ListPromptsResult, ListResourceTemplatesResult, ListResourcesRequestMethod, ListResourcesResult, ListToolsResult,
-    PaginatedRequestParams, ProgressNotificationParam, ProgressToken, ServerCapabilities, ServerConfig, Tool,
-    UpdateTaskParams,
+    ListPromptsResult, ListResourceTemplatesRequestMethod, ListResourceTemplatesResult, ListResourcesRequestMethod,
+    ListResourcesResult, ListToolsResult, PaginatedRequestParams, ProgressNotificationParam, ProgressToken,
+    ServerCapabilities, ServerConfig, Tool, UpdateTaskParams,
 };
 use rmcp::service::{Peer, RequestContext, RoleServer};
 use rmcp::transport::streamable_http_server::session::never::NeverSessionManager;
 use rmcp::transport::streamable_http_server::{StreamableHttpServerConfig, StreamableHttpService};
-use rmcp::{ServerHandler, model::ListResourceTemplatesRequestMethod};
-use tokio_util::sync::CancellationToken;
 
 use super::calls::{self, arguments};
 use super::error::Refusal;
@@ -21,31 +20,30 @@ use super::tools::{self, WaitArgs};
 use super::{Gateway, body, tasks};
 use crate::api::JobView;
 
-/// The settings of every MCP endpoint of this house, those of tests included. Host and Origin are checked by the guard
-/// that stands before every route; `cut` ends what is still open long after a shutdown was asked for.
-pub fn transport(max_body: u64, cut: CancellationToken) -> StreamableHttpServerConfig {
-    StreamableHttpServerConfig::default()
+/// The endpoint. Host and Origin are checked by the guard that stands before every route.
+pub(super) fn service<S: ServerHandler + Clone>(
+    server: S,
+    max_body: u64,
+) -> StreamableHttpService<S, NeverSessionManager> {
+    let config = StreamableHttpServerConfig::default()
         // A legacy session costs memory for as long as its client forgets to end it, and gives nothing here.
         .with_legacy_session_mode(false)
         // One JSON document, unless progress was asked for and a stream is needed.
         .with_json_response(true)
         .with_max_request_body_bytes(usize::try_from(max_body).unwrap_or(usize::MAX))
-        .with_cancellation_token(cut)
-        .disable_allowed_hosts()
-}
-
-/// The endpoint.
-pub(super) fn service(gateway: &Arc<Gateway>) -> StreamableHttpService<Server, NeverSessionManager> {
-    let config = transport(gateway.desk.config.gateway.max_body.0, CancellationToken::new());
-    let server = Server(gateway.clone());
+        .disable_allowed_hosts();
     StreamableHttpService::new(move || Ok(server.clone()), Arc::new(NeverSessionManager::default()), config)
 }
 
 /// Speaks MCP for the gateway.
 #[derive(Clone)]
-pub(super) struct Server(Arc<Gateway>);
+pub struct Server(Arc<Gateway>);
 
 impl Server {
+    pub(super) fn new(gateway: &Arc<Gateway>) -> Self {
+        Self(gateway.clone())
+    }
+
     async fn call(
         &self,
         name: &str,

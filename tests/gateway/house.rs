@@ -86,12 +86,18 @@ pub(crate) async fn open() -> House {
     open_with(|_| ()).await
 }
 
+/// Everything behind the gateway's faces, with an engine that runs nothing.
+pub(crate) async fn whole(config: Config) -> drydock::house::House {
+    let whole = drydock::house::House::open(config, Some(Arc::new(Idle)), Clock::System).await.unwrap();
+    whole.probe_once().await;
+    whole
+}
+
 pub(crate) async fn open_with(change: impl FnOnce(&mut Config)) -> House {
     let folder = tempfile::tempdir().unwrap();
     let mut config = Config { state_dir: folder.path().to_owned(), ..Config::default() };
     change(&mut config);
-    let whole = drydock::house::House::open(config, Some(Arc::new(Idle)), Clock::System).await.unwrap();
-    whole.probe_once().await;
+    let whole = whole(config).await;
     let desk = whole.desk.clone();
     let (store, config) = (desk.store.clone(), desk.config.clone());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -99,17 +105,8 @@ pub(crate) async fn open_with(change: impl FnOnce(&mut Config)) -> House {
     let shutdown = CancellationToken::new();
     let serving = tokio::spawn(gateway::serve(listener, desk, shutdown.clone()));
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    House {
-        _whole: whole,
-        store,
-        url: format!("http://127.0.0.1:{port}"),
-        port,
-        shutdown,
-        serving,
-        client,
-        config,
-        _folder: folder,
-    }
+    let url = format!("http://127.0.0.1:{port}");
+    House { store, url, port, shutdown, serving, client, config, _whole: whole, _folder: folder }
 }
 
 impl House {
@@ -123,45 +120,51 @@ impl House {
 
     /// A queued job.
     pub(crate) async fn queue(&self) -> Job {
-        self.queue_with(|_| ()).await
-    }
-
-    pub(crate) async fn queue_with(&self, change: impl FnOnce(&mut NewJob)) -> Job {
-        let args = FinetuneArgs { model: "tiny".into(), dataset: "squad".into(), ..FinetuneArgs::default() };
-        let mut new = NewJob {
-            id: JobId::from_parts(self.store.clock().now_ms(), rand::random()),
-            owner: Owner::local(),
-            trace_id: TraceId::from_bits(rand::random()),
-            spec: JobArgs::Finetune(args).parse().unwrap(),
-            inputs: ResolvedInputs {
-                model: ModelInput { name: "tiny".into(), source: ModelSource::Stored { digest: "m".into() } },
-                dataset: DatasetInput { name: "squad".into(), digest: "d".into() },
-                eval_dataset: None,
-            },
-            limits: Limits {
-                memory_bytes: 1 << 30,
-                cpu_millis: 1000,
-                pids: 64,
-                disk_bytes: 1 << 30,
-                time_ms: 60_000,
-                silence_ms: 60_000,
-                grace_ms: 1000,
-                max_attempts: 3,
-            },
-            priority: Priority::default(),
-            idempotency_key: None,
-            request_digest: "r".into(),
-        };
-        change(&mut new);
-        self.store.submit(new).await.unwrap().job
+        queue(&self.store, |_| ()).await
     }
 
     /// A running job, and the right to speak for it.
     pub(crate) async fn run(&self) -> Lease {
-        let job = self.queue().await;
-        let holder = Holder { name: "test".into(), lease_ms: 60_000 };
-        self.store.claim(job.id, &holder).await.unwrap().unwrap()
+        run(&self.store).await
     }
+}
+
+/// Puts a job into the queue, past the planner.
+pub(crate) async fn queue(store: &Store, change: impl FnOnce(&mut NewJob)) -> Job {
+    let args = FinetuneArgs { model: "tiny".into(), dataset: "squad".into(), ..FinetuneArgs::default() };
+    let mut new = NewJob {
+        id: JobId::from_parts(store.clock().now_ms(), rand::random()),
+        owner: Owner::local(),
+        trace_id: TraceId::from_bits(rand::random()),
+        spec: JobArgs::Finetune(args).parse().unwrap(),
+        inputs: ResolvedInputs {
+            model: ModelInput { name: "tiny".into(), source: ModelSource::Stored { digest: "m".into() } },
+            dataset: DatasetInput { name: "squad".into(), digest: "d".into() },
+            eval_dataset: None,
+        },
+        limits: Limits {
+            memory_bytes: 1 << 30,
+            cpu_millis: 1000,
+            pids: 64,
+            disk_bytes: 1 << 30,
+            time_ms: 60_000,
+            silence_ms: 60_000,
+            grace_ms: 1000,
+            max_attempts: 3,
+        },
+        priority: Priority::default(),
+        idempotency_key: None,
+        request_digest: "r".into(),
+    };
+    change(&mut new);
+    store.submit(new).await.unwrap().job
+}
+
+/// A job that was claimed as soon as it was queued.
+pub(crate) async fn run(store: &Store) -> Lease {
+    let job = queue(store, |_| ()).await;
+    let holder = Holder { name: "test".into(), lease_ms: 60_000 };
+    store.claim(job.id, &holder).await.unwrap().unwrap()
 }
 
 /// Says that `steps` steps of ten were taken, one report each.

@@ -5,7 +5,7 @@ use drydock_spec::{JobId, Outcome};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::house::{answer, open, open_with, steps};
+use crate::house::{answer, open, open_with, queue, steps};
 
 fn code(answer: &(StatusCode, Value)) -> (u16, &str) {
     (answer.0.as_u16(), answer.1["error"]["code"].as_str().unwrap_or_default())
@@ -82,7 +82,7 @@ async fn an_idempotency_key_may_stand_in_the_header_or_the_body_but_not_differ()
     let differ = answer(house.ask(Method::POST, "/v1/jobs").header("idempotency-key", "b").json(&body)).await;
     assert_eq!(code(&differ), (400, "invalid_key"));
     // The job that took the key had another digest.
-    let job = house.queue_with(|new| new.idempotency_key = Some("a".into())).await;
+    let job = queue(&house.store, |new| new.idempotency_key = Some("a".into())).await;
     let reused = answer(house.ask(Method::POST, "/v1/jobs").json(&body)).await;
     assert_eq!(code(&reused), (409, "key_reused"));
     assert!(reused.1["error"]["message"].as_str().unwrap().contains(&job.id.to_string()));

