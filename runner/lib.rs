@@ -9,6 +9,7 @@ pub mod data_dirs;
 pub mod datasets;
 pub mod desk;
 pub mod engine;
+pub mod hub;
 pub mod models;
 pub mod names;
 pub mod plan;
