@@ -13,7 +13,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use sha2::{Digest, Sha256};
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempPath};
 use tokio::sync::mpsc;
 
 mod folder;
@@ -177,7 +177,7 @@ impl Blobs {
         draft.keep(None)
     }
 
-    fn each_chunk(
+    pub(crate) fn each_chunk(
         &self,
         file: &mut File,
         mut use_chunk: impl FnMut(&[u8]) -> Result<(), BlobError>,
@@ -203,7 +203,23 @@ impl Blobs {
         self.root.join("partial")
     }
 
-    fn failed(&self, path: &Path, error: std::io::Error) -> BlobError {
+    /// Where the download that is called `key` grows.
+    pub(crate) fn partial_path(&self, key: &str) -> PathBuf {
+        self.partial().join(key)
+    }
+
+    /// Makes a finished download a blob, if it hashes to `expected`; it is gone from where it grew in any case.
+    /// Blocks.
+    pub(crate) fn adopt(&self, partial: &Path, expected: Option<&str>) -> Result<Stored, BlobError> {
+        let failed = |error| self.failed(partial, error);
+        let path = TempPath::try_from_path(partial).map_err(failed)?;
+        let file = NamedTempFile::from_parts(File::open(partial).map_err(failed)?, path);
+        let mut draft = Draft { blobs: self, file, hash: Sha256::new(), bytes: 0 };
+        draft.rehash()?;
+        draft.keep(expected)
+    }
+
+    pub(crate) fn failed(&self, path: &Path, error: std::io::Error) -> BlobError {
         match error.kind() {
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
                 BlobError::Full { needed: 1, free: self.free(), folder: self.root.to_path_buf() }

@@ -11,7 +11,7 @@ use super::{Facts, ModelError, Unusable, WeightsFormat, gguf, safetensors};
 use crate::data_dirs::OpenFile;
 
 /// Files beside the weights that the worker reads, where they are there.
-const BESIDE: [&str; 5] = [
+pub(super) const BESIDE: [&str; 5] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "chat_template.jinja",
@@ -20,9 +20,9 @@ const BESIDE: [&str; 5] = [
 ];
 /// Longest text file; the largest tokenizers have some 35 MB.
 const LONGEST_TEXT: u64 = 128 << 20;
-const CONFIG: &str = "config.json";
-const TOKENIZER: &str = "tokenizer.json";
-const INDEX: &str = "model.safetensors.index.json";
+pub(super) const CONFIG: &str = "config.json";
+pub(super) const TOKENIZER: &str = "tokenizer.json";
+pub(super) const INDEX: &str = "model.safetensors.index.json";
 /// What a GGUF file is called in a model's folder, whatever it was called before: so the same file is the same model.
 const GGUF_NAME: &str = "model.gguf";
 
