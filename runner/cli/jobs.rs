@@ -100,7 +100,7 @@ impl One {
         if out.json {
             out.document(&job)?
         } else {
-            out.line(format!("{id} {}: {}", job.state, one_line(&job.summary)))?
+            out.line(format!("{id} {}", standing(&job)))?
         }
         Ok(Exit::Ok)
     }
@@ -139,6 +139,12 @@ impl Named {
 
 fn not_found(name: &str) -> CliError {
     CliError::mistaken(format!("no job `{name}`"), "`drydock jobs` lists the jobs there are")
+}
+
+/// The state and the summary, which often begins with it.
+pub(super) fn standing(job: &JobView) -> String {
+    let summary = one_line(&job.summary);
+    if summary.starts_with(&job.state) { summary } else { format!("{}: {summary}", job.state) }
 }
 
 fn print(job: &JobView, out: &mut Out) -> Result<(), CliError> {
