@@ -11,6 +11,7 @@ use crate::api::{ErrorBody, ErrorView};
 use crate::blobs::BlobError;
 use crate::datasets::DatasetError;
 use crate::desk::DeskError;
+use crate::hub::HubError;
 use crate::models::ModelError;
 use crate::plan::PlanError;
 use crate::preview::PreviewError;
@@ -124,9 +125,26 @@ impl From<ModelError> for Refusal {
             ModelError::Unusable { .. } => {
                 Self::new(StatusCode::UNPROCESSABLE_ENTITY, "unusable_model", error.to_string())
             }
+            ModelError::Hub(error) => error.into(),
             ModelError::Blob(error) => error.into(),
             ModelError::Store(error) => error.into(),
         }
+    }
+}
+
+impl From<HubError> for Refusal {
+    fn from(error: HubError) -> Self {
+        let (status, code) = match error {
+            HubError::Blob(error) => return error.into(),
+            HubError::Setup(_) => return Self::internal(&error),
+            HubError::Offline(_) => (StatusCode::CONFLICT, "hub_offline"),
+            HubError::Reference(_) => (StatusCode::BAD_REQUEST, "bad_reference"),
+            HubError::NotFound { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "not_on_the_hub"),
+            HubError::Denied { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "hub_denied"),
+            HubError::Unavailable { .. } => (StatusCode::SERVICE_UNAVAILABLE, "hub_unavailable"),
+            HubError::Corrupt { .. } => (StatusCode::BAD_GATEWAY, "hub_corrupt"),
+        };
+        Self::new(status, code, error.to_string())
     }
 }
 
@@ -154,6 +172,7 @@ impl From<DatasetError> for Refusal {
                 return Self::new(StatusCode::UNPROCESSABLE_ENTITY, "unknown_dataset", message).hint(next);
             }
             DatasetError::Request(_) => return Self::bad_request("bad_request", error.to_string()),
+            DatasetError::Hub(error) => return error.into(),
             DatasetError::Blob(error) => return error.into(),
             DatasetError::Store(error) => return error.into(),
             DatasetError::Name(_) => "bad_name",
