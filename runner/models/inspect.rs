@@ -112,7 +112,8 @@ struct Heap(BTreeMap<String, OpenFile>);
 impl Heap {
     fn gguf(&mut self, name: &str) -> Result<Inspected, ModelError> {
         let weights = self.take(name, name)?;
-        let mut facts = gguf::read(&weights.file, weights.bytes).map_err(|problem| problem.of(name))?;
+        let beside = self.0.contains_key(TOKENIZER);
+        let mut facts = gguf::read(&weights.file, weights.bytes, beside).map_err(|problem| problem.of(name))?;
         let mut files = vec![Needed { file: weights, path: GGUF_NAME.into() }];
         self.beside(&mut files, &mut facts)?;
         Ok(Inspected { format: WeightsFormat::Gguf, facts, files })
