@@ -41,13 +41,14 @@ pub(super) struct Tally<'a> {
     format: Option<Format>,
     pub(super) rows: u64,
     pub(super) blank: u64,
+    pub(super) text_bytes: u64,
     pub(super) most_tokens: u64,
     pub(super) first: Vec<Example>,
 }
 
 impl<'a> Tally<'a> {
     pub(super) fn new(columns: &'a Columns) -> Self {
-        Self { columns, format: None, rows: 0, blank: 0, most_tokens: 0, first: Vec::new() }
+        Self { columns, format: None, rows: 0, blank: 0, text_bytes: 0, most_tokens: 0, first: Vec::new() }
     }
 
     /// Reads all rows of a file; `file` is its name.
@@ -202,7 +203,9 @@ impl<'a> Tally<'a> {
             return;
         }
         self.rows += 1;
-        self.most_tokens = self.most_tokens.max(most_tokens(&example));
+        let bytes = text_bytes(&example);
+        self.text_bytes += bytes;
+        self.most_tokens = self.most_tokens.max(bytes + A_ROW);
         if self.first.len() < FIRST {
             self.first.push(example);
         }
@@ -220,17 +223,20 @@ fn is_blank(example: &Example) -> bool {
     }
 }
 
-/// What a tokenizer makes of a row at most: a token for each byte, and what a chat template adds.
-fn most_tokens(example: &Example) -> u64 {
+/// Bytes of a row's text, with a few for each turn of a chat: no tokenizer makes more tokens of it, up to what a chat
+/// template adds to a row.
+fn text_bytes(example: &Example) -> u64 {
     const A_TURN: usize = 16;
-    const A_ROW: usize = 128;
     let bytes: usize = match example {
         Example::Chat(turns) => turns.iter().map(|turn| turn.content.len() + A_TURN).sum(),
         Example::Completion { prompt, completion } => prompt.len() + completion.len(),
         Example::Text(text) => text.len(),
     };
-    (bytes + A_ROW) as u64
+    bytes as u64
 }
+
+/// Tokens that a chat template adds to a row at most, such as a system prompt of its own.
+const A_ROW: u64 = 128;
 
 fn broken_document(file: &str, text: &[u8], mark: usize, error: &serde_json::Error) -> DatasetError {
     let before: usize =
