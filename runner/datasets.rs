@@ -78,7 +78,7 @@ pub struct Manifest {
     pub blank_rows: u64,
     /// Bytes of all rows' text; more than the files have where rows share a text, as SQuAD's questions do.
     pub text_bytes: u64,
-    /// Tokens of the longest row, at most.
+    /// Tokens of the longest row, generously counted: no tokenizer has seen it yet.
     pub longest_row_tokens: u64,
     pub files: Vec<StoredFile>,
     /// The columns that were named when it was loaded; jobs that name none use them.

@@ -203,9 +203,8 @@ impl<'a> Tally<'a> {
             return;
         }
         self.rows += 1;
-        let bytes = text_bytes(&example);
-        self.text_bytes += bytes;
-        self.most_tokens = self.most_tokens.max(bytes + A_ROW);
+        self.text_bytes += texts(&example).iter().map(|text| text.len() as u64).sum::<u64>();
+        self.most_tokens = self.most_tokens.max(most_tokens(&example));
         if self.first.len() < FIRST {
             self.first.push(example);
         }
@@ -223,20 +222,26 @@ fn is_blank(example: &Example) -> bool {
     }
 }
 
-/// Bytes of a row's text, with a few for each turn of a chat: no tokenizer makes more tokens of it, up to what a chat
-/// template adds to a row.
-fn text_bytes(example: &Example) -> u64 {
-    const A_TURN: usize = 16;
-    let bytes: usize = match example {
-        Example::Chat(turns) => turns.iter().map(|turn| turn.content.len() + A_TURN).sum(),
-        Example::Completion { prompt, completion } => prompt.len() + completion.len(),
-        Example::Text(text) => text.len(),
-    };
-    bytes as u64
+/// The texts of a row.
+fn texts(example: &Example) -> Vec<&str> {
+    match example {
+        Example::Chat(turns) => turns.iter().map(|turn| turn.content.as_str()).collect(),
+        Example::Completion { prompt, completion } => vec![prompt, completion],
+        Example::Text(text) => vec![text],
+    }
 }
 
-/// Tokens that a chat template adds to a row at most, such as a system prompt of its own.
-const A_ROW: u64 = 128;
+/// More tokens than a tokenizer makes of a row in practice. Letters come several to a token, digits and signs often
+/// alone, other scripts at worst byte by byte; a chat template adds to every turn, and perhaps a system prompt.
+fn most_tokens(example: &Example) -> u64 {
+    const A_TURN: u64 = 8;
+    const A_ROW: u64 = 64;
+    let tokens = |text: &str| {
+        let letters = text.bytes().filter(|byte| byte.is_ascii_alphabetic() || *byte == b' ').count() as u64;
+        letters / 2 + (text.len() as u64 - letters) + A_TURN
+    };
+    texts(example).into_iter().map(tokens).sum::<u64>() + A_ROW
+}
 
 fn broken_document(file: &str, text: &[u8], mark: usize, error: &serde_json::Error) -> DatasetError {
     let before: usize =
