@@ -9,6 +9,7 @@ use std::io::{ErrorKind, Read, Seek, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
@@ -54,6 +55,9 @@ pub struct Stored {
     pub new: bool,
 }
 
+/// A download that was not gone on with for a week will not be.
+const ABANDONED_AFTER: Duration = Duration::from_secs(7 * 24 * 3600);
+
 /// The blobs of one installation. Cloning shares them.
 #[derive(Debug, Clone)]
 pub struct Blobs {
@@ -72,7 +76,19 @@ impl Blobs {
         for folder in [drafts, blobs.partial()] {
             fs::create_dir_all(&folder).map_err(|error| blobs.failed(&folder, error))?;
         }
+        blobs.sweep_partial(ABANDONED_AFTER);
         Ok(blobs)
+    }
+
+    /// Removes downloads that nobody has gone on with for so long. What cannot be removed is left for the next time.
+    fn sweep_partial(&self, after: Duration) {
+        for entry in fs::read_dir(self.partial()).into_iter().flatten().flatten() {
+            let touched = entry.metadata().and_then(|file| file.modified());
+            let abandoned = touched.is_ok_and(|touched| touched.elapsed().is_ok_and(|age| age > after));
+            if abandoned && let Err(error) = fs::remove_file(entry.path()) {
+                tracing::warn!(file = %entry.path().display(), %error, "abandoned download stays");
+            }
+        }
     }
 
     /// Where the blob lies, or would.
@@ -388,5 +404,26 @@ mod tests {
         let blobs = Blobs::open(state.path()).unwrap();
         assert_eq!(drafts(&blobs), 0);
         assert!(blobs.partial().join("kept").exists());
+    }
+
+    #[test]
+    fn an_abandoned_download_is_swept_away() {
+        let (_state, blobs) = blobs();
+        let path = blobs.partial_path("old");
+        fs::write(&path, "half").unwrap();
+        let week_ago = std::time::SystemTime::now() - 2 * ABANDONED_AFTER;
+        File::options().write(true).open(&path).unwrap().set_modified(week_ago).unwrap();
+        fs::write(blobs.partial_path("new"), "half").unwrap();
+        blobs.sweep_partial(ABANDONED_AFTER);
+        assert!(!path.exists() && blobs.partial_path("new").exists());
+    }
+
+    #[test]
+    fn a_full_disk_is_told_from_other_trouble() {
+        let (_state, blobs) = blobs();
+        for full in [rustix::io::Errno::NOSPC, rustix::io::Errno::DQUOT] {
+            assert!(matches!(blobs.failed(Path::new("x"), full.into()), BlobError::Full { .. }));
+        }
+        assert!(matches!(blobs.failed(Path::new("x"), rustix::io::Errno::IO.into()), BlobError::Io { .. }));
     }
 }

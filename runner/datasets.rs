@@ -76,7 +76,9 @@ pub struct Manifest {
     pub rows: u64,
     /// Rows whose answer or text is blank; they are passed over.
     pub blank_rows: u64,
-    /// Tokens of the longest row, at most.
+    /// Bytes of all rows' text; more than the files have where rows share a text, as SQuAD's questions do.
+    pub text_bytes: u64,
+    /// Tokens of the longest row, generously counted: no tokenizer has seen it yet.
     pub longest_row_tokens: u64,
     pub files: Vec<StoredFile>,
     /// The columns that were named when it was loaded; jobs that name none use them.
@@ -190,7 +192,7 @@ impl Datasets {
             }
             manifest.format = tally.usable_format(&input.name)?;
             (manifest.rows, manifest.blank_rows) = (tally.rows, tally.blank);
-            manifest.longest_row_tokens = tally.most_tokens;
+            (manifest.text_bytes, manifest.longest_row_tokens) = (tally.text_bytes, tally.most_tokens);
             manifest.columns = columns.clone();
             Ok(Resolved { input, manifest })
         })
@@ -277,10 +279,11 @@ impl Datasets {
         }
         let format = tally.usable_format(&origin)?;
         let preview = preview::of(format, &tally.first);
-        let (rows, blank_rows, longest_row_tokens) = (tally.rows, tally.blank, tally.most_tokens);
+        let (rows, blank_rows) = (tally.rows, tally.blank);
+        let (text_bytes, longest_row_tokens) = (tally.text_bytes, tally.most_tokens);
         let files = files.into_iter().map(|(name, content)| self.keep(name, content)).collect::<Result<Vec<_>, _>>()?;
         self.blobs.assemble(&self.root, &files)?;
-        Ok((Manifest { format, rows, blank_rows, longest_row_tokens, files, columns, origin }, preview))
+        Ok((Manifest { format, rows, blank_rows, text_bytes, longest_row_tokens, files, columns, origin }, preview))
     }
 
     fn keep(&self, path: String, content: Content) -> Result<StoredFile, DatasetError> {

@@ -36,7 +36,7 @@ pub enum HubError {
     #[error("the hub does not let us read `{repo}` ({status}); {next}")]
     Denied { repo: String, status: u16, next: String },
     /// May well work later.
-    #[error("the hub {problem} ({tries} tries); try again later, or check the network of the gateway's host")]
+    #[error("the hub {problem} (tried {tries} times); try again later, or check the network of the gateway's host")]
     Unavailable { problem: String, tries: u32 },
     #[error("`{file}` of `{repo}` came with {found}, {expected} is right; the hub or something on the way is broken")]
     Corrupt { repo: String, file: String, expected: String, found: String },
@@ -117,23 +117,13 @@ impl Hub {
             Some(file) => Some(read_token(file)?),
             None => env("HF_TOKEN"),
         };
-        let client = reqwest::Client::builder()
-            .user_agent(concat!("drydock/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(Duration::from_secs(10))
-            .read_timeout(Duration::from_secs(60));
         let setup = |error: reqwest::Error| HubError::Setup(error.without_url().to_string());
         let api = match config.offline {
             true => None,
-            false => Some(api(&endpoint, token.as_deref(), client.build().map_err(setup)?)?),
+            false => Some(api(&endpoint, token.as_deref(), client().build().map_err(setup)?)?),
         };
         // Redirects are followed by hand: the first answer has the digest, and no other host may see the token.
-        let http = reqwest::Client::builder()
-            .user_agent(concat!("drydock/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(Duration::from_secs(10))
-            .read_timeout(Duration::from_secs(60))
-            .redirect(reqwest::redirect::Policy::none())
-            .build()
-            .map_err(setup)?;
+        let http = client().redirect(reqwest::redirect::Policy::none()).build().map_err(setup)?;
         let token = token.map(|token| Token::new(&token)).transpose()?;
         let inner = Inner { api, http, endpoint, token, patience, blobs, turns: Turns::default() };
         Ok(Self { inner: Arc::new(inner) })
@@ -144,6 +134,13 @@ impl Hub {
     pub fn is_offline(&self) -> bool {
         self.inner.api.is_none()
     }
+}
+
+fn client() -> reqwest::ClientBuilder {
+    reqwest::Client::builder()
+        .user_agent(concat!("drydock/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(Duration::from_secs(10))
+        .read_timeout(Duration::from_secs(60))
 }
 
 /// hf-hub's client, without its own retries: they do not heed `Retry-After`.

@@ -35,7 +35,7 @@ async fn a_file_of_rows_is_loaded_and_shown() {
     assert_eq!(loaded.preview.rendered[2].supervised, "10");
 
     let resolved = house.datasets.resolve("sums").await.unwrap();
-    assert_eq!((resolved.manifest.blank_rows, resolved.manifest.longest_row_tokens), (1, 6 + 128));
+    assert_eq!((resolved.manifest.blank_rows, resolved.manifest.longest_row_tokens), (1, 6 + 2 * 8 + 64));
     let folder = house.datasets.folder(&resolved.input).unwrap();
     assert_eq!(fs::read_to_string(folder.join("Sums.jsonl")).unwrap(), ROWS);
 }

@@ -121,7 +121,7 @@ async fn a_busy_hub_is_waited_for_as_long_as_it_asks() {
     assert!(begun.elapsed().as_secs() >= 2, "{:?}", begun.elapsed());
     hub.fail_questions((0..9).map(|_| Fault::Status(503, None)));
     let error = house.models.resolve("hf:o/tiny").await.unwrap_err().to_string();
-    assert!(error.starts_with("the hub answers 503 Service Unavailable (4 tries); try again later"), "{error}");
+    assert!(error.starts_with("the hub answers 503 Service Unavailable (tried 4 times); try again later"), "{error}");
 }
 
 #[tokio::test]
@@ -222,6 +222,26 @@ async fn what_was_fetched_before_serves_offline() {
     let error = house.models.resolve("hf:o/other").await.unwrap_err().to_string();
     assert!(error.starts_with("hub.offline is set, so `hf:o/other` is not asked for"), "{error}");
     assert!(house.load("hf:o/rows/a.jsonl").await.unwrap_err().to_string().contains("hub.offline is set"));
+}
+
+#[tokio::test]
+async fn a_commit_that_is_here_is_not_asked_for() {
+    let (hub, house, commit) = world().await;
+    house.add("hf:o/tiny").await.unwrap();
+    hub.fail_questions((0..9).map(|_| Fault::Status(503, None)));
+    let resolved = house.models.resolve(&format!("hf:o/tiny@{commit}")).await.unwrap();
+    assert!(matches!(resolved.input.source, ModelSource::Stored { .. }));
+}
+
+#[tokio::test]
+async fn a_model_without_chat_template_is_known_before_it_is_fetched() {
+    let (hub, house, _) = world().await;
+    assert!(house.models.resolve("hf:o/tiny").await.unwrap().facts.has_chat_template);
+    let mut files = tiny::hugging_face();
+    files.retain(|(name, _)| *name != "tokenizer_config.json");
+    hub.commit("models/o/plain", "main", files);
+    assert!(!house.models.resolve("hf:o/plain").await.unwrap().facts.has_chat_template);
+    assert_eq!(hub.seen(WEIGHTS), []);
 }
 
 #[tokio::test]

@@ -2,6 +2,8 @@
 
 use std::str::FromStr;
 
+use super::listing::is_commit;
+
 /// A repository on the hub, perhaps at a revision, perhaps a file of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reference {
@@ -25,6 +27,12 @@ impl Reference {
     #[must_use]
     pub fn is_meant(text: &str) -> bool {
         text.starts_with("hf:")
+    }
+
+    /// The commit, if the revision is one: 40 hex digits, which never come to mean something else.
+    #[must_use]
+    pub fn commit(&self) -> Option<&str> {
+        self.revision.as_deref().filter(|revision| is_commit(revision))
     }
 
     /// The repository's name without its owner.

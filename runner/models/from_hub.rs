@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use super::config::Config;
-use super::inspect::{self, BESIDE, CONFIG, INDEX, TOKENIZER, Weights};
+use super::config::{self, Config};
+use super::inspect::{self, BESIDE, CONFIG, INDEX, TEMPLATE, TOKENIZER, TOKENIZER_CONFIG, Weights};
 use super::{Facts, Incoming, Manifest, ModelError, Models, Resolved, Unusable, stored};
 use crate::blobs::BlobError;
 use crate::data_dirs::OpenFile;
@@ -19,6 +19,12 @@ impl Models {
         if self.hub.is_offline() {
             let entry = self.fetched_before(reference).await?;
             return entry.map(|entry| stored(name, entry)).ok_or_else(|| HubError::Offline(name.to_owned()).into());
+        }
+        // What a commit stands for never changes, so there is nothing to ask if it is here.
+        if reference.commit().is_some()
+            && let Some(entry) = self.fetched_before(reference).await?
+        {
+            return Ok(stored(name, entry));
         }
         let pinned = self.hub.pin(Kind::Model, &reference.repo, reference.revision.as_deref()).await?;
         if let Some(entry) = self.with_origin(&origin(&pinned, reference)).await? {
@@ -89,7 +95,7 @@ impl Models {
         Ok(incoming)
     }
 
-    /// What `config.json` says, and the listing about the tokenizer.
+    /// What the small files say; the tokenizer need only be there.
     async fn facts_on_hub(&self, pinned: &Pinned, needed: &[&HubFile]) -> Result<Facts, ModelError> {
         let find = |name: &str| {
             needed.iter().find(|file| file.path == name).copied().ok_or_else(|| {
@@ -97,20 +103,33 @@ impl Models {
                 Unusable::damaged("not in the repository", next).of(name)
             })
         };
-        let (config, _) = (find(CONFIG)?, find(TOKENIZER)?);
-        let blob = self.hub.fetch(pinned, config).await?;
-        let path = self.blobs.path(&blob.sha256)?;
-        let text =
-            self.blocking(move |_| std::fs::read(&path).map_err(|error| BlobError::Io { path, error }.into())).await?;
+        find(TOKENIZER)?;
+        let text = self.small(pinned, find(CONFIG)?).await?;
         let config = Config::parse(&text).map_err(|problem| problem.of(CONFIG))?;
+        let mut has_chat_template = find(TEMPLATE).is_ok();
+        if let Ok(file) = find(TOKENIZER_CONFIG) {
+            let text = self.small(pinned, file).await?;
+            has_chat_template |= config::has_chat_template(&text).map_err(|problem| problem.of(TOKENIZER_CONFIG))?;
+        }
         Ok(Facts {
             architecture: config.architecture(),
             decoder: config.announced(),
             max_positions: config.max_positions(),
             dtype: "not fetched yet".into(),
-            // Where it is cannot be told before the tokenizer's configuration is here; the worker says if there is none.
-            has_chat_template: true,
+            has_chat_template,
         })
+    }
+
+    /// A small file of the repository.
+    async fn small(&self, pinned: &Pinned, file: &HubFile) -> Result<Vec<u8>, ModelError> {
+        const SMALL: u64 = 16 << 20;
+        if file.bytes > SMALL {
+            let problem = format!("{} bytes, {SMALL} at most are read of such a file", file.bytes);
+            return Err(Unusable::damaged(problem, "choose another repository").of(&file.path));
+        }
+        let blob = self.hub.fetch(pinned, file).await?;
+        let path = self.blobs.path(&blob.sha256)?;
+        self.blocking(move |_| std::fs::read(&path).map_err(|error| BlobError::Io { path, error }.into())).await
     }
 
     async fn with_origin(&self, origin: &str) -> Result<Option<CatalogEntry<Manifest>>, ModelError> {
