@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use drydock_gpu::Capacity;
 use drydock_spec::{JobId, Owner, TraceId};
-use futures::FutureExt as _;
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
@@ -95,8 +94,7 @@ impl Desk {
             }
             return Ok(Answer::Submitted(Box::new(submitted(self.view(&job).await?, false))));
         }
-        // Boxed, because the compiler loses track of lifetimes in a future this deep.
-        let plan = self.planner.plan(submission.job, &submission.limits).boxed().await?;
+        let plan = self.planner.plan(submission.job, &submission.limits).await?;
         if submission.dry_run {
             return Ok(Answer::Planned(Box::new(self.shown(plan).await?)));
         }

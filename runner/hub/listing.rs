@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use futures::{Stream, TryStreamExt};
+use futures::future::BoxFuture;
+use futures::{FutureExt, Stream, TryStreamExt};
 use hf_hub::{HFError, HFResult};
 
 use super::{Hub, HubError, Kind, Pinned};
@@ -34,14 +35,15 @@ impl Hub {
         let revision = revision.unwrap_or("main");
         let what = format!("revision `{revision}` of `{repo}`");
         let commit = self
-            .ask(repo, &what, async |api| {
-                let (owner, name) = hf_hub::split_id(repo);
-                match kind {
-                    Kind::Model => api.model(owner, name).info().revision(revision).send().await.map(|info| info.sha),
-                    Kind::Dataset => {
-                        api.dataset(owner, name).info().revision(revision).send().await.map(|info| info.sha)
-                    }
+            .ask(repo, &what, |api| {
+                async move {
+                    let (owner, name) = hf_hub::split_id(repo);
+                    Ok(match kind {
+                        Kind::Model => api.model(owner, name).info().revision(revision).send().await?.sha,
+                        Kind::Dataset => api.dataset(owner, name).info().revision(revision).send().await?.sha,
+                    })
                 }
+                .boxed()
             })
             .await?;
         match commit.filter(|commit| is_commit(commit)) {
@@ -59,39 +61,43 @@ impl Hub {
         let what = format!("folder `{}` in `{repo}` at {commit}", folder.unwrap_or("/"));
         let folder = folder.map(str::to_owned);
         let entries = self
-            .ask(repo, &what, async |api| {
-                let (owner, name) = hf_hub::split_id(repo);
+            .ask(repo, &what, |api| {
                 let (revision, folder) = (commit.clone(), folder.clone());
-                match kind {
-                    Kind::Model => {
-                        let repo = api.model(owner, name);
-                        let tree = repo.list_tree().revision(revision).maybe_path_in_repo(folder).limit(MOST_FILES);
-                        collect(tree.send()?).await
-                    }
-                    Kind::Dataset => {
-                        let repo = api.dataset(owner, name);
-                        let tree = repo.list_tree().revision(revision).maybe_path_in_repo(folder).limit(MOST_FILES);
-                        collect(tree.send()?).await
+                async move {
+                    let (owner, name) = hf_hub::split_id(repo);
+                    match kind {
+                        Kind::Model => {
+                            let repo = api.model(owner, name);
+                            let tree = repo.list_tree().revision(revision).maybe_path_in_repo(folder).limit(MOST_FILES);
+                            collect(tree.send()?).await
+                        }
+                        Kind::Dataset => {
+                            let repo = api.dataset(owner, name);
+                            let tree = repo.list_tree().revision(revision).maybe_path_in_repo(folder).limit(MOST_FILES);
+                            collect(tree.send()?).await
+                        }
                     }
                 }
+                .boxed()
             })
             .await?;
         Ok(entries.into_iter().filter_map(file).collect())
     }
 
-    /// Asks until there is an answer, or patience ends. `what` is wanted, in words.
-    async fn ask<T>(
+    /// Asks until there is an answer, or patience ends. `what` is wanted, in words. The question's future is boxed,
+    /// because the compiler cannot show that one of an `AsyncFn` may move between threads.
+    async fn ask<'q, T>(
         &self,
         repo: &str,
         what: &str,
-        question: impl AsyncFn(&hf_hub::HFClient) -> HFResult<T>,
+        question: impl Fn(hf_hub::HFClient) -> BoxFuture<'q, HFResult<T>>,
     ) -> Result<T, HubError> {
         let Some(api) = &self.inner.api else {
             return Err(HubError::Offline(format!("hf:{repo}")));
         };
         let mut failures = 0;
         loop {
-            let error = match question(api).await {
+            let error = match question(api.clone()).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
