@@ -148,3 +148,17 @@ fn what_is_wrong_with_a_gguf_is_told() {
     assert_eq!(missing.kind, FailureKind::BadModel);
     assert!(missing.message.starts_with("GGUF metadata `llama.block_count`: missing"), "{missing}");
 }
+
+#[test]
+fn a_gguf_that_was_cut_off_is_told_by_its_tensor() {
+    let folder = tempfile::tempdir().unwrap();
+    write_gguf(folder.path(), GgmlDType::F32, |_| {});
+    let path = folder.path().join("model.gguf");
+    let whole = std::fs::metadata(&path).unwrap().len();
+    File::options().write(true).open(&path).unwrap().set_len(whole / 2).unwrap();
+    let mut files = ModelFiles::open(folder.path()).unwrap();
+    let Err(Ending::Failed(failure)) = Decoder::load(&mut files, 8, |_| Ok(())) else { panic!("it is accepted") };
+    assert_eq!(failure.kind, FailureKind::BadModel);
+    assert!(failure.message.starts_with("tensor `"), "{failure}");
+    assert!(failure.message.ends_with("remaining in file"), "{failure}");
+}
