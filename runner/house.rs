@@ -65,13 +65,14 @@ impl House {
         let blobs = Blobs::open(&state)?;
         let hub = Hub::open(&config.hub, blobs.clone())?;
         let models = Models::new(store.clone(), blobs.clone(), hub.clone(), &config);
-        let datasets = Datasets::new(store.clone(), blobs, hub, &config);
+        let datasets = Datasets::new(store.clone(), blobs.clone(), hub, &config);
         let shutdown = CancellationToken::new();
         let tracker = TaskTracker::new();
         let config = Arc::new(config);
         let planner = Planner::new(models.clone(), datasets.clone(), engine.clone(), Arc::clone(&config));
         let desk = Desk {
             store: store.clone(),
+            blobs,
             models: models.clone(),
             datasets: datasets.clone(),
             planner,

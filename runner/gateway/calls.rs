@@ -164,8 +164,8 @@ pub(super) async fn list_models(gateway: &Gateway, NoArgs {}: NoArgs) -> Told {
 }
 
 pub(super) async fn load_dataset(gateway: &Gateway, request: LoadDataset) -> Told {
-    let datasets = gateway.desk.datasets.clone();
-    let mut loaded = gateway.undisturbed(async move { datasets.load(request).await }).await?;
+    let desk = gateway.desk.clone();
+    let mut loaded = gateway.undisturbed(async move { desk.load_dataset(request).await }).await?;
     words::brief_rows(&mut loaded.preview);
     told(words::dataset(&loaded), &loaded)
 }

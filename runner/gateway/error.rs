@@ -49,6 +49,12 @@ impl Refusal {
             .hint("put large files with PUT /v1/blobs/{sha256}, or raise gateway.max_body in the configuration")
     }
 
+    pub(super) fn upload_too_large(limit: u64) -> Self {
+        let limit = bytesize::ByteSize(limit).display().iec();
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", format!("the file is larger than {limit}"))
+            .hint("raise gateway.max_upload in the configuration")
+    }
+
     /// Something that only the operator can mend. Its insides go to the log, its trace id to both.
     pub(super) fn internal(error: &dyn std::error::Error) -> Self {
         let trace_id = TraceId::from_bits(rand::random());

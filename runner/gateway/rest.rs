@@ -181,8 +181,8 @@ pub(super) async fn load_dataset(
     State(gateway): Shared,
     Body(request): Body<LoadDataset>,
 ) -> Granted<(StatusCode, Json<LoadedDataset>)> {
-    let datasets = gateway.desk.datasets.clone();
-    let loaded = gateway.undisturbed(async move { datasets.load(request).await }).await?;
+    let desk = gateway.desk.clone();
+    let loaded = gateway.undisturbed(async move { desk.load_dataset(request).await }).await?;
     Ok((StatusCode::CREATED, Json(loaded)))
 }
 

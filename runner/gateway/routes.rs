@@ -11,7 +11,7 @@ use axum::routing::{MethodFilter, MethodRouter, on};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 
 use super::error::Refusal;
-use super::{Gateway, downloads, follow, health, openapi, rest};
+use super::{Gateway, downloads, follow, health, openapi, rest, uploads};
 use crate::api::{
     AddModel, ArtifactList, DatasetList, HostView, JobList, JobView, LoadDataset, LoadedDataset, Logs, MetricsView,
     ModelList, ModelView, PlanView, Submission, SubmittedView,
@@ -101,6 +101,11 @@ impl Route {
     fn job(self) -> Self {
         let id = serde_json::json!({"type": "string", "pattern": "^[0-7][0-9A-HJKMNP-TV-Z]{25}$"});
         self.parameter("path", "id", "The job's id.", id)
+    }
+
+    fn digest(self) -> Self {
+        let digest = serde_json::json!({"type": "string", "pattern": "^[0-9a-f]{64}$"});
+        self.parameter("path", "sha256", "The file's SHA-256, in lower-case hex.", digest)
     }
 
     fn page(self, most: u32) -> Self {
@@ -232,6 +237,14 @@ fn catalog() -> Vec<Route> {
         Route::post("/v1/datasets", "load_dataset", "Register a dataset and see its first rows.", rest::load_dataset)
             .reads::<LoadDataset>()
             .answers::<LoadedDataset>(201, "The dataset."),
+        Route::new(Method::HEAD, "/v1/blobs/{sha256}", "has_blob", "Whether a file is in the store.", uploads::has)
+            .digest()
+            .empty(200, "It is.")
+            .empty(404, "It is not."),
+        Route::new(Method::PUT, "/v1/blobs/{sha256}", "put_blob", "Put a file into the store.", uploads::put)
+            .digest()
+            .empty(200, "It was there before.")
+            .empty(201, "It is there now."),
         Route::delete("/v1/datasets/{name}", "remove_dataset", "Forget a dataset.", rest::remove_dataset)
             .path("name", "The dataset's name.")
             .empty(204, "Forgotten."),
