@@ -16,6 +16,9 @@ start_gateway
 "$drydock" models add "$(jobs/demo/model.sh)" --name interop-model >/dev/null
 "$drydock" datasets add jobs/demo/drydock-qa.jsonl --name interop-dataset >/dev/null
 
+echo 'interop: hosts that start drydock stdio at the same time'
+python3 tests/interop/stdio_hosts.py "$drydock" "$folder/stdio-state"
+
 echo 'interop: Python, mcp 2.3.0'
 [ -x "$folder/venv/bin/python" ] || python3 -m venv "$folder/venv"
 # The Node SDK needs Node 22 or newer; the wheel brings one, whatever the host has.
