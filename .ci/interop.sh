@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 target=${DRYDOCK_TARGET:-target}
-drydock=$(realpath "$target/release/drydock")
+drydock=$(realpath "$target/debug/drydock")
 folder=$(mkdir -p "$target/interop" && realpath "$target/interop")
 state=$folder/state
 export DRYDOCK_CONFIG=/dev/null
