@@ -14,7 +14,7 @@ export DRYDOCK_TARGET := $(target)
 help: ## List the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
 
-demo: gateway image ## Finetune a small model from start to end: MCP, sandbox, live progress, artifacts
+demo: compiler engine gateway image ## Finetune a small model from start to end: MCP, sandbox, live progress, artifacts
 	@jobs/demo/demo.sh
 
 test: image ## Run every test, also those that need a container engine
@@ -31,7 +31,7 @@ build: compiler ## Build the gateway to keep
 worker: compiler ## Build the worker, one static program
 	RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --locked -p drydock-worker --target $(host)
 
-image: worker engine ## Build the worker's image
+image: compiler engine worker ## Build the worker's image
 	@mkdir -p $(target)/image
 	@cp $(target)/$(host)/release/drydock-worker images/worker.Dockerfile $(target)/image/
 	docker build --quiet --file $(target)/image/worker.Dockerfile --tag drydock-worker:latest $(target)/image
