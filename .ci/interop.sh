@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 target=${DRYDOCK_TARGET:-target}
-drydock=$(realpath "$target/release/drydock")
+drydock=$(realpath "$target/debug/drydock")
 folder=$(mkdir -p "$target/interop" && realpath "$target/interop")
 state=$folder/state
 export DRYDOCK_CONFIG=/dev/null
@@ -15,6 +15,9 @@ trap 'exit 130' INT TERM
 start_gateway
 "$drydock" models add "$(jobs/demo/model.sh)" --name interop-model >/dev/null
 "$drydock" datasets add jobs/demo/drydock-qa.jsonl --name interop-dataset >/dev/null
+
+echo 'interop: hosts that start drydock stdio at the same time'
+python3 tests/interop/stdio_hosts.py "$drydock" "$folder/stdio-state"
 
 echo 'interop: Python, mcp 2.3.0'
 [ -x "$folder/venv/bin/python" ] || python3 -m venv "$folder/venv"

@@ -6,7 +6,7 @@ cd "$(dirname "$0")/../.."
 started=$SECONDS
 
 target=${DRYDOCK_TARGET:-target}
-drydock=$(realpath "$target/release/drydock")
+drydock=$(realpath "$target/debug/drydock")
 state=$(mkdir -p "$target/demo" && realpath "$target/demo")/state
 model=smollm2-135m-instruct
 dataset=drydock-qa
