@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hf_hub::HFResult;
 use reqwest::header::HeaderValue;
 
 use crate::blobs::{BlobError, Blobs};
@@ -40,7 +41,7 @@ pub enum HubError {
     Unavailable { problem: String, tries: u32 },
     #[error("`{file}` of `{repo}` came with {found}, {expected} is right; the hub or something on the way is broken")]
     Corrupt { repo: String, file: String, expected: String, found: String },
-    #[error("the hub cannot be set up: {0}")]
+    #[error("the hub cannot be set up: {0}; install ca-certificates, or mend hub.* in the configuration")]
     Setup(String),
     #[error(transparent)]
     Blob(#[from] BlobError),
@@ -79,15 +80,33 @@ pub struct Hub {
 
 #[derive(Debug)]
 struct Inner {
-    /// None while offline.
-    api: Option<hf_hub::HFClient>,
-    http: reqwest::Client,
+    /// None while offline. A host without certificates has no way to the hub, and says so when it is asked for one:
+    /// everything else works without.
+    access: Option<Result<Access, String>>,
     /// Without a slash at its end.
     endpoint: reqwest::Url,
     token: Option<Token>,
     patience: Patience,
     blobs: Blobs,
     turns: Turns,
+}
+
+/// The ways to the hub.
+#[derive(Debug)]
+struct Access {
+    /// For questions.
+    api: hf_hub::HFClient,
+    /// For files. It follows no redirects: the first answer has the digest, and no other host may see the token.
+    files: reqwest::Client,
+}
+
+impl Access {
+    fn open(endpoint: &reqwest::Url, token: Option<&str>) -> Result<Self, String> {
+        let told = |error: reqwest::Error| error.without_url().to_string();
+        let api = api(endpoint, token, client().build().map_err(told)?).map_err(|error| error.to_string())?;
+        let files = client().redirect(reqwest::redirect::Policy::none()).build().map_err(told)?;
+        Ok(Self { api, files })
+    }
 }
 
 /// The token, which must not show anywhere.
@@ -117,22 +136,28 @@ impl Hub {
             Some(file) => Some(read_token(file)?),
             None => env("HF_TOKEN"),
         };
-        let setup = |error: reqwest::Error| HubError::Setup(error.without_url().to_string());
-        let api = match config.offline {
-            true => None,
-            false => Some(api(&endpoint, token.as_deref(), client().build().map_err(setup)?)?),
-        };
-        // Redirects are followed by hand: the first answer has the digest, and no other host may see the token.
-        let http = client().redirect(reqwest::redirect::Policy::none()).build().map_err(setup)?;
+        let access = (!config.offline).then(|| Access::open(&endpoint, token.as_deref()));
+        if let Some(Err(reason)) = &access {
+            tracing::warn!(reason, "the hub cannot be reached from this host; are ca-certificates installed?");
+        }
         let token = token.map(|token| Token::new(&token)).transpose()?;
-        let inner = Inner { api, http, endpoint, token, patience, blobs, turns: Turns::default() };
+        let inner = Inner { access, endpoint, token, patience, blobs, turns: Turns::default() };
         Ok(Self { inner: Arc::new(inner) })
     }
 
     /// Whether the hub is never asked.
     #[must_use]
     pub fn is_offline(&self) -> bool {
-        self.inner.api.is_none()
+        self.inner.access.is_none()
+    }
+
+    /// The ways to the hub; `what` is wanted.
+    fn access(&self, what: impl FnOnce() -> String) -> Result<&Access, HubError> {
+        match &self.inner.access {
+            None => Err(HubError::Offline(what())),
+            Some(Err(reason)) => Err(HubError::Setup(reason.clone())),
+            Some(Ok(access)) => Ok(access),
+        }
     }
 }
 
@@ -144,7 +169,7 @@ fn client() -> reqwest::ClientBuilder {
 }
 
 /// hf-hub's client, without its own retries: they do not heed `Retry-After`.
-fn api(endpoint: &reqwest::Url, token: Option<&str>, client: reqwest::Client) -> Result<hf_hub::HFClient, HubError> {
+fn api(endpoint: &reqwest::Url, token: Option<&str>, client: reqwest::Client) -> HFResult<hf_hub::HFClient> {
     // Left to itself, hf-hub would look for a token in the home folder, which nobody told drydock to use. A token that
     // cannot be a header keeps it from looking, and is not sent.
     let token = token.unwrap_or("\n");
@@ -155,7 +180,6 @@ fn api(endpoint: &reqwest::Url, token: Option<&str>, client: reqwest::Client) ->
         .cache_enabled(false)
         .retry_max_attempts(0)
         .build()
-        .map_err(|error| HubError::Setup(error.to_string()))
 }
 
 fn read_token(file: &Path) -> Result<String, HubError> {

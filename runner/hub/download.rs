@@ -46,9 +46,7 @@ fn again(problem: impl Into<String>) -> Setback {
 impl Hub {
     /// Brings a file into the blobs. What was begun before, even by a process that is no more, is continued.
     pub async fn fetch(&self, pinned: &Pinned, file: &HubFile) -> Result<Stored, HubError> {
-        if self.is_offline() {
-            return Err(HubError::Offline(format!("{}/{}", pinned.origin(), file.path)));
-        }
+        self.access(|| format!("{}/{}", pinned.origin(), file.path))?;
         let url = self.url(pinned, &file.path)?;
         let key = hex(&Sha256::digest(url.as_str()));
         let _turn = self.inner.turns.take(&key).await;
@@ -141,10 +139,11 @@ impl Hub {
         file: &HubFile,
         begun: u64,
     ) -> Result<(Response, Option<String>), Setback> {
+        let files = &self.access(|| pinned.origin()).map_err(Setback::Final)?.files;
         let mut at = url.clone();
         let mut announced = None;
         for _ in 0..=MOST_REDIRECTS {
-            let mut request = self.inner.http.get(at.clone());
+            let mut request = files.get(at.clone());
             if begun > 0 {
                 request = request.header(RANGE, format!("bytes={begun}-"));
             }

@@ -92,9 +92,7 @@ impl Hub {
         what: &str,
         question: impl Fn(hf_hub::HFClient) -> BoxFuture<'q, HFResult<T>>,
     ) -> Result<T, HubError> {
-        let Some(api) = &self.inner.api else {
-            return Err(HubError::Offline(format!("hf:{repo}")));
-        };
+        let api = &self.access(|| format!("hf:{repo}"))?.api;
         let mut failures = 0;
         loop {
             let error = match question(api.clone()).await {
