@@ -58,7 +58,8 @@ CREATE INDEX reports_by_type ON reports (job_id, type, seq);
 CREATE TABLE attempts (
     job_id         TEXT   NOT NULL REFERENCES jobs (id),
     attempt        BIGINT NOT NULL,
-    token          TEXT   NOT NULL, -- whoever holds it may speak for the attempt
+    holder         TEXT   NOT NULL, -- the gateway process that speaks for the attempt
+    token          TEXT   NOT NULL, -- whoever has it may speak for the attempt
     fence          TEXT   NOT NULL, -- label of the attempt's container
     lease_until_ms BIGINT NOT NULL,
     claimed_ms     BIGINT NOT NULL,
@@ -70,6 +71,7 @@ CREATE TABLE attempts (
     termination    TEXT,            -- why: Termination
     ended_ms       BIGINT,
     outcome        TEXT,            -- Outcome
+    last_words     TEXT,            -- the end of what the container wrote to stdout and stderr
     PRIMARY KEY (job_id, attempt)
 );
 CREATE INDEX attempts_under_way ON attempts (lease_until_ms) WHERE ended_ms IS NULL;

@@ -7,6 +7,18 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
+use crate::sandbox::attempt_dir::OutputCap;
+
+mod address;
+mod error;
+mod key;
+mod load;
+
+pub use address::{AddressFile, published};
+pub use error::{BadKey, ConfigError};
+pub use key::{KEYS, Key};
+pub use load::{Flag, Loaded, Sources, load};
+
 /// Everything that can be set. Every field has a default that is safe on one machine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -22,6 +34,22 @@ pub struct Config {
     pub limits: LimitsConfig,
     pub hub: HubConfig,
     pub log: LogConfig,
+}
+
+impl Config {
+    /// What is allowed but should be known, in words.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        let listen = self.gateway.listen;
+        let mut warnings = Vec::new();
+        if !listen.ip().is_loopback() {
+            warnings.push(format!(
+                "gateway.listen = {listen}: other machines can reach the gateway and there is no authentication yet; \
+                 let only machines that you trust reach this port"
+            ));
+        }
+        warnings
+    }
 }
 
 /// Where and to whom the gateway answers.
@@ -60,25 +88,13 @@ pub struct SandboxConfig {
     pub docker_host: Option<String>,
     /// OCI runtime, such as `runsc`; by default the engine's own.
     pub runtime: Option<String>,
-    /// User and group that the worker has inside.
+    /// User and group that the worker has inside. A gateway that is not root can give it none but its own.
     pub uid: u32,
     pub gid: u32,
     /// Size of /tmp inside; it counts against the job's memory.
     pub tmp: ByteSize,
     /// How the output folder is capped.
     pub output_cap: OutputCap,
-}
-
-/// How the output folder is capped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum OutputCap {
-    /// A loop-mounted file system where the gateway may mount one, otherwise as `watched`.
-    Auto,
-    /// A file system of its own, of just that size.
-    LoopMount,
-    /// A limit per file, and the sum is looked at every second; the job is stopped when it is passed.
-    Watched,
 }
 
 /// Limits of a job that does not say otherwise.

@@ -1,50 +1,301 @@
-//! The dataset store.
+//! The dataset store: what jobs may learn from.
+//!
+//! Every row is read before a dataset enters, by the same rules that the worker will read it by; so a job does not
+//! find out after an hour that line 7,000 is broken.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::Cursor;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use drydock_spec::Failure;
+use drydock_spec::dataset::{Columns, Format};
+use drydock_spec::{Failure, FailureKind, Stage};
+use serde::{Deserialize, Serialize};
 
-use crate::api::{DatasetView, LoadDataset, LoadedDataset};
+use crate::api::{DatasetView, FileRef, LoadDataset, LoadedDataset, RowsPreview};
+use crate::blobs::{self, BlobError, Blobs, StoredFile, digest_of};
+use crate::config::Config;
+use crate::data_dirs::{DataDirs, Found, OpenFile, PathError};
+use crate::names::{self, BadName};
 use crate::plan::DatasetInput;
-use crate::store::{Store, StoreError};
+use crate::store::{CatalogEntry, Store, StoreError};
+
+mod preview;
+mod read;
+mod sniff;
+
+pub use read::Place;
+use read::Tally;
 
 /// A dataset cannot be found, read or registered.
 #[derive(Debug, thiserror::Error)]
 pub enum DatasetError {
     #[error("no dataset `{name}`; {next}")]
     Unknown { name: String, next: String },
+    #[error("{0}")]
+    Request(&'static str),
+    #[error(transparent)]
+    Name(#[from] BadName),
+    #[error(transparent)]
+    Path(#[from] PathError),
+    #[error(transparent)]
+    Row(Box<BadRow>),
+    #[error("{file}: {problem}; {next}")]
+    File { file: String, problem: String, next: String },
+    #[error(transparent)]
+    Blob(#[from] BlobError),
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+/// A row that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{file}, {place}: {problem}; the text there: `{excerpt}`{}", then(.next))]
+pub struct BadRow {
+    pub file: String,
+    pub place: Place,
+    pub problem: String,
+    /// At most 80 characters, escaped.
+    pub excerpt: String,
+    /// Empty where the problem says it already.
+    pub next: String,
+}
+
+fn then(next: &str) -> String {
+    if next.is_empty() { String::new() } else { format!("; {next}") }
+}
+
+/// What is kept of a dataset.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    pub format: Format,
+    /// Rows that something can be learnt from.
+    pub rows: u64,
+    /// Rows whose answer or text is blank; they are passed over.
+    pub blank_rows: u64,
+    /// Tokens of the longest row, at most.
+    pub longest_row_tokens: u64,
+    pub files: Vec<StoredFile>,
+    /// The columns that were named when it was loaded; jobs that name none use them.
+    pub columns: Columns,
+    /// Where it came from.
+    pub origin: String,
+}
+
+/// A dataset that a job may learn from, as the planner sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resolved {
+    pub input: DatasetInput,
+    pub manifest: Manifest,
 }
 
 /// The datasets on this host. Cloning shares them.
 #[derive(Debug, Clone)]
 pub struct Datasets {
-    _store: Store,
+    store: Store,
+    blobs: Blobs,
+    dirs: DataDirs,
+    /// One folder a dataset, by digest.
+    root: Arc<Path>,
+}
+
+/// Files on their way into the store.
+struct Incoming {
+    origin: String,
+    /// What the dataset is called if the caller does not say.
+    name: Option<String>,
+    files: Vec<(String, Content)>,
+}
+
+/// Where a file's rows are.
+enum Content {
+    /// A file of the host; not in the store yet.
+    Host(OpenFile),
+    /// In the store, under this digest.
+    Blob(String, File),
+    /// Given in the request.
+    Rows(Vec<u8>),
 }
 
 impl Datasets {
-    pub fn new(store: Store) -> Self {
-        Self { _store: store }
+    pub fn new(store: Store, blobs: Blobs, config: &Config) -> Self {
+        let dirs = DataDirs::new(config.data_dirs.clone());
+        Self { store, blobs, dirs, root: config.state_dir.join("datasets").into() }
     }
 
     /// All datasets, by name.
     pub async fn list(&self) -> Result<Vec<DatasetView>, DatasetError> {
-        Ok(Vec::new())
+        Ok(self.store.datasets().await?.into_iter().map(view).collect())
     }
 
-    /// Registers a dataset, every row of it checked, and shows its first rows.
+    /// Registers a dataset, every row of it checked, and shows its first rows. What had its name before loses it.
     pub async fn load(&self, request: LoadDataset) -> Result<LoadedDataset, DatasetError> {
-        Err(DatasetError::Unknown { name: request.source.unwrap_or_default(), next: "not built yet".into() })
+        if let Some(name) = &request.name {
+            names::check(name)?;
+        }
+        let LoadDataset { name, source, rows, files, columns, model: _ } = request;
+        let datasets = self.clone();
+        let (given, manifest, preview) = blocking(move || {
+            let incoming = match (source, rows.is_empty(), files.is_empty()) {
+                (Some(source), true, true) => datasets.open_path(&source)?,
+                (None, false, true) => given_rows(&rows),
+                (None, true, false) => datasets.open_blobs(&files)?,
+                _ => return Err(DatasetError::Request("give exactly one of `source`, `rows` and `files`")),
+            };
+            datasets.take_in(incoming, columns.unwrap_or_default())
+        })
+        .await?;
+        let digest = digest_of(&manifest.files);
+        let name = name.or(given).unwrap_or_else(|| format!("rows-{}", &digest[..8]));
+        self.store.put_dataset(&name, &digest, &manifest).await?;
+        tracing::info!(dataset = name, digest, rows = manifest.rows, "dataset loaded");
+        let added_ms = self.store.clock().now_ms();
+        Ok(LoadedDataset { dataset: view(CatalogEntry { name, digest, manifest, added_ms }), preview })
     }
 
-    /// Forgets a dataset; says whether it was known.
-    pub async fn remove(&self, _name: &str) -> Result<bool, DatasetError> {
-        Ok(false)
+    /// Forgets a dataset's name; says whether it was known. Its files stay for the jobs that were accepted with it.
+    pub async fn remove(&self, name: &str) -> Result<bool, DatasetError> {
+        Ok(self.store.remove_dataset(name).await?)
+    }
+
+    /// What a caller means by `name`: a dataset by its name, or by the beginning of its digest.
+    pub async fn resolve(&self, name: &str) -> Result<Resolved, DatasetError> {
+        let entries = self.store.datasets().await?;
+        let entry = names::pick(name, entries, "none is loaded yet: call load_dataset first").map_err(|next| {
+            let shown: String = name.chars().take(200).collect();
+            let next = match name.contains(['/', ':']) || name.ends_with(".jsonl") || name.ends_with(".json") {
+                true => format!("call load_dataset with source `{shown}` first and give the name that it returns"),
+                false => next,
+            };
+            DatasetError::Unknown { name: shown, next }
+        })?;
+        let input = DatasetInput { name: name.to_owned(), digest: entry.digest };
+        Ok(Resolved { input, manifest: entry.manifest })
+    }
+
+    /// The dataset as it is with other columns than those that it was loaded with: every row is read again.
+    pub async fn with_columns(&self, dataset: Resolved, columns: &Columns) -> Result<Resolved, DatasetError> {
+        if dataset.manifest.columns == *columns {
+            return Ok(dataset);
+        }
+        let datasets = self.clone();
+        let columns = columns.clone();
+        blocking(move || {
+            let Resolved { input, mut manifest } = dataset;
+            let mut tally = Tally::new(&columns);
+            for file in &manifest.files {
+                tally.read(&file.path, &mut datasets.blobs.read(&file.sha256)?)?;
+            }
+            manifest.format = tally.usable_format(&input.name)?;
+            (manifest.rows, manifest.blank_rows) = (tally.rows, tally.blank);
+            manifest.longest_row_tokens = tally.most_tokens;
+            manifest.columns = columns.clone();
+            Ok(Resolved { input, manifest })
+        })
+        .await
     }
 
     /// The folder with the dataset's files.
     pub fn folder(&self, input: &DatasetInput) -> Result<PathBuf, Failure> {
-        Err(Failure::new(drydock_spec::FailureKind::NotFound, input.name.clone()))
+        let folder = self.root.join(&input.digest);
+        if folder.is_dir() {
+            return Ok(folder);
+        }
+        let message = format!("the files of dataset `{}` (digest {}) are gone", input.name, input.digest);
+        Err(Failure::new(FailureKind::NotFound, message).with_hint("load the dataset again").at(Stage::Prepare))
+    }
+
+    fn open_path(&self, path: &str) -> Result<Incoming, DatasetError> {
+        let (name, mut files) = match self.dirs.open(path)? {
+            Found::File(file) => (stem(&file.name).to_owned(), vec![file]),
+            Found::Folder { name, files } => (name, files),
+        };
+        // In a folder other files may lie beside the rows; a single file was meant.
+        if files.len() != 1 {
+            files.retain(|file| file.name.ends_with(".jsonl") || file.name.ends_with(".json"));
+        }
+        let files = files.into_iter().map(|file| (file.name.clone(), Content::Host(file))).collect();
+        Ok(Incoming { origin: path.to_owned(), name: Some(names::usual(&name)), files })
+    }
+
+    fn open_blobs(&self, files: &[FileRef]) -> Result<Incoming, DatasetError> {
+        let mut opened = Vec::new();
+        for FileRef { path, sha256 } in files {
+            blobs::check_name(path)?;
+            opened.push((path.clone(), Content::Blob(sha256.clone(), self.blobs.read(sha256)?)));
+        }
+        let name = files.first().map(|file| names::usual(stem(&file.path)));
+        Ok(Incoming { origin: "uploaded files".into(), name, files: opened })
+    }
+
+    /// Reads every row, and brings the files into the store. Blocks.
+    fn take_in(
+        &self,
+        incoming: Incoming,
+        columns: Columns,
+    ) -> Result<(Option<String>, Manifest, RowsPreview), DatasetError> {
+        let Incoming { origin, name, mut files } = incoming;
+        let mut tally = Tally::new(&columns);
+        for (name, content) in &mut files {
+            match content {
+                Content::Host(OpenFile { file, .. }) | Content::Blob(_, file) => tally.read(name, file)?,
+                Content::Rows(rows) => tally.read(name, &mut Cursor::new(rows.as_slice()))?,
+            }
+        }
+        let format = tally.usable_format(&origin)?;
+        let preview = preview::of(format, &tally.first);
+        let (rows, blank_rows, longest_row_tokens) = (tally.rows, tally.blank, tally.most_tokens);
+        let files = files.into_iter().map(|(name, content)| self.keep(name, content)).collect::<Result<Vec<_>, _>>()?;
+        self.blobs.assemble(&self.root, &files)?;
+        Ok((name, Manifest { format, rows, blank_rows, longest_row_tokens, files, columns, origin }, preview))
+    }
+
+    fn keep(&self, path: String, content: Content) -> Result<StoredFile, DatasetError> {
+        let stored = match content {
+            Content::Host(mut file) => self.blobs.put_file(&mut file.file)?,
+            Content::Rows(rows) => self.blobs.put_bytes(&rows)?,
+            Content::Blob(sha256, file) => {
+                let bytes = file.metadata().map_err(|error| BlobError::Io { path: path.clone().into(), error })?.len();
+                return Ok(StoredFile { path, sha256, bytes });
+            }
+        };
+        Ok(StoredFile { path, sha256: stored.sha256, bytes: stored.bytes })
+    }
+}
+
+fn given_rows(rows: &[serde_json::Map<String, serde_json::Value>]) -> Incoming {
+    let mut lines = Vec::new();
+    for row in rows {
+        // A map of JSON values always serializes.
+        lines.extend(serde_json::to_vec(row).unwrap_or_default());
+        lines.push(b'\n');
+    }
+    Incoming { origin: "rows".into(), name: None, files: vec![("rows.jsonl".into(), Content::Rows(lines))] }
+}
+
+/// A file's name without what says its kind.
+fn stem(name: &str) -> &str {
+    name.strip_suffix(".jsonl").or_else(|| name.strip_suffix(".json")).unwrap_or(name)
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, DatasetError> + Send + 'static,
+) -> Result<T, DatasetError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|error| Err(BlobError::Io { path: PathBuf::new(), error: std::io::Error::other(error) }.into()))
+}
+
+fn view(entry: CatalogEntry<Manifest>) -> DatasetView {
+    let CatalogEntry { name, digest, manifest, added_ms } = entry;
+    DatasetView {
+        name,
+        digest,
+        format: manifest.format,
+        rows: manifest.rows,
+        bytes: manifest.files.iter().map(|file| file.bytes).sum(),
+        origin: manifest.origin,
+        columns: manifest.columns,
+        added_ms,
     }
 }

@@ -21,12 +21,15 @@ use crate::datasets::{DatasetError, Datasets};
 use crate::engine::EngineWatch;
 use crate::models::{ModelError, Models};
 use crate::plan::{PlanError, Planner};
+use crate::preview::{PreviewError, Previews};
 use crate::sandbox::{ContainerName, Sandbox, SandboxError};
 use crate::store::{Filter, NewJob, Store, StoreError, Subscription};
 
+mod rows;
 mod view;
 
 pub use view::log_line;
+pub(crate) use view::need;
 
 /// A request cannot be granted. The gateway turns this into a message.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +44,8 @@ pub enum DeskError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
+    #[error(transparent)]
+    Preview(#[from] PreviewError),
 }
 
 /// What a submission leads to.
@@ -58,10 +63,14 @@ pub struct Desk {
     pub models: Models,
     pub datasets: Datasets,
     pub planner: Planner,
+    pub previews: Previews,
     pub engine: EngineWatch,
     pub sandbox: Arc<dyn Sandbox>,
     pub config: Arc<Config>,
 }
+
+/// How much of what a container wrote to stdout and stderr is shown and kept.
+pub const LAST_WORDS_BYTES: usize = 4096;
 
 /// Longest wait that [`Desk::wait`] grants; popular hosts give up on a call after 60 s.
 pub const LONGEST_WAIT: Duration = Duration::from_secs(45);
@@ -87,15 +96,7 @@ impl Desk {
         }
         let plan = self.planner.plan(submission.job, &submission.limits).await?;
         if submission.dry_run {
-            return Ok(Answer::Planned(Box::new(PlanView {
-                job: plan.spec,
-                inputs: plan.inputs,
-                limits: plan.limits,
-                estimate: plan.estimate,
-                rows: None,
-                total_steps: None,
-                warnings: plan.warnings,
-            })));
+            return Ok(Answer::Planned(Box::new(self.shown(plan).await?)));
         }
         let new = NewJob {
             id: JobId::from_parts(self.store.clock().now_ms(), rand::random()),
@@ -155,8 +156,11 @@ impl Desk {
         };
         let next_after = lines.last().map_or(after.unwrap_or(0), |line| line.seq);
         let name = ContainerName::of(id, job.attempt);
-        // Logs must not fail because the engine is away, or the container gone.
-        let last_words = self.sandbox.last_words(&name, 4096).await.ok().filter(|text| !text.is_empty());
+        // Logs must not fail because the engine is away; what a container that is gone has said was kept.
+        let last_words = match self.sandbox.last_words(&name, LAST_WORDS_BYTES).await {
+            Ok(words) if !words.is_empty() => Some(words),
+            _ => self.store.last_words(id).await?,
+        };
         Ok(Logs { lines: lines.into_iter().map(log_line).collect(), last_words, next_after })
     }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::sandbox::{EngineInfo, Sandbox, SandboxError};
 
@@ -11,7 +12,8 @@ use crate::sandbox::{EngineInfo, Sandbox, SandboxError};
 #[derive(Debug, Clone)]
 pub struct EngineWatch(watch::Receiver<Result<EngineInfo, SandboxError>>);
 
-/// Asks the engine and tells the watchers.
+/// Asks the engine and tells the watchers. Cloning shares it.
+#[derive(Clone)]
 pub struct EngineProbe {
     sandbox: Arc<dyn Sandbox>,
     news: watch::Sender<Result<EngineInfo, SandboxError>>,
@@ -40,16 +42,24 @@ impl EngineProbe {
         });
     }
 
-    /// Asks again and again.
-    pub async fn run(self, every: Duration) {
+    /// Asks again and again, until shutdown.
+    pub async fn run(self, every: Duration, shutdown: CancellationToken) {
         loop {
-            self.probe_once().await;
-            tokio::time::sleep(every).await;
+            tokio::select! {
+                () = tokio::time::sleep(every) => self.probe_once().await,
+                () = shutdown.cancelled() => return,
+            }
         }
     }
 }
 
 impl EngineWatch {
+    /// A watch on an engine whose answer never changes.
+    #[must_use]
+    pub fn still(answer: Result<EngineInfo, SandboxError>) -> Self {
+        Self(watch::channel(answer).1)
+    }
+
     /// The newest answer.
     pub fn now(&self) -> Result<EngineInfo, SandboxError> {
         self.0.borrow().clone()

@@ -2,13 +2,26 @@
 
 pub mod api;
 pub mod artifacts;
+pub mod attempt;
+pub mod blobs;
+pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod data_dirs;
 pub mod datasets;
 pub mod desk;
+pub mod diagnose;
+pub mod dispatch;
+pub mod doctor;
 pub mod engine;
 pub mod gateway;
+mod hostile;
+pub mod house;
 pub mod models;
+pub mod names;
 pub mod plan;
+pub mod preview;
+pub mod reaper;
 pub mod sandbox;
+pub mod serve;
 pub mod store;

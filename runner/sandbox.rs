@@ -10,6 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use drydock_spec::{Attempt, JobId, Limits, TraceId};
 
+pub mod attempt_dir;
 pub mod docker;
 
 /// What a container is called: known before it exists, so that of two creates only one can win.
@@ -160,20 +161,20 @@ pub trait Sandbox: Send + Sync + 'static {
     /// Creates the container without starting it.
     async fn create(&self, launch: &Launch) -> Result<(), SandboxError>;
 
-    /// Starts a container that was never started. The caller has looked at its status: engines restart ended
-    /// containers without a word.
+    /// Starts a container that was never started. Engines restart ended containers without a word, so one that has
+    /// ended is refused here; one that runs is no error, as the reply to an earlier start may have been lost.
     async fn start(&self, name: &ContainerName) -> Result<(), SandboxError>;
 
     /// The container as it is now, or `None` if there is none of that name.
     async fn inspect(&self, name: &ContainerName) -> Result<Option<Found>, SandboxError>;
 
-    /// Returns when the container is not running (any more), or after at most `limit`.
+    /// Returns when the container is not running (any more), or after at most `limit`; `inspect` tells which.
     async fn wait(&self, name: &ContainerName, limit: Duration) -> Result<(), SandboxError>;
 
-    /// Asks the container to end: SIGTERM, nothing more. One that has ended already is no error.
+    /// Asks the container to end: SIGTERM, nothing more. One that has ended already is no error, one that is gone is.
     async fn terminate(&self, name: &ContainerName) -> Result<(), SandboxError>;
 
-    /// Ends the container now. One that has ended already is no error.
+    /// Ends the container now. One that has ended already is no error, one that is gone is.
     async fn kill(&self, name: &ContainerName) -> Result<(), SandboxError>;
 
     /// Removes the container, killing it if need be. One that is gone already is no error.

@@ -25,7 +25,7 @@ pub use catalog::CatalogEntry;
 pub use changes::{Changes, Subscription};
 pub use history::{Entry, LogLine, MetricsLine};
 pub use jobs::{Filter, Job, NewJob, Page, Submitted};
-pub use lease::{AttemptRow, Lease, ReportBatch, Termination};
+pub use lease::{AttemptRow, Holder, Lease, ReportBatch, Termination};
 
 /// Something could not be stored or read.
 #[derive(Debug, thiserror::Error)]

@@ -23,6 +23,15 @@ pub const EVAL_DATASET_PATH: &str = "/in/eval_dataset";
 /// The folder for artifacts.
 pub const OUTPUT_PATH: &str = "/out";
 
+/// Exit code of a worker that has done everything; its last report is `Finished`.
+pub const EXIT_FINISHED: i32 = 0;
+/// Exit code of a worker that could not do its part and has said so; its last report is `Failed`.
+pub const EXIT_FAILED: i32 = 1;
+/// Exit code of a worker that was called wrongly or cannot read its spec or write reports: there is no last report.
+pub const EXIT_MISUSED: i32 = 2;
+/// Exit code of a worker that stopped on SIGTERM; its last report is `Stopped`.
+pub const EXIT_STOPPED: i32 = 143;
+
 /// What a worker is told: `drydock-worker run /job/spec.json`. The paths are those inside the container, so that the
 /// same worker can be run by hand with paths of the host.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -242,6 +242,14 @@ impl FinetuneSpec {
         u64::from(self.per_device_train_batch_size) * u64::from(self.gradient_accumulation_steps)
     }
 
+    /// Optimizer steps of one pass over so many training rows, and in all.
+    #[must_use]
+    pub fn steps(&self, train_rows: u64) -> (u64, u64) {
+        let per_epoch = train_rows.div_ceil(self.rows_per_step()).max(1);
+        let by_epochs = (self.num_train_epochs * per_epoch as f64).ceil() as u64;
+        (per_epoch, self.max_steps.map_or(by_epochs, u64::from).max(1))
+    }
+
     /// The length that rows are cut to, given the model's own limit in tokens.
     #[must_use]
     pub fn seq_length(&self, model_limit: u32) -> u32 {
@@ -334,6 +342,14 @@ mod tests {
         let spec = args().parse().unwrap();
         assert_eq!((spec.lora_r, spec.lora_alpha, spec.warmup_ratio), (8, 16.0, Some(0.03)));
         assert_eq!(spec.target_modules.len(), 7);
+    }
+
+    #[test]
+    fn steps_are_counted_up() {
+        let spec = FinetuneArgs { num_train_epochs: Some(1.5), ..args() }.parse().unwrap();
+        assert_eq!(spec.steps(17), (5, 8));
+        let spec = FinetuneArgs { max_steps: Some(7), gradient_accumulation_steps: Some(2), ..args() }.parse().unwrap();
+        assert_eq!(spec.steps(17), (3, 7));
     }
 
     #[test]

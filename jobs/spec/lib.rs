@@ -11,6 +11,7 @@ pub mod id;
 pub mod job;
 pub mod limits;
 pub mod option;
+pub mod preview;
 pub mod report;
 pub mod state;
 
@@ -21,5 +22,6 @@ pub use id::{Attempt, JobId, Owner, TraceId};
 pub use job::{JobArgs, JobSpec, Priority};
 pub use limits::{LimitArgs, Limits};
 pub use option::{InvalidOption, InvalidOptions};
+pub use preview::Preview;
 pub use report::{Report, ReportLine};
 pub use state::{InvalidTransition, JobEvent, JobState, Outcome};

@@ -1,1 +1,21 @@
+//! Runs one attempt of a drydock job: reads its spec, trains, writes artifacts, and reports on the way.
+//!
+//! The same binary runs inside a sealed container (no shell, no network, read-only inputs) and by hand.
 
+pub mod attempt;
+pub mod data;
+pub mod ending;
+pub mod finetune;
+pub mod generate;
+pub mod kernels;
+pub mod logits;
+pub mod model;
+pub mod preview;
+pub mod random;
+pub mod report;
+pub mod save;
+pub mod schedule;
+pub mod stop;
+
+/// As it stands in the first report.
+pub const NAME_AND_VERSION: &str = concat!("drydock-worker ", env!("CARGO_PKG_VERSION"));

@@ -1,1 +1,98 @@
-fn main() {}
+//! `drydock-worker`: the command line of the worker.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use drydock_spec::contract::{EXIT_FAILED, EXIT_FINISHED, EXIT_MISUSED};
+use drydock_worker::attempt::{Purpose, STACK_BYTES, carry_out, read_spec, start_threads};
+use drydock_worker::ending::Ending;
+use drydock_worker::logits::logits;
+
+const USAGE: &str = "\
+usage: drydock-worker run SPEC.json
+       drydock-worker preview SPEC.json
+       drydock-worker logits --model DIR [--adapter DIR] --ids 1,2,3 --out FILE.safetensors
+       drydock-worker --version";
+
+fn main() -> ExitCode {
+    tune_allocator();
+    keep_candle_single_threaded();
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let code = match arguments[..] {
+        ["run", spec] => attempt(spec, Purpose::Run),
+        ["preview", spec] => attempt(spec, Purpose::Preview),
+        ["logits", ref options @ ..] => write_logits(options),
+        ["--version"] => writeln!(std::io::stdout(), "{}", drydock_worker::NAME_AND_VERSION)
+            .map(|()| EXIT_FINISHED)
+            .context("cannot write to the standard output"),
+        _ => Err(anyhow::anyhow!("{USAGE}")),
+    };
+    let code = code.unwrap_or_else(|error| {
+        // There is no one left to tell if this fails.
+        let _ = writeln!(std::io::stderr(), "drydock-worker: {error:#}");
+        EXIT_MISUSED
+    });
+    ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))
+}
+
+fn attempt(spec: &str, purpose: Purpose) -> anyhow::Result<i32> {
+    carry_out(read_spec(Path::new(spec))?, purpose)
+}
+
+/// For comparing with other software; reports nothing, complains on the standard error.
+fn write_logits(options: &[&str]) -> anyhow::Result<i32> {
+    let (mut model, mut adapter, mut ids, mut out) = (None, None, None, None);
+    for pair in options.chunks(2) {
+        match *pair {
+            ["--model", value] => model = Some(PathBuf::from(value)),
+            ["--adapter", value] => adapter = Some(PathBuf::from(value)),
+            ["--ids", value] => {
+                let parsed: Result<Vec<u32>, _> = value.split(',').map(|id| id.trim().parse()).collect();
+                ids = Some(parsed.with_context(|| format!("--ids {value}: numbers and commas are expected"))?);
+            }
+            ["--out", value] => out = Some(PathBuf::from(value)),
+            _ => bail!("{USAGE}"),
+        }
+    }
+    let (Some(model), Some(ids), Some(out)) = (model, ids, out) else { bail!("{USAGE}") };
+    start_threads(std::thread::available_parallelism().map_or(1, |threads| threads.get() as u32))?;
+    let work = std::thread::Builder::new()
+        .stack_size(STACK_BYTES)
+        .spawn(move || logits(&model, adapter.as_deref(), &ids, &out))
+        .context("cannot start a thread")?;
+    match work.join() {
+        Ok(Ok(())) => Ok(EXIT_FINISHED),
+        Ok(Err(Ending::Failed(failure))) => bail!("{failure}; hint: {}", failure.hint),
+        Ok(Err(Ending::Stopped)) | Err(_) => Ok(EXIT_FAILED),
+    }
+}
+
+/// candle's own operations (additions of the stream and of gradients) stay on one thread: its pool waits by spinning,
+/// which takes more time from the kernels, whose threads are rayon's, than it saves.
+fn keep_candle_single_threaded() {
+    // SAFETY: `main` has started no other thread yet.
+    unsafe {
+        std::env::set_var("RAYON_NUM_THREADS", "1");
+        std::env::set_var("CANDLE_BARRIER_POOL_SPIN_LIMIT", "0");
+    }
+}
+
+/// Every training step takes and gives back the same few hundred MiB. glibc would return them to the kernel each time,
+/// and the kernel would clear each page again when it is touched; so memory is kept, and all threads share one heap.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn tune_allocator() {
+    /// The largest that glibc takes; above it blocks are mapped and unmapped one by one.
+    const MMAP_THRESHOLD: libc::c_int = 32 << 20;
+    // SAFETY: only numbers are handed over, before any other thread runs; a refusal leaves the default.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, MMAP_THRESHOLD);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX);
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+fn tune_allocator() {}

@@ -8,10 +8,12 @@ use axum::response::{IntoResponse, Response};
 use drydock_spec::{InvalidOptions, TraceId};
 
 use crate::api::{ErrorBody, ErrorView};
+use crate::blobs::BlobError;
 use crate::datasets::DatasetError;
 use crate::desk::DeskError;
 use crate::models::ModelError;
 use crate::plan::PlanError;
+use crate::preview::PreviewError;
 use crate::sandbox::SandboxError;
 use crate::store::StoreError;
 
@@ -70,6 +72,21 @@ impl From<DeskError> for Refusal {
             DeskError::Dataset(error) => error.into(),
             DeskError::Store(error) => error.into(),
             DeskError::Sandbox(error) => error.into(),
+            DeskError::Preview(error) => error.into(),
+        }
+    }
+}
+
+impl From<PreviewError> for Refusal {
+    fn from(error: PreviewError) -> Self {
+        match error {
+            PreviewError::Refused(failure) => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, "would_fail", failure.to_string()).hint(failure.hint)
+            }
+            PreviewError::Sandbox(error) => error.into(),
+            PreviewError::TooLong => Self::new(StatusCode::SERVICE_UNAVAILABLE, "preview_too_long", error.to_string())
+                .hint("load the dataset without a model, or submit the job without dry_run"),
+            PreviewError::Broken(_) | PreviewError::Dir(_) => Self::internal(&error),
         }
     }
 }
@@ -80,6 +97,7 @@ impl From<PlanError> for Refusal {
             PlanError::Options(error) => error.into(),
             PlanError::Model(error) => error.into(),
             PlanError::Dataset(error) => error.into(),
+            PlanError::Room(error) => error.into(),
         }
     }
 }
@@ -100,20 +118,49 @@ impl From<ModelError> for Refusal {
             ModelError::Unknown { name, next } => {
                 Self::new(StatusCode::UNPROCESSABLE_ENTITY, "unknown_model", format!("no model `{name}`")).hint(next)
             }
+            ModelError::Request(_) => Self::bad_request("bad_request", error.to_string()),
+            ModelError::Name(_) => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "bad_name", error.to_string()),
+            ModelError::Path(_) => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "bad_path", error.to_string()),
+            ModelError::Unusable { .. } => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, "unusable_model", error.to_string())
+            }
+            ModelError::Blob(error) => error.into(),
             ModelError::Store(error) => error.into(),
         }
     }
 }
 
+impl From<BlobError> for Refusal {
+    fn from(error: BlobError) -> Self {
+        let (status, code) = match &error {
+            BlobError::Full { .. } => (StatusCode::INSUFFICIENT_STORAGE, "disk_full"),
+            BlobError::Mismatch { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "digest_mismatch"),
+            BlobError::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
+            BlobError::NotADigest(_) | BlobError::NotAName(_) | BlobError::Interrupted { .. } => {
+                (StatusCode::BAD_REQUEST, "bad_request")
+            }
+            BlobError::Missing(_) => (StatusCode::UNPROCESSABLE_ENTITY, "missing_blob"),
+            BlobError::Io { .. } => return Self::internal(&error),
+        };
+        Self::new(status, code, error.to_string())
+    }
+}
+
 impl From<DatasetError> for Refusal {
     fn from(error: DatasetError) -> Self {
-        match error {
+        let code = match error {
             DatasetError::Unknown { name, next } => {
-                Self::new(StatusCode::UNPROCESSABLE_ENTITY, "unknown_dataset", format!("no dataset `{name}`"))
-                    .hint(next)
+                let message = format!("no dataset `{name}`");
+                return Self::new(StatusCode::UNPROCESSABLE_ENTITY, "unknown_dataset", message).hint(next);
             }
-            DatasetError::Store(error) => error.into(),
-        }
+            DatasetError::Request(_) => return Self::bad_request("bad_request", error.to_string()),
+            DatasetError::Blob(error) => return error.into(),
+            DatasetError::Store(error) => return error.into(),
+            DatasetError::Name(_) => "bad_name",
+            DatasetError::Path(_) => "bad_path",
+            DatasetError::Row(_) | DatasetError::File { .. } => "unusable_dataset",
+        };
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, code, error.to_string())
     }
 }
 

@@ -107,6 +107,18 @@ impl Store {
         rows.iter().map(|row| json(row.try_get("line")?)).collect()
     }
 
+    /// The last words of the newest attempt of the job that left any.
+    pub async fn last_words(&self, job: JobId) -> Result<Option<String>, StoreError> {
+        Ok(sqlx::query_scalar(
+            "-- store::history::last_words
+             SELECT last_words FROM attempts WHERE job_id = $1 AND last_words IS NOT NULL
+             ORDER BY attempt DESC LIMIT 1",
+        )
+        .bind(job.to_string())
+        .fetch_optional(&self.pool)
+        .await?)
+    }
+
     /// What the job has made, by path.
     pub async fn artifacts(&self, job: JobId) -> Result<Vec<Artifact>, StoreError> {
         let rows = sqlx::query(

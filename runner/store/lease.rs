@@ -3,7 +3,9 @@
 //! Whoever claims a job gets a [`Lease`], and nothing else can change the job while it runs: each statement below
 //! matches job, attempt and token, and if it changes no row, the lease is lost and its holder stops quietly.
 
-use drydock_spec::{Attempt, JobEvent, JobId, JobState, Outcome, ReportLine};
+use std::collections::HashMap;
+
+use drydock_spec::{Attempt, JobEvent, JobId, JobState, Outcome, Report, ReportLine};
 use serde::{Deserialize, Serialize};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, Sqlite, Transaction};
@@ -48,6 +50,15 @@ pub struct AttemptRow {
     pub terminated: Option<(i64, Termination)>,
 }
 
+/// A process that speaks for attempts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// Another one in every process.
+    pub name: String,
+    /// How long a lease holds without being renewed, in milliseconds.
+    pub lease_ms: i64,
+}
+
 /// The right to speak for an attempt. [`Lease::finish`] consumes it.
 #[derive(Debug)]
 pub struct Lease {
@@ -67,21 +78,24 @@ pub struct ReportBatch {
 
 impl Store {
     /// Takes a queued job out of the line. `None` if it is no longer there to be taken.
-    pub async fn claim(&self, id: JobId, token: String, lease_ms: i64) -> Result<Option<Lease>, StoreError> {
+    pub async fn claim(&self, id: JobId, holder: &Holder) -> Result<Option<Lease>, StoreError> {
         let mut tx = self.write().await?;
         let before = read(&mut tx, id).await?;
         let JobState::Queued { next } = before.state else { return Ok(None) };
         let now = self.clock.now_ms();
         let job = apply(&mut tx, &before, JobEvent::Claimed { attempt: next }, now).await?;
+        let token = fresh_token();
         sqlx::query(
             "-- store::lease::claim
-             INSERT INTO attempts (job_id, attempt, token, fence, lease_until_ms, claimed_ms, report_offset)
-             VALUES ($1, $2, $3, $3, $4, $5, 0)",
+             INSERT INTO attempts (job_id, attempt, holder, token, fence, lease_until_ms, claimed_ms, report_offset)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, 0)",
         )
         .bind(id.to_string())
         .bind(i64::from(next.0))
+        .bind(&holder.name)
         .bind(&token)
-        .bind(now + lease_ms)
+        .bind(fresh_token())
+        .bind(now + holder.lease_ms)
         .bind(now)
         .execute(&mut *tx)
         .await?;
@@ -91,23 +105,24 @@ impl Store {
         Ok(Some(Lease { store: self.clone(), token, job, row }))
     }
 
-    /// Takes over one attempt whose lease has run out, or any attempt under way if `all`: after a start nobody else
-    /// can be alive, because the state folder is locked. Whoever held it before has lost it.
-    pub async fn take_over(&self, token: String, lease_ms: i64, all: bool) -> Result<Option<Lease>, StoreError> {
+    /// Takes over an attempt whose lease has run out, or whose holder is another process: the state folder is locked,
+    /// so no other process can be alive. Whoever spoke for the attempt before has lost the right.
+    pub async fn take_over(&self, holder: &Holder) -> Result<Option<Lease>, StoreError> {
         let mut tx = self.write().await?;
         let now = self.clock.now_ms();
+        let token = fresh_token();
         let found = sqlx::query(
             "-- store::lease::take_over
-             UPDATE attempts SET token = $1, lease_until_ms = $2
+             UPDATE attempts SET holder = $1, token = $2, lease_until_ms = $3
              WHERE (job_id, attempt) = (SELECT job_id, attempt FROM attempts
-                                        WHERE ended_ms IS NULL AND token <> $1 AND (lease_until_ms < $3 OR $4)
+                                        WHERE ended_ms IS NULL AND (holder <> $1 OR lease_until_ms < $4)
                                         ORDER BY claimed_ms LIMIT 1)
              RETURNING job_id, attempt",
         )
+        .bind(&holder.name)
         .bind(&token)
-        .bind(now + lease_ms)
+        .bind(now + holder.lease_ms)
         .bind(now)
-        .bind(all)
         .fetch_optional(&mut *tx)
         .await?;
         let Some(found) = found else { return Ok(None) };
@@ -130,6 +145,19 @@ impl Store {
         .fetch_all(&self.pool)
         .await?;
         rows.iter().map(from_row).collect()
+    }
+
+    /// Whether somebody may still speak for the attempt.
+    pub async fn attempt_under_way(&self, job: JobId, attempt: Attempt) -> Result<bool, StoreError> {
+        let count: i64 = sqlx::query_scalar(
+            "-- store::lease::attempt_under_way
+             SELECT COUNT(*) FROM attempts WHERE job_id = $1 AND attempt = $2 AND ended_ms IS NULL",
+        )
+        .bind(job.to_string())
+        .bind(i64::from(attempt.0))
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(count > 0)
     }
 }
 
@@ -290,6 +318,42 @@ impl Lease {
         text.map(|text| json(&text)).transpose()
     }
 
+    /// What the worker calls the files it made: role by path.
+    pub async fn announced_artifacts(&self) -> Result<HashMap<String, String>, StoreError> {
+        let texts: Vec<String> = sqlx::query_scalar(
+            "-- store::lease::announced_artifacts
+             SELECT report FROM reports WHERE job_id = $1 AND attempt = $2 AND type = 'artifact'",
+        )
+        .bind(self.job.id.to_string())
+        .bind(i64::from(self.row.attempt.0))
+        .fetch_all(&self.store.pool)
+        .await?;
+        let mut roles = HashMap::new();
+        for text in texts {
+            if let Report::Artifact { path, role } = json::<ReportLine>(&text)?.report {
+                roles.insert(path, role);
+            }
+        }
+        Ok(roles)
+    }
+
+    /// Keeps the end of what the container wrote to stdout and stderr, for people to read when it is gone.
+    pub async fn keep_last_words(&self, text: &str) -> Result<(), StoreError> {
+        let changed = sqlx::query(
+            "-- store::lease::keep_last_words
+             UPDATE attempts SET last_words = $1
+             WHERE job_id = $2 AND attempt = $3 AND token = $4 AND ended_ms IS NULL",
+        )
+        .bind(text)
+        .bind(self.job.id.to_string())
+        .bind(i64::from(self.row.attempt.0))
+        .bind(&self.token)
+        .execute(&self.store.pool)
+        .await?
+        .rows_affected();
+        self.still_ours(changed)
+    }
+
     /// Ends the attempt: artifacts, event and job's row in one transaction. A retry waits until `retry_at_ms`.
     pub async fn finish(self, outcome: Outcome, artifacts: &[Artifact], retry_at_ms: i64) -> Result<Job, StoreError> {
         let mut tx = self.store.write().await?;
@@ -341,6 +405,10 @@ impl Lease {
             Err(StoreError::LeaseLost { job: self.job.id, attempt: self.row.attempt.0 })
         }
     }
+}
+
+fn fresh_token() -> String {
+    format!("{:032x}", rand::random::<u128>())
 }
 
 async fn wait_until(tx: &mut Transaction<'_, Sqlite>, id: JobId, at_ms: i64) -> Result<(), StoreError> {

@@ -1,20 +1,15 @@
 //! A house with a gateway on a free port, whose jobs the tests move by hand.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use drydock::clock::Clock;
 use drydock::config::Config;
-use drydock::datasets::Datasets;
-use drydock::desk::Desk;
-use drydock::engine::EngineProbe;
 use drydock::gateway;
-use drydock::models::Models;
-use drydock::plan::{DatasetInput, ModelInput, ModelSource, Planner, ResolvedInputs};
+use drydock::plan::{DatasetInput, ModelInput, ModelSource, ResolvedInputs};
 use drydock::sandbox::{ContainerName, EngineInfo, Found, Launch, Sandbox, SandboxError};
-use drydock::store::{Job, Lease, NewJob, ReportBatch, Store};
+use drydock::store::{Holder, Job, Lease, NewJob, ReportBatch, Store};
 use drydock_spec::report::Metrics;
 use drydock_spec::{FinetuneArgs, JobArgs, JobId, Limits, Owner, Priority, Report, ReportLine, TraceId};
 use reqwest::{Method, RequestBuilder, StatusCode};
@@ -83,6 +78,7 @@ pub(crate) struct House {
     pub(crate) serving: JoinHandle<Result<(), gateway::GatewayError>>,
     pub(crate) client: reqwest::Client,
     pub(crate) config: Arc<Config>,
+    _whole: drydock::house::House,
     _folder: tempfile::TempDir,
 }
 
@@ -90,30 +86,36 @@ pub(crate) async fn open() -> House {
     open_with(|_| ()).await
 }
 
-/// A desk whose state lies in `folder`.
-pub(crate) async fn desk(folder: &Path, config: Arc<Config>) -> Desk {
-    let store = Store::open(&folder.join("jobs.db"), Clock::System).await.unwrap();
-    let (models, datasets) = (Models::new(store.clone()), Datasets::new(store.clone()));
-    let sandbox: Arc<dyn Sandbox> = Arc::new(Idle);
-    let (probe, engine) = EngineProbe::new(sandbox.clone());
-    probe.probe_once().await;
-    let planner = Planner::new(models.clone(), datasets.clone());
-    Desk { store, planner, models, datasets, engine, sandbox, config }
+/// All of a house but its gateway, with nothing going on in it.
+pub(crate) async fn whole(config: Config) -> drydock::house::House {
+    let whole = drydock::house::House::open(config, Some(Arc::new(Idle)), Clock::System).await.unwrap();
+    whole.probe_once().await;
+    whole
 }
 
 pub(crate) async fn open_with(change: impl FnOnce(&mut Config)) -> House {
     let folder = tempfile::tempdir().unwrap();
     let mut config = Config { state_dir: folder.path().to_owned(), ..Config::default() };
     change(&mut config);
-    let config = Arc::new(config);
-    let desk = desk(folder.path(), config.clone()).await;
-    let store = desk.store.clone();
+    let whole = whole(config).await;
+    let desk = whole.desk.clone();
+    let (store, config) = (desk.store.clone(), desk.config.clone());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let shutdown = CancellationToken::new();
     let serving = tokio::spawn(gateway::serve(listener, desk, shutdown.clone()));
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    House { store, url: format!("http://127.0.0.1:{port}"), port, shutdown, serving, client, config, _folder: folder }
+    House {
+        _whole: whole,
+        store,
+        url: format!("http://127.0.0.1:{port}"),
+        port,
+        shutdown,
+        serving,
+        client,
+        config,
+        _folder: folder,
+    }
 }
 
 impl House {
@@ -170,8 +172,8 @@ pub(crate) async fn queue(store: &Store, change: impl FnOnce(&mut NewJob)) -> Jo
 /// A job that was claimed as soon as it was queued.
 pub(crate) async fn run(store: &Store) -> Lease {
     let job = queue(store, |_| ()).await;
-    let token = format!("{:x}", rand::random::<u64>());
-    store.claim(job.id, token, 60_000).await.unwrap().unwrap()
+    let holder = Holder { name: "test".into(), lease_ms: 60_000 };
+    store.claim(job.id, &holder).await.unwrap().unwrap()
 }
 
 /// Says that `steps` steps of ten were taken, one report each.

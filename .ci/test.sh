@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Runs every test of the workspace and ends with one line: N passed, N failed, N skipped.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+
+cargo test --workspace --locked --no-fail-fast 2>&1 | tee "$log"
+status=$?
+awk '
+    /^test result: / { passed += $4; failed += $6; skipped += $8; binaries++ }
+    END { printf "%d passed, %d failed, %d skipped\n", passed, failed, skipped; exit binaries == 0 }
+' "$log" || exit 1
+exit "$status"

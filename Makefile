@@ -1,0 +1,53 @@
+# `make help` lists the targets. Nothing here needs more than a shell, make and a Rust toolchain; what else is
+# missing, jobs/demo/setup.sh installs.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+target := $(or $(CARGO_TARGET_DIR),target)
+host = $(shell rustc -vV | sed -n 's/^host: //p')
+export DRYDOCK_TARGET := $(target)
+
+.PHONY: help demo test check build worker image engine interop conformance clean
+
+help: ## List the targets
+	@sed -nE 's/^([a-z]+):.*## (.*)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+
+demo: build image ## Finetune a small model from start to end: MCP, sandbox, live progress, artifacts
+	@jobs/demo/demo.sh
+
+test: image ## Run every test, also those that need a container engine
+	@.ci/test.sh
+
+check: compiler ## Formatting, lints and the walls between the crates
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
+	@.ci/walls.sh
+
+build: compiler ## Build the gateway
+	cargo build --release --locked -p drydock
+
+worker: compiler ## Build the worker, one static program
+	RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --locked -p drydock-worker --target $(host)
+
+image: worker engine ## Build the worker's image
+	@mkdir -p $(target)/image
+	@cp $(target)/$(host)/release/drydock-worker images/worker.Dockerfile $(target)/image/
+	docker build --quiet --file $(target)/image/worker.Dockerfile --tag drydock-worker:latest $(target)/image
+
+interop: build image ## Try the MCP clients that people use, in Python and Node
+	@.ci/interop.sh
+
+conformance: ## Run the MCP conformance suite
+	@tests/conformance/run.sh
+
+clean: ## Remove what was built, and the demo's state
+	cargo clean
+
+.PHONY: compiler
+compiler:
+	@jobs/demo/setup.sh compiler
+
+engine:
+	@jobs/demo/setup.sh engine

@@ -1,0 +1,94 @@
+#!/usr/bin/env bash
+# Makes this machine ready, piece by piece: `setup.sh compiler engine python pip`. What is there is left alone, what
+# is missing is installed, and each piece says in one line how it stands. Works as root, and with sudo otherwise.
+set -euo pipefail
+
+state=${DRYDOCK_TARGET:-target}/setup
+
+say() { printf 'setup: %s\n' "$*"; }
+fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
+has() { command -v "$1" >/dev/null 2>&1; }
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then "$@"
+    elif has sudo; then sudo "$@"
+    else fail "\`$*\` needs root, and there is no sudo; run it as root and try again"
+    fi
+}
+
+apt_install() {
+    has apt-get || fail "$* is missing and there is no apt-get; install it by hand and try again"
+    say "installing $* with apt-get"
+    local install=(env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@")
+    # Package lists may be missing or old; only then they are fetched.
+    as_root "${install[@]}" >/dev/null 2>&1 || { as_root apt-get update -qq && as_root "${install[@]}" >/dev/null; }
+}
+
+need_compiler() {
+    has cargo || fail "cargo is missing; install Rust 1.95 or newer from https://rustup.rs and try again"
+    has cc || apt_install build-essential
+}
+
+need_python() {
+    has python3 || apt_install python3
+    say "$(python3 --version)"
+}
+
+need_pip() {
+    python3 -m pip --version >/dev/null 2>&1 || apt_install python3-pip
+    say "$(python3 -m pip --version | cut -d' ' -f1,2)"
+}
+
+engine_answers() { docker version >/dev/null 2>&1; }
+
+need_engine() {
+    if ! has docker || ! has dockerd && ! engine_answers; then
+        apt_install docker.io iptables
+        local ours=yes
+    fi
+    engine_answers || start_engine "${ours:-no}"
+    say "Docker $(docker version --format '{{.Server.Version}}') answers"
+}
+
+# Starts the engine that is installed. `$1` is yes if this script installed it.
+start_engine() {
+    if [ -d /run/systemd/system ]; then
+        say "starting docker.service"
+        as_root systemctl start docker
+    elif [ ! -e "/proc/$(cat /var/run/docker.pid 2>/dev/null || echo none)" ]; then
+        start_dockerd
+    fi
+    wait_for_socket
+    if ! engine_answers && [ "$1" = yes ]; then
+        # A new engine, and a user who is not in its group before the next login.
+        say "giving $(id -un) access to Docker"
+        as_root usermod -aG docker "$(id -un)"
+        as_root chgrp "$(id -g)" /var/run/docker.sock
+    fi
+    engine_answers || fail "Docker runs but does not answer $(id -un): $(docker version 2>&1 | tail -n 1)
+setup: hint: sudo usermod -aG docker $(id -un), then log in again"
+}
+
+# Without systemd nobody else starts it. It stays when this script and the demo are over, as it would with systemd.
+start_dockerd() {
+    mkdir -p "$state"
+    say "starting dockerd; its log is $state/dockerd.log"
+    as_root setsid dockerd --group "$(id -g)" >"$state/dockerd.log" 2>&1 </dev/null &
+}
+
+wait_for_socket() {
+    local tries=0
+    until as_root docker version >/dev/null 2>&1; do
+        tries=$((tries + 1))
+        [ "$tries" -lt 120 ] || fail "Docker did not start within a minute:
+$(tail -n 5 "$state/dockerd.log" 2>/dev/null)"
+        sleep 0.5
+    done
+}
+
+for piece in "$@"; do
+    case $piece in
+        compiler | engine | python | pip) "need_$piece" ;;
+        *) fail "unknown piece \`$piece\`; known are compiler, engine, python, pip" ;;
+    esac
+done

@@ -1,0 +1,104 @@
+//! One attempt from its spec to its last report and exit code.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context;
+use drydock_spec::contract::{EXIT_FAILED, EXIT_FINISHED, EXIT_STOPPED, VERSION};
+use drydock_spec::report::{Finished, Started};
+use drydock_spec::{AttemptSpec, Failure, FailureKind, FinetuneSpec, JobSpec, Report};
+
+use crate::ending::{Ending, Result};
+use crate::kernels::simd;
+use crate::report::Reporter;
+use crate::{finetune, preview, stop};
+
+/// What is to be done with a spec.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// The job itself.
+    Run,
+    /// A look at the dataset.
+    Preview,
+}
+
+/// candle walks its tape recursively; a deep model needs a deep stack. Only what is used is ever backed by memory.
+pub const STACK_BYTES: usize = 256 << 20;
+
+/// Reads the spec; the first thing that can go wrong, and there is nowhere yet to report it.
+pub fn read_spec(path: &Path) -> anyhow::Result<AttemptSpec> {
+    let text = std::fs::read(path).with_context(|| format!("cannot read the spec {}", path.display()))?;
+    serde_json::from_slice(&text).with_context(|| format!("{} is no spec of an attempt", path.display()))
+}
+
+/// Does what the spec says and returns the exit code. An error means that not even a report can be written.
+pub fn carry_out(attempt: AttemptSpec, purpose: Purpose) -> anyhow::Result<i32> {
+    let reporter = Reporter::open(&attempt.events)
+        .with_context(|| format!("cannot append to the events file {}", attempt.events.display()))?;
+    let reporter = Arc::new(reporter);
+    report_panics(reporter.clone());
+    stop::listen();
+    start_threads(attempt.threads)?;
+    reporter.report(Report::Started(Started {
+        worker: crate::NAME_AND_VERSION.to_owned(),
+        device: "cpu".to_owned(),
+        threads: attempt.threads,
+        features: simd::features(),
+    }));
+    let for_thread = reporter.clone();
+    let work = std::thread::Builder::new()
+        .name("attempt".to_owned())
+        .stack_size(STACK_BYTES)
+        .spawn(move || work(&attempt, purpose, &for_thread))
+        .context("cannot start a thread")?;
+    // A panic has been reported by the hook.
+    Ok(work.join().map_or(EXIT_FAILED, |result| last_report(result, &reporter)))
+}
+
+fn work(attempt: &AttemptSpec, purpose: Purpose, reporter: &Reporter) -> Result<Finished> {
+    if attempt.contract != VERSION {
+        let message = format!("the spec is of contract {}; this worker knows {VERSION}", attempt.contract);
+        return Err(Failure::new(FailureKind::ContractBroken, message).into());
+    }
+    let JobSpec::Finetune(spec) = &attempt.spec;
+    let job: fn(&AttemptSpec, &FinetuneSpec, &Reporter) -> Result<Finished> = match purpose {
+        Purpose::Run => finetune::finetune,
+        Purpose::Preview => preview::preview,
+    };
+    job(attempt, spec, reporter)
+}
+
+/// Says how it ended, and turns that into an exit code.
+fn last_report(result: Result<Finished>, reporter: &Reporter) -> i32 {
+    match result {
+        Ok(finished) => {
+            reporter.report(Report::Finished(finished));
+            EXIT_FINISHED
+        }
+        Err(Ending::Stopped) => {
+            reporter.report(Report::Stopped { step: reporter.steps() });
+            EXIT_STOPPED
+        }
+        Err(Ending::Failed(mut failure)) => {
+            failure.stage.get_or_insert(reporter.current_stage());
+            reporter.report(Report::Failed(failure));
+            EXIT_FAILED
+        }
+    }
+}
+
+/// A panic on any thread becomes a report with the place where it happened.
+fn report_panics(reporter: Arc<Reporter>) {
+    let default = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let failure = Failure::new(FailureKind::Crashed, format!("the worker panicked: {panic}"));
+        reporter.report(Report::Failed(failure.at(reporter.current_stage())));
+        default(panic);
+    }));
+}
+
+/// Starts the threads that the kernels compute with.
+pub fn start_threads(count: u32) -> anyhow::Result<()> {
+    let threads = usize::try_from(count.max(1)).context("the spec's `threads`")?;
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("cannot start threads")
+}

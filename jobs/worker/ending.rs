@@ -1,0 +1,56 @@
+//! How an attempt can end before its work is done.
+
+use std::fmt::Display;
+
+use drydock_spec::{Failure, FailureKind};
+
+/// Why the work stops here.
+#[derive(Debug)]
+pub enum Ending {
+    /// Something is wrong, and this is what.
+    Failed(Failure),
+    /// The worker was asked to stop.
+    Stopped,
+}
+
+/// What the parts of an attempt return.
+pub type Result<T, E = Ending> = std::result::Result<T, E>;
+
+impl From<Failure> for Ending {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+/// candle complains about shapes and types only, all of which are checked before it sees them: a fault of the worker.
+impl From<candle_core::Error> for Ending {
+    fn from(error: candle_core::Error) -> Self {
+        Failure::new(FailureKind::Crashed, format!("a tensor operation failed: {error}")).into()
+    }
+}
+
+/// A failure of the given kind, as an error.
+pub fn failed<T>(kind: FailureKind, message: impl Into<String>) -> Result<T> {
+    Err(Failure::new(kind, message).into())
+}
+
+/// Gives an error of another kind the place and kind of failure that it means here.
+pub trait OrFail<T> {
+    /// `what` says what was attempted; the error's own text follows it.
+    fn or_fail(self, kind: FailureKind, what: impl Display) -> Result<T>;
+}
+
+impl<T, E: Display> OrFail<T> for std::result::Result<T, E> {
+    fn or_fail(self, kind: FailureKind, what: impl Display) -> Result<T> {
+        self.map_err(|error| Failure::new(kind, format!("{what}: {error}")).into())
+    }
+}
+
+/// What a failed write means: a full disk, or a fault that nobody foresaw.
+pub fn write_failed(path: &std::path::Path, error: &std::io::Error) -> Ending {
+    let kind = match error.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => FailureKind::DiskFull,
+        _ => FailureKind::Crashed,
+    };
+    Failure::new(kind, format!("cannot write {}: {error}", path.display())).into()
+}

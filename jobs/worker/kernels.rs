@@ -1,0 +1,52 @@
+//! The arithmetic of training on a CPU: a handful of fused operations, each with a backward pass of its own.
+//!
+//! candle's tensors, variables and `backward` are the tape; what happens between two nodes of the tape is done here.
+//! Three things make that worth it: frozen weights lie outside the tape, so nothing is computed or kept for them; each
+//! node keeps only what its backward pass cannot cheaply compute again; and every loop is compiled for the vector
+//! units of the machine that it runs on (see [`simd`]).
+//!
+//! Rows of different lengths are laid end to end without padding: a batch is `[tokens, width]`, and only attention
+//! needs to know where a row begins.
+
+pub mod adamw;
+pub mod attention;
+pub mod cross_entropy;
+pub mod linear;
+mod matrix;
+mod memory;
+pub mod norm;
+pub mod rope;
+pub mod simd;
+pub mod swiglu;
+#[cfg(test)]
+mod testing;
+
+use candle_core::{CpuStorage, Layout, Result, Shape, Storage, Tensor};
+
+/// The values of an operation's argument. Every operation here asks for contiguous f32.
+fn argument<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    let values = storage.as_slice::<f32>()?;
+    match layout.contiguous_offsets() {
+        Some((from, to)) => Ok(&values[from..to]),
+        None => candle_core::bail!("a contiguous argument is expected, not {layout:?}"),
+    }
+}
+
+/// Lends the values of a contiguous f32 tensor on the CPU to `f`.
+pub fn read<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> Result<R>) -> Result<R> {
+    let (storage, layout) = tensor.storage_and_layout();
+    match &*storage {
+        Storage::Cpu(storage) => f(argument(storage, layout)?),
+        _ => candle_core::bail!("a tensor on the CPU is expected"),
+    }
+}
+
+/// The result of an operation, for candle.
+fn output(values: Vec<f32>, shape: impl Into<Shape>) -> (CpuStorage, Shape) {
+    (CpuStorage::F32(values), shape.into())
+}
+
+/// A gradient, for candle.
+fn gradient(values: Vec<f32>, shape: &Shape) -> Result<Tensor> {
+    Tensor::from_vec(values, shape, &candle_core::Device::Cpu)
+}

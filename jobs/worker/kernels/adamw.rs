@@ -1,0 +1,154 @@
+//! AdamW (Loshchilov and Hutter 2019) in place, with moments that can be looked at and kept.
+
+use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Var};
+
+use super::simd::dispatched;
+
+/// AdamW's constants.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Constants {
+    pub beta1: f64,
+    pub beta2: f64,
+    pub epsilon: f64,
+    /// Decoupled from the gradient.
+    pub weight_decay: f64,
+}
+
+/// Running means of a variable's gradients and of their squares.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Moments {
+    pub first: Vec<f32>,
+    pub second: Vec<f32>,
+}
+
+pub struct AdamW {
+    constants: Constants,
+    moments: Vec<Moments>,
+    steps: i32,
+}
+
+/// What one step comes to for each value; see [`AdamW::step`].
+#[derive(Debug, Clone, Copy)]
+struct Coefficients {
+    beta1: f32,
+    beta2: f32,
+    epsilon: f32,
+    gradient: f32,
+    decay: f32,
+    rate: f32,
+    second: f32,
+}
+
+dispatched! {
+    fn update(values: &mut [f32], gradient: &[f32], first: &mut [f32], second: &mut [f32], c: Coefficients) {
+        for ((value, gradient), (m, v)) in values.iter_mut().zip(gradient).zip(first.iter_mut().zip(second)) {
+            let gradient = gradient * c.gradient;
+            *m = *m * c.beta1 + gradient * (1.0 - c.beta1);
+            *v = *v * c.beta2 + gradient * gradient * (1.0 - c.beta2);
+            *value = *value * c.decay - c.rate * *m / ((*v).sqrt() * c.second + c.epsilon);
+        }
+    }
+}
+
+/// The update of one variable.
+struct Update<'a> {
+    gradient: &'a [f32],
+    moments: std::cell::RefCell<&'a mut Moments>,
+    coefficients: Coefficients,
+}
+
+impl InplaceOp1 for Update<'_> {
+    fn name(&self) -> &'static str {
+        "adamw"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, _layout: &Layout) -> Result<()> {
+        let CpuStorage::F32(values) = storage else { candle_core::bail!("f32 is expected") };
+        let moments = &mut **self.moments.borrow_mut();
+        update(values, self.gradient, &mut moments.first, &mut moments.second, self.coefficients);
+        Ok(())
+    }
+}
+
+impl AdamW {
+    pub fn new(constants: Constants, variables: &[Var]) -> Self {
+        let moments = variables
+            .iter()
+            .map(|var| Moments { first: vec![0.0; var.elem_count()], second: vec![0.0; var.elem_count()] })
+            .collect();
+        Self { constants, moments, steps: 0 }
+    }
+
+    /// The moments, in the order of the variables.
+    pub fn moments(&self) -> &[Moments] {
+        &self.moments
+    }
+
+    /// One step: `gradients` are in the order of the variables and are multiplied by `gradient_scale` first (clipping).
+    pub fn step(
+        &mut self,
+        variables: &[Var],
+        gradients: &[Vec<f32>],
+        learning_rate: f64,
+        gradient_scale: f64,
+    ) -> Result<()> {
+        self.steps += 1;
+        let Constants { beta1, beta2, epsilon, weight_decay } = self.constants;
+        let coefficients = Coefficients {
+            beta1: beta1 as f32,
+            beta2: beta2 as f32,
+            epsilon: epsilon as f32,
+            gradient: gradient_scale as f32,
+            decay: (1.0 - learning_rate * weight_decay) as f32,
+            // The moments start at zero; both corrections take that bias out.
+            rate: (learning_rate / (1.0 - beta1.powi(self.steps))) as f32,
+            second: (1.0 / (1.0 - beta2.powi(self.steps)).sqrt()) as f32,
+        };
+        for ((var, gradient), moments) in variables.iter().zip(gradients).zip(&mut self.moments) {
+            var.inplace_op1(&Update { gradient, moments: moments.into(), coefficients })?;
+        }
+        Ok(())
+    }
+}
+
+/// The L2 norm of all gradients together.
+pub fn global_norm(gradients: &[Vec<f32>]) -> f64 {
+    gradients.iter().map(|gradient| squares(gradient)).sum::<f64>().sqrt()
+}
+
+fn squares(gradient: &[f32]) -> f64 {
+    // In pieces, so that f32 is precise enough within each.
+    gradient.chunks(4096).map(|piece| f64::from(piece.iter().map(|g| g * g).sum::<f32>())).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Tensor};
+
+    use super::*;
+
+    #[test]
+    fn two_steps_are_those_of_the_formula() {
+        let constants = Constants { beta1: 0.9, beta2: 0.99, epsilon: 1e-8, weight_decay: 0.1 };
+        let var = Var::from_tensor(&Tensor::new(&[1.0f32, -2.0, 0.5], &Device::Cpu).unwrap()).unwrap();
+        let vars = [var];
+        let mut adamw = AdamW::new(constants, &vars);
+        let gradients = [[0.5, -0.1, 3.0], [0.2, 0.4, -1.0]];
+        let mut want = [1.0, -2.0, 0.5];
+        let (mut m, mut v) = ([0.0; 3], [0.0; 3]);
+        for (t, gradient) in gradients.iter().enumerate() {
+            adamw.step(&vars, &[gradient.iter().map(|&g: &f64| g as f32).collect()], 0.01, 0.5).unwrap();
+            for i in 0..3 {
+                let g = gradient[i] * 0.5;
+                m[i] = 0.9 * m[i] + 0.1 * g;
+                v[i] = 0.99 * v[i] + 0.01 * g * g;
+                let (mh, vh): (f64, f64) =
+                    (m[i] / (1.0 - 0.9f64.powi(t as i32 + 1)), v[i] / (1.0 - 0.99f64.powi(t as i32 + 1)));
+                want[i] = want[i] * (1.0 - 0.01 * 0.1) - 0.01 * mh / (vh.sqrt() + 1e-8);
+            }
+        }
+        let got = vars[0].to_vec1::<f32>().unwrap();
+        assert!(got.iter().zip(want).all(|(&got, want)| (f64::from(got) - want).abs() < 1e-6), "{got:?} {want:?}");
+        assert!((f64::from(adamw.moments()[0].first[2]) - m[2]).abs() < 1e-6);
+    }
+}

@@ -1,0 +1,104 @@
+//! Buffers for results: not cleared before they are written, and written by several threads at once.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+/// A vector that a kernel is about to fill. Clearing it first would cost a memory pass for every result, which is
+/// about a tenth of a training step.
+pub(super) struct Fresh {
+    values: Vec<f32>,
+    len: usize,
+}
+
+impl Fresh {
+    pub(super) fn new(len: usize) -> Self {
+        Self { values: Vec::with_capacity(len), len }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(super) fn as_mut_ptr(&mut self) -> *mut f32 {
+        self.values.as_mut_ptr()
+    }
+
+    pub(super) fn parts(&mut self) -> Parts<'_> {
+        Parts { values: self.values.as_mut_ptr(), len: self.len, lent: PhantomData }
+    }
+
+    /// # Safety
+    /// Every value has been written.
+    pub(super) unsafe fn filled(mut self) -> Vec<f32> {
+        // SAFETY: the capacity is `len`, and the caller vouches for the values.
+        unsafe { self.values.set_len(self.len) };
+        self.values
+    }
+}
+
+/// A buffer lent to several threads, each of which writes to parts of its own.
+#[derive(Clone, Copy)]
+pub(super) struct Parts<'a> {
+    values: *mut f32,
+    len: usize,
+    lent: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: `part` is the only way in, and its contract forbids two threads the same values.
+unsafe impl Send for Parts<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for Parts<'_> {}
+
+impl<'a> Parts<'a> {
+    pub(super) fn of(values: &'a mut [f32]) -> Self {
+        Self { values: values.as_mut_ptr(), len: values.len(), lent: PhantomData }
+    }
+
+    /// # Safety
+    /// No value of the range is lent elsewhere while the part is in use, and in a fresh buffer none is read before it
+    /// is written.
+    pub(super) unsafe fn part(self, range: Range<usize>) -> &'a mut [f32] {
+        assert!(range.start <= range.end && range.end <= self.len, "part {range:?} of {} values", self.len);
+        // SAFETY: within the buffer, and not lent elsewhere by this function's contract.
+        unsafe { std::slice::from_raw_parts_mut(self.values.add(range.start), range.len()) }
+    }
+
+    /// Where a strided part begins whose last value is `end - 1`, for [`super::matrix::MatrixMut::strided`].
+    pub(super) fn pointer(self, start: usize, end: usize) -> *mut f32 {
+        assert!(start <= end && end <= self.len, "part {start}..{end} of {} values", self.len);
+        // SAFETY: within the buffer.
+        unsafe { self.values.add(start) }
+    }
+}
+
+/// Calls `f` on ranges that together are `0..rows`, on all threads. The cut depends on the number of threads only,
+/// and no two ranges share a row; so what is computed row by row does not depend on who computes it.
+pub(super) fn by_rows(rows: usize, f: impl Fn(Range<usize>) + Sync) {
+    let threads = rayon::current_num_threads();
+    if threads <= 1 || rows < 8 {
+        return f(0..rows);
+    }
+    // More pieces than threads, so that a thread that was interrupted does not keep the others waiting.
+    let piece = rows.div_ceil(threads * 4);
+    (0..rows.div_ceil(piece)).into_par_iter().for_each(|i| f(i * piece..((i + 1) * piece).min(rows)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_is_visited_once() {
+        for rows in [0, 1, 7, 8, 9, 100, 1001] {
+            let mut seen = vec![0.0; rows];
+            let parts = Parts::of(&mut seen);
+            by_rows(rows, |range| {
+                // SAFETY: the ranges do not overlap.
+                unsafe { parts.part(range) }.iter_mut().for_each(|seen| *seen += 1.0);
+            });
+            assert!(seen.iter().all(|&seen| seen == 1.0));
+        }
+    }
+}

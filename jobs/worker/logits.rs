@@ -1,0 +1,29 @@
+//! The logits of a given text, for comparing with other software.
+
+use std::path::Path;
+
+use drydock_spec::FailureKind::{BadModel, BadOption};
+
+use crate::ending::{OrFail, Result, failed};
+use crate::model::ModelFiles;
+use crate::model::decoder::Decoder;
+use crate::model::lora::load_adapter;
+
+/// Writes the logits `[tokens, vocabulary]` in f32 as the tensor `logits`.
+pub fn logits(model: &Path, adapter: Option<&Path>, ids: &[u32], out: &Path) -> Result<()> {
+    let mut files = ModelFiles::open(model)?;
+    let vocabulary = files.config.vocabulary;
+    if let Some(id) = ids.iter().find(|&&id| id as usize >= vocabulary) {
+        return failed(BadOption, format!("--ids has {id}; the model knows {vocabulary} tokens"));
+    }
+    if ids.is_empty() || ids.len() > files.config.max_positions {
+        let limit = files.config.max_positions;
+        return failed(BadOption, format!("--ids has {} tokens; from 1 to {limit} can be taken", ids.len()));
+    }
+    let mut decoder = Decoder::load(&mut files, ids.len(), |_| Ok(()))?;
+    if let Some(folder) = adapter {
+        load_adapter(&mut decoder, folder)?;
+    }
+    let logits = decoder.logits(ids)?;
+    logits.save_safetensors("logits", out).or_fail(BadModel, format_args!("cannot write {}", out.display()))
+}

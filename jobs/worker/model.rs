@@ -1,0 +1,100 @@
+//! Models: their files, their tokenizer, and the decoder that is trained.
+
+pub mod config;
+pub mod decoder;
+mod gguf;
+mod hf;
+pub mod lora;
+pub mod tokenizer;
+
+use std::path::{Path, PathBuf};
+
+use candle_core::Tensor;
+use drydock_spec::FailureKind;
+
+use crate::ending::{OrFail, Result, failed};
+use config::Config;
+use tokenizer::Text;
+
+/// A model's files, opened but not read: configuration and tensors come on demand.
+pub struct ModelFiles {
+    weights: Weights,
+    pub config: Config,
+    folder: PathBuf,
+}
+
+enum Weights {
+    Gguf(gguf::GgufFile),
+    Safetensors(hf::Shards),
+}
+
+impl ModelFiles {
+    /// Opens a folder with either one `.gguf`, or `config.json` and `*.safetensors`. Pickled files are never read:
+    /// they can run code.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let (weights, config) = match find_gguf(folder)? {
+            Some(path) => {
+                let file = gguf::GgufFile::open(&path)?;
+                let config = file.config()?;
+                (Weights::Gguf(file), config)
+            }
+            None => {
+                let config = Config::from_hf(&hf::read_json(&folder.join("config.json"))?)?;
+                (Weights::Safetensors(hf::Shards::open(folder)?), config)
+            }
+        };
+        Ok(Self { weights, config, folder: folder.to_owned() })
+    }
+
+    /// Tokenizer and chat template. A `tokenizer.json` beside a GGUF file wins: what is rebuilt from a GGUF's metadata
+    /// is as good as can be, but not the original.
+    pub fn text(&self) -> Result<Text> {
+        match &self.weights {
+            Weights::Gguf(file) if !self.folder.join("tokenizer.json").exists() => file.text(),
+            Weights::Gguf(file) => {
+                let mut text = Text::from_folder(&self.folder)?;
+                text.chat_template = text.chat_template.or_else(|| file.chat_template());
+                Ok(text)
+            }
+            Weights::Safetensors(_) => Text::from_folder(&self.folder),
+        }
+    }
+
+    /// Whether the model has a tensor of this name (as Hugging Face names it).
+    pub fn has(&self, name: &str) -> bool {
+        match &self.weights {
+            Weights::Gguf(file) => file.has(name),
+            Weights::Safetensors(shards) => shards.has(name),
+        }
+    }
+
+    /// The tensor of this name in f32 and in Hugging Face's order of rows; its shape must be the one that the
+    /// configuration promises.
+    pub fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let tensor = match &mut self.weights {
+            Weights::Gguf(file) => file.tensor(name, &self.config)?,
+            Weights::Safetensors(shards) => shards.tensor(name)?,
+        };
+        if tensor.dims() != shape {
+            let found = tensor.dims();
+            let message = format!("tensor `{name}` is {found:?}; the configuration asks for {shape:?}");
+            return failed(FailureKind::BadModel, message);
+        }
+        Ok(tensor)
+    }
+}
+
+fn find_gguf(folder: &Path) -> Result<Option<PathBuf>> {
+    let what = || format!("cannot read the model folder {}", folder.display());
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).or_fail(FailureKind::BadModel, what())? {
+        let path = entry.or_fail(FailureKind::BadModel, what())?.path();
+        if path.extension().is_some_and(|extension| extension == "gguf") {
+            found.push(path);
+        }
+    }
+    match found.len() {
+        0 | 1 => Ok(found.pop()),
+        many => failed(FailureKind::BadModel, format!("the model folder holds {many} .gguf files; one is expected")),
+    }
+}

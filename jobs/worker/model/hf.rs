@@ -1,0 +1,210 @@
+//! Hugging Face model folders: `config.json` and one or several `*.safetensors`.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use drydock_spec::FailureKind::BadModel;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::ending::{OrFail, Result, failed};
+
+/// A header that is longer is no header; the format's own limit is the same.
+const MAX_HEADER_BYTES: u64 = 100_000_000;
+
+pub(super) fn read_json(path: &Path) -> Result<Value> {
+    let text = std::fs::read(path).or_fail(BadModel, format_args!("cannot read {}", name(path)))?;
+    serde_json::from_slice(&text).or_fail(BadModel, name(path))
+}
+
+/// A file's name: the folders above it are the container's business, not the reader's.
+fn name(path: &Path) -> String {
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+}
+
+/// The tensors of a folder, wherever they lie.
+#[derive(Debug)]
+pub(super) struct Shards {
+    tensors: BTreeMap<String, Place>,
+    files: Vec<(PathBuf, File)>,
+}
+
+#[derive(Debug)]
+struct Place {
+    file: usize,
+    offset: u64,
+    bytes: usize,
+    dtype: DType,
+    shape: Vec<usize>,
+}
+
+#[derive(Deserialize)]
+struct Entry {
+    dtype: String,
+    shape: Vec<usize>,
+    data_offsets: (u64, u64),
+}
+
+impl Shards {
+    /// Reads the headers of every `*.safetensors` in the folder. The tensors themselves are read one at a time later:
+    /// mapping the files would be simpler, but a file that shrinks under a mapping kills the process.
+    pub(super) fn open(folder: &Path) -> Result<Self> {
+        let mut paths: Vec<PathBuf> = std::fs::read_dir(folder)
+            .or_fail(BadModel, "cannot read the model folder")?
+            .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+            .filter(|path| path.extension().is_some_and(|extension| extension == "safetensors"))
+            .collect();
+        paths.sort();
+        if paths.is_empty() {
+            return failed(BadModel, "the model folder holds neither a .gguf nor any .safetensors file");
+        }
+        let mut shards = Self { tensors: BTreeMap::new(), files: Vec::new() };
+        for path in paths {
+            shards.add(path)?;
+        }
+        shards.check_index(folder)?;
+        Ok(shards)
+    }
+
+    fn add(&mut self, path: PathBuf) -> Result<()> {
+        let file = File::open(&path).or_fail(BadModel, format_args!("cannot read {}", name(&path)))?;
+        let size = file.metadata().or_fail(BadModel, name(&path))?.len();
+        let mut length = [0; 8];
+        file.read_exact_at(&mut length, 0).or_fail(BadModel, format_args!("{}: no header", name(&path)))?;
+        let length = u64::from_le_bytes(length);
+        if length > MAX_HEADER_BYTES || length + 8 > size {
+            return failed(BadModel, format!("{}: a header of {length} bytes in {size} bytes", name(&path)));
+        }
+        let mut header = vec![0; length as usize];
+        file.read_exact_at(&mut header, 8).or_fail(BadModel, name(&path))?;
+        let header: BTreeMap<String, Value> =
+            serde_json::from_slice(&header).or_fail(BadModel, format_args!("{}: bad header", name(&path)))?;
+        for (tensor, entry) in header {
+            if tensor == "__metadata__" {
+                continue;
+            }
+            let what = format!("{}: tensor `{tensor}`", name(&path));
+            let entry: Entry = serde_json::from_value(entry).or_fail(BadModel, &what)?;
+            let place = place(entry, self.files.len(), length + 8, size).or_fail(BadModel, &what)?;
+            if self.tensors.insert(tensor, place).is_some() {
+                return failed(BadModel, format!("{what} is in another file of the folder as well"));
+            }
+        }
+        self.files.push((path, file));
+        Ok(())
+    }
+
+    /// Every tensor that the index promises must be there: a shard may be missing.
+    fn check_index(&self, folder: &Path) -> Result<()> {
+        let path = folder.join("model.safetensors.index.json");
+        if !path.exists() {
+            return Ok(());
+        }
+        let index = read_json(&path)?;
+        let Some(map) = index.get("weight_map").and_then(Value::as_object) else {
+            return failed(BadModel, format!("{} has no `weight_map`", name(&path)));
+        };
+        match map.iter().find(|(tensor, _)| !self.tensors.contains_key(*tensor)) {
+            None => Ok(()),
+            Some((tensor, shard)) => failed(BadModel, format!("tensor `{tensor}` of shard {shard} is missing")),
+        }
+    }
+
+    pub(super) fn has(&self, tensor: &str) -> bool {
+        self.tensors.contains_key(tensor)
+    }
+
+    /// The tensor in f32.
+    pub(super) fn tensor(&self, tensor: &str) -> Result<Tensor> {
+        let Some(place) = self.tensors.get(tensor) else {
+            return failed(BadModel, format!("tensor `{tensor}` is missing from the model's files"));
+        };
+        let (path, file) = &self.files[place.file];
+        let mut bytes = vec![0; place.bytes];
+        let what = format_args!("{}: tensor `{tensor}`", name(path)).to_string();
+        file.read_exact_at(&mut bytes, place.offset).or_fail(BadModel, what)?;
+        Ok(Tensor::from_raw_buffer(&bytes, place.dtype, &place.shape, &Device::Cpu)?.to_dtype(DType::F32)?)
+    }
+}
+
+/// Checks a header's entry against the file that it is about.
+fn place(entry: Entry, file: usize, data_start: u64, file_size: u64) -> Result<Place, String> {
+    let dtype = match entry.dtype.as_str() {
+        "F32" => DType::F32,
+        "F16" => DType::F16,
+        "BF16" => DType::BF16,
+        other => return Err(format!("its type is {other}; F32, F16 and BF16 are known")),
+    };
+    let elements = entry.shape.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim));
+    let (from, to) = entry.data_offsets;
+    let bytes = elements.and_then(|count| count.checked_mul(dtype.size_in_bytes()));
+    match (bytes, to.checked_sub(from)) {
+        (Some(bytes), Some(length)) if bytes as u64 == length && to <= file_size.saturating_sub(data_start) => {
+            Ok(Place { file, offset: data_start + from, bytes, dtype, shape: entry.shape })
+        }
+        _ => Err(format!("bytes {from}..{to} do not hold {:?} values of {:?}", entry.shape, entry.dtype)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+    use crate::ending::Ending;
+
+    fn message(result: Result<Shards>) -> String {
+        match result {
+            Err(Ending::Failed(failure)) if failure.kind == BadModel => failure.message,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn save(path: &Path, names: &[&str]) {
+        let tensor = |name: &&str| (name.to_string(), Tensor::new(&[[1.5f32, -2.0]], &Device::Cpu).unwrap());
+        let tensors: HashMap<String, Tensor> = names.iter().map(tensor).collect();
+        candle_core::safetensors::save(&tensors, path).unwrap();
+    }
+
+    #[test]
+    fn tensors_are_found_in_any_shard_and_widened() {
+        let folder = tempfile::tempdir().unwrap();
+        save(&folder.path().join("a.safetensors"), &["x"]);
+        let half = Tensor::new(&[0.5f32, 3.0], &Device::Cpu).unwrap().to_dtype(DType::BF16).unwrap();
+        let other = HashMap::from([("y".to_string(), half)]);
+        candle_core::safetensors::save(&other, folder.path().join("b.safetensors")).unwrap();
+        let shards = Shards::open(folder.path()).unwrap();
+        assert_eq!(shards.tensor("x").unwrap().to_vec2::<f32>().unwrap(), [[1.5, -2.0]]);
+        assert_eq!(shards.tensor("y").unwrap().to_vec1::<f32>().unwrap(), [0.5, 3.0]);
+        assert!(!shards.has("z"));
+    }
+
+    #[test]
+    fn damaged_files_are_named_and_never_trusted() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        save(&path, &["x"]);
+        let whole = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &whole[..whole.len() - 1]).unwrap();
+        let cut = message(Shards::open(folder.path()));
+        assert!(cut.starts_with("model.safetensors: tensor `x`: bytes 0..8 do not hold"), "{cut}");
+        std::fs::write(&path, [255; 64]).unwrap();
+        assert!(message(Shards::open(folder.path())).contains("a header of 18446744073709551615 bytes"));
+        std::fs::remove_file(&path).unwrap();
+        assert!(message(Shards::open(folder.path())).contains("neither a .gguf nor any .safetensors"));
+    }
+
+    #[test]
+    fn a_missing_shard_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        save(&folder.path().join("model-00001-of-00002.safetensors"), &["x"]);
+        let index =
+            r#"{"weight_map": {"x": "model-00001-of-00002.safetensors", "y": "model-00002-of-00002.safetensors"}}"#;
+        std::fs::write(folder.path().join("model.safetensors.index.json"), index).unwrap();
+        let missing = message(Shards::open(folder.path()));
+        assert_eq!(missing, "tensor `y` of shard \"model-00002-of-00002.safetensors\" is missing");
+    }
+}

@@ -1,0 +1,330 @@
+//! From text to tokens and back, and what belongs to it: special tokens and the chat template.
+
+use std::path::Path;
+
+use drydock_spec::FailureKind::{BadModel, UnsupportedModel};
+use serde_json::{Map, Value, json};
+use tokenizers::Tokenizer;
+
+use super::config::OneOrMany;
+use super::hf::read_json;
+use crate::ending::{OrFail, Result, failed};
+
+/// How a model reads and writes.
+pub struct Text {
+    tokenizer: Tokenizer,
+    /// `tokenizer.json`, as it is handed on with an adapter.
+    pub tokenizer_json: String,
+    /// `tokenizer_config.json`, the same.
+    pub tokenizer_config: Map<String, Value>,
+    /// Jinja source that makes one text of a chat.
+    pub chat_template: Option<String>,
+    pub bos: Option<String>,
+    pub eos: Option<String>,
+    pub pad: Option<String>,
+    /// Tokens that end an answer.
+    pub stops: Vec<u32>,
+}
+
+/// A text in tokens.
+pub struct Tokens {
+    pub ids: Vec<u32>,
+    /// Byte at which each token begins in the text.
+    pub starts: Vec<usize>,
+}
+
+impl Text {
+    /// From the files of a Hugging Face folder.
+    pub fn from_folder(folder: &Path) -> Result<Self> {
+        let path = folder.join("tokenizer.json");
+        let json = std::fs::read_to_string(&path).or_fail(BadModel, "cannot read tokenizer.json")?;
+        let optional = |name: &str| {
+            let path = folder.join(name);
+            if path.exists() { read_json(&path) } else { Ok(Value::Null) }
+        };
+        let config = match optional("tokenizer_config.json")? {
+            Value::Object(config) => config,
+            _ => Map::new(),
+        };
+        let template = match std::fs::read_to_string(folder.join("chat_template.jinja")) {
+            Ok(template) => Some(template),
+            Err(_) => chat_template(&config),
+        };
+        let mut text = Self::new(json, config, template)?;
+        if let Some(stops) = optional("generation_config.json")?.get("eos_token_id") {
+            let stops: Option<OneOrMany> = serde_json::from_value(stops.clone()).ok();
+            text.also_stop_at(stops.map(Vec::from).unwrap_or_default());
+        }
+        Ok(text)
+    }
+
+    fn new(json: String, mut config: Map<String, Value>, chat_template: Option<String>) -> Result<Self> {
+        let mut tokenizer: Tokenizer = json.parse().or_fail(BadModel, "tokenizer.json")?;
+        // Some files carry the cutting and padding of the day they were saved; rows are cut here, and never padded.
+        tokenizer.with_truncation(None).or_fail(BadModel, "tokenizer.json")?;
+        tokenizer.with_padding(None);
+        let [bos, eos, pad] = ["bos_token", "eos_token", "pad_token"].map(|name| special(&config, name));
+        config.entry("tokenizer_class").or_insert_with(|| "PreTrainedTokenizerFast".into());
+        if let Some(template) = &chat_template {
+            config.insert("chat_template".into(), template.as_str().into());
+        }
+        let pad = pad.or_else(|| eos.clone());
+        if let Some(pad) = &pad {
+            config.insert("pad_token".into(), pad.as_str().into());
+        }
+        let mut text = Self {
+            tokenizer,
+            tokenizer_json: json,
+            tokenizer_config: config,
+            chat_template,
+            bos,
+            eos,
+            pad,
+            stops: Vec::new(),
+        };
+        let eos = text.eos.as_deref().and_then(|eos| text.tokenizer.token_to_id(eos));
+        text.also_stop_at(eos);
+        Ok(text)
+    }
+
+    /// Adds tokens that end an answer.
+    pub fn also_stop_at(&mut self, ids: impl IntoIterator<Item = u32>) {
+        self.stops.extend(ids);
+        self.stops.sort_unstable();
+        self.stops.dedup();
+    }
+
+    /// The tokens of a text. `special`: with the beginning (and end) that the tokenizer adds by itself, but never with
+    /// two where the text has its own.
+    pub fn encode(&self, text: &str, special: bool) -> Result<Tokens> {
+        let encoding = self.tokenizer.encode(text, special).or_fail(BadModel, "the tokenizer refuses a text")?;
+        let mut ids = encoding.get_ids().to_vec();
+        let mut starts: Vec<usize> = encoding.get_offsets().iter().map(|offsets| offsets.0).collect();
+        let id = |token: &Option<String>| token.as_deref().and_then(|token| self.tokenizer.token_to_id(token));
+        if let (Some(bos), [first, second, ..]) = (id(&self.bos), &ids[..])
+            && (*first, *second) == (bos, bos)
+        {
+            ids.remove(0);
+            starts.remove(0);
+        }
+        if let (Some(eos), [.., before, last]) = (id(&self.eos), &ids[..])
+            && (*before, *last) == (eos, eos)
+        {
+            ids.pop();
+            starts.pop();
+        }
+        Ok(Tokens { ids, starts })
+    }
+
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        self.tokenizer.decode(ids, skip_special).or_fail(BadModel, "the tokenizer cannot write its own tokens")
+    }
+
+    /// The texts of the tokens that end an answer.
+    pub fn stop_texts(&self) -> Vec<String> {
+        self.stops.iter().filter_map(|&id| self.tokenizer.id_to_token(id)).collect()
+    }
+
+    /// Uses this template from now on, and hands it on.
+    pub fn set_chat_template(&mut self, template: &str) {
+        self.chat_template = Some(template.to_owned());
+        self.tokenizer_config.insert("chat_template".into(), template.into());
+    }
+}
+
+/// A special token's text: written as it is, or as an object with `content`.
+fn special(config: &Map<String, Value>, name: &str) -> Option<String> {
+    let value = config.get(name)?;
+    value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned)
+}
+
+/// The template in `tokenizer_config.json`: one text, or a list of named ones, of which the default is taken.
+fn chat_template(config: &Map<String, Value>) -> Option<String> {
+    match config.get("chat_template")? {
+        Value::String(template) => Some(template.clone()),
+        Value::Array(named) => named
+            .iter()
+            .find(|entry| entry.get("name").and_then(Value::as_str) == Some("default"))
+            .and_then(|entry| entry.get("template")?.as_str())
+            .map(str::to_owned),
+        _ => None,
+    }
+}
+
+/// A byte-level BPE tokenizer as a GGUF's metadata has it.
+pub(super) struct BpeParts {
+    /// How text is cut before merging, by the name that llama.cpp gave it.
+    pub pre_tokenizer: String,
+    pub tokens: Vec<String>,
+    /// llama.cpp's kinds: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte.
+    pub kinds: Vec<u64>,
+    pub merges: Vec<String>,
+    pub bos: Option<u32>,
+    pub eos: Option<u32>,
+    pub eot: Option<u32>,
+    pub pad: Option<u32>,
+    pub unknown: Option<u32>,
+    pub add_bos: Option<bool>,
+    pub chat_template: Option<String>,
+}
+
+const PRE_TOKENIZERS: [&str; 5] = ["smollm", "gpt-2", "default", "llama-bpe", "qwen2"];
+
+/// The patterns of Llama 3 and Qwen 2 differ in how many digits go together.
+fn split_pattern(digits: &str) -> String {
+    format!(
+        "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{{L}}\\p{{N}}]?\\p{{L}}+|{digits}| ?[^\\s\\p{{L}}\\p{{N}}]+[\\r\\n]*\
+         |\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
+    )
+}
+
+impl BpeParts {
+    /// The same as Hugging Face's files, then read like those.
+    pub(super) fn build(self) -> Result<Text> {
+        if self.kinds.len() != self.tokens.len() {
+            let (tokens, kinds) = (self.tokens.len(), self.kinds.len());
+            return failed(BadModel, format!("the GGUF's tokenizer has {tokens} tokens and {kinds} token types"));
+        }
+        let json = json!({
+            "version": "1.0",
+            "truncation": null,
+            "padding": null,
+            "added_tokens": self.added_tokens(),
+            "normalizer": if self.pre_tokenizer == "qwen2" { json!({"type": "NFC"}) } else { Value::Null },
+            "pre_tokenizer": self.pre_tokenizer()?,
+            "post_processor": self.post_processor(),
+            "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+            "model": {
+                "type": "BPE",
+                "dropout": null,
+                "unk_token": null,
+                "continuing_subword_prefix": null,
+                "end_of_word_suffix": null,
+                "fuse_unk": false,
+                "byte_fallback": false,
+                "ignore_merges": self.pre_tokenizer == "llama-bpe",
+                "vocab": self.tokens.iter().enumerate().map(|(id, token)| (token.clone(), id.into()))
+                    .collect::<Map<String, Value>>(),
+                "merges": self.merges.iter().map(|merge| merge.split_once(' '))
+                    .collect::<Option<Vec<_>>>().ok_or("a merge is not two tokens").or_fail(BadModel, "GGUF tokenizer")?,
+            },
+        });
+        let token = |id: Option<u32>| id.and_then(|id| self.tokens.get(id as usize)).cloned();
+        let mut config = Map::new();
+        for (name, id) in
+            [("bos_token", self.bos), ("eos_token", self.eos), ("pad_token", self.pad), ("unk_token", self.unknown)]
+        {
+            if let Some(token) = token(id) {
+                config.insert(name.into(), token.into());
+            }
+        }
+        config.insert("clean_up_tokenization_spaces".into(), false.into());
+        let mut text = Text::new(json.to_string(), config, self.chat_template)?;
+        text.also_stop_at(self.eot);
+        Ok(text)
+    }
+
+    fn added_tokens(&self) -> Vec<Value> {
+        let added = self.tokens.iter().zip(&self.kinds).enumerate().filter(|(_, (_, kind))| matches!(kind, 2..=4));
+        added
+            .map(|(id, (content, kind))| {
+                json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+                       "normalized": false, "special": *kind != 4})
+            })
+            .collect()
+    }
+
+    fn pre_tokenizer(&self) -> Result<Value> {
+        let bytes = |regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex});
+        let after = |first: Value, regex: bool| json!({"type": "Sequence", "pretokenizers": [first, bytes(regex)]});
+        let split = |digits: &str| {
+            let pattern = json!({"Regex": split_pattern(digits)});
+            json!({"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": false})
+        };
+        match self.pre_tokenizer.as_str() {
+            "smollm" => Ok(after(json!({"type": "Digits", "individual_digits": true}), true)),
+            "gpt-2" | "default" => Ok(bytes(true)),
+            "llama-bpe" => Ok(after(split("\\p{N}{1,3}"), false)),
+            "qwen2" => Ok(after(split("\\p{N}"), false)),
+            other => {
+                let known = PRE_TOKENIZERS.join(", ");
+                let message = format!("the GGUF's pre-tokenizer is `{other}`; known are: {known}");
+                let failure = drydock_spec::Failure::new(UnsupportedModel, message);
+                Err(failure.with_hint("put the model's tokenizer.json beside the .gguf file").into())
+            }
+        }
+    }
+
+    /// Puts the beginning-of-text token before every text, where the model wants that; Llama 3's files often do not
+    /// say so and mean it.
+    fn post_processor(&self) -> Value {
+        let wanted = self.add_bos.unwrap_or(self.pre_tokenizer == "llama-bpe");
+        let Some((id, token)) = self.bos.filter(|_| wanted).and_then(|id| Some((id, self.tokens.get(id as usize)?)))
+        else {
+            return Value::Null;
+        };
+        let bos = |kind: u8| json!({"SpecialToken": {"id": token, "type_id": kind}});
+        let sequence = |name: &str, kind: u8| json!({"Sequence": {"id": name, "type_id": kind}});
+        let mut special = Map::new();
+        special.insert(token.clone(), json!({"id": token, "ids": [id], "tokens": [token]}));
+        json!({
+            "type": "TemplateProcessing",
+            "single": [bos(0), sequence("A", 0)],
+            "pair": [bos(0), sequence("A", 0), bos(1), sequence("B", 1)],
+            "special_tokens": special,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ending::Ending;
+
+    /// Bytes, `<s>` and `</s>`, and one merge.
+    fn parts(pre_tokenizer: &str) -> BpeParts {
+        let mut tokens: Vec<String> = ["<s>", "</s>", "a", "b", "1", "2", "Ġ", "ab"].map(str::to_owned).to_vec();
+        tokens.push("Ġa".into());
+        BpeParts {
+            pre_tokenizer: pre_tokenizer.into(),
+            kinds: vec![3, 3, 1, 1, 1, 1, 1, 1, 1],
+            tokens,
+            merges: vec!["a b".into(), "Ġ a".into()],
+            bos: Some(0),
+            eos: Some(1),
+            eot: None,
+            pad: None,
+            unknown: None,
+            add_bos: Some(true),
+            chat_template: None,
+        }
+    }
+
+    #[test]
+    fn a_tokenizer_is_rebuilt_with_its_special_tokens() {
+        let text = parts("smollm").build().unwrap();
+        let tokens = text.encode("ab a12</s>", false).unwrap();
+        assert_eq!(tokens.ids, [7, 8, 4, 5, 1]);
+        assert_eq!(tokens.starts, [0, 2, 4, 5, 6]);
+        assert_eq!(text.decode(&tokens.ids, true).unwrap(), "ab a12");
+        assert_eq!((text.stops.as_slice(), text.pad.as_deref()), (&[1][..], Some("</s>")));
+    }
+
+    #[test]
+    fn a_text_begins_once() {
+        let text = parts("gpt-2").build().unwrap();
+        assert_eq!(text.encode("ab", true).unwrap().ids, [0, 7]);
+        assert_eq!(text.encode("<s>ab", true).unwrap().ids, [0, 7]);
+        assert_eq!(text.encode("ab", false).unwrap().ids, [7]);
+    }
+
+    #[test]
+    fn every_known_pre_tokenizer_builds_and_an_unknown_one_is_named() {
+        for known in PRE_TOKENIZERS {
+            assert_eq!(parts(known).build().unwrap().encode("ab", false).unwrap().ids, [7], "{known}");
+        }
+        let Err(Ending::Failed(failure)) = parts("tekken").build().map(|_| ()) else { panic!("it is accepted") };
+        assert_eq!(failure.kind, UnsupportedModel);
+        assert!(failure.message.starts_with("the GGUF's pre-tokenizer is `tekken`; known are: smollm"), "{failure}");
+    }
+}

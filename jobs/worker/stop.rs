@@ -1,0 +1,26 @@
+//! SIGTERM: asks the worker to stop at the next place where nothing is half done.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::ending::{Ending, Result};
+
+static ASKED: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn on_signal(_signal: libc::c_int) {
+    // An atomic store is among the few things that a signal handler may do.
+    ASKED.store(true, Ordering::Relaxed);
+}
+
+/// Listens to SIGTERM, and to SIGINT for those who run the worker by hand.
+pub fn listen() {
+    for signal in [libc::SIGTERM, libc::SIGINT] {
+        let handler: extern "C" fn(libc::c_int) = on_signal;
+        // SAFETY: the handler only stores to an atomic.
+        unsafe { libc::signal(signal, handler as libc::sighandler_t) };
+    }
+}
+
+/// Called between any two pieces of work that take a while.
+pub fn check() -> Result<()> {
+    if ASKED.load(Ordering::Relaxed) { Err(Ending::Stopped) } else { Ok(()) }
+}

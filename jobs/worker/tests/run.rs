@@ -1,0 +1,339 @@
+//! The worker as its runner sees it: a process, a spec, an events file, an output folder and an exit code.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use drydock_spec::contract::{EXIT_FAILED, EXIT_FINISHED, EXIT_MISUSED, EXIT_STOPPED};
+use drydock_spec::report::Phase;
+use drydock_spec::{Failure, FailureKind, Preview, Report, ReportLine, Stage};
+use serde_json::{Map, Value, json};
+
+const WORKER: &str = env!("CARGO_BIN_EXE_drydock-worker");
+
+const CHATML: &str = "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] \
+    + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+
+/// An attempt on disk: a tiny model with a tokenizer of bytes, a dataset, and room for what comes out.
+struct Scene {
+    folder: tempfile::TempDir,
+    spec: Value,
+}
+
+impl Scene {
+    fn new(options: Value) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        for name in ["model", "dataset", "out"] {
+            fs::create_dir(path(name)).unwrap();
+        }
+        let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/reference/llama_lora/tied");
+        for name in ["config.json", "model.safetensors"] {
+            fs::copy(fixture.join(name), path("model").join(name)).unwrap();
+        }
+        fs::write(path("model/tokenizer.json"), tokenizer().to_string()).unwrap();
+        let config = json!({"eos_token": "<|im_end|>", "chat_template": CHATML});
+        fs::write(path("model/tokenizer_config.json"), config.to_string()).unwrap();
+        let mut finetune = json!({"model": "tiny", "dataset": "greetings"});
+        finetune.as_object_mut().unwrap().extend(options.as_object().unwrap().clone());
+        let spec = json!({
+            "contract": 1,
+            "job": "01JD3Z7M8K4W5V6X7Y8Z9A0B1C",
+            "attempt": 1,
+            "trace_id": "0123456789abcdef0123456789abcdef",
+            "spec": {"finetune": finetune},
+            "inputs": {"model": path("model"), "model_name": "tiny/random-llama", "dataset": path("dataset")},
+            "output": path("out"),
+            "events": path("events.jsonl"),
+            "threads": 1,
+        });
+        let scene = Self { folder, spec };
+        scene.write_dataset(&rows(40));
+        scene
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn write_dataset(&self, text: &str) {
+        fs::write(self.path("dataset/train.jsonl"), text).unwrap();
+    }
+
+    fn start(&self, command: &str) -> Child {
+        fs::write(self.path("spec.json"), self.spec.to_string()).unwrap();
+        Command::new(WORKER)
+            .arg(command)
+            .arg(self.path("spec.json"))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    }
+
+    /// Exit code and reports of the whole attempt.
+    fn run(&self, command: &str) -> (i32, Vec<Report>) {
+        let output = self.start(command).wait_with_output().unwrap();
+        assert!(output.stdout.is_empty(), "nothing is said on the standard output");
+        (output.status.code().unwrap(), self.reports())
+    }
+
+    fn reports(&self) -> Vec<Report> {
+        let text = fs::read_to_string(self.path("events.jsonl")).unwrap_or_default();
+        let lines: Vec<ReportLine> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert!(lines.is_sorted_by_key(|line| line.elapsed_ms));
+        lines.into_iter().map(|line| line.report).collect()
+    }
+
+    fn failure(&self) -> Failure {
+        let (code, reports) = self.run("run");
+        assert_eq!(code, EXIT_FAILED);
+        assert!(matches!(reports[0], Report::Started(_)));
+        match reports.last() {
+            Some(Report::Failed(failure)) => failure.clone(),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn rows(count: usize) -> String {
+    let row = |i: usize| {
+        let answer = ["zero", "one", "two", "three"][i % 4];
+        json!({"messages": [
+            {"role": "user", "content": format!("Say {}", i % 4)},
+            {"role": "assistant", "content": answer},
+        ]})
+        .to_string()
+    };
+    (0..count).map(row).collect::<Vec<_>>().join("\n")
+}
+
+/// Three special tokens and the 256 bytes, under the printable names that GPT-2 gave them.
+fn tokenizer() -> Value {
+    let special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
+    let mut vocabulary: Map<String, Value> =
+        special.iter().enumerate().map(|(id, token)| (token.to_string(), id.into())).collect();
+    let printable = |byte: u32| matches!(byte, 33..=126 | 161..=172 | 174..=255);
+    let mut others = 0;
+    for byte in 0..256 {
+        let name = if printable(byte) {
+            byte
+        } else {
+            others += 1;
+            255 + others
+        };
+        vocabulary.insert(char::from_u32(name).unwrap().to_string(), (3 + byte).into());
+    }
+    let added = special.iter().enumerate().map(|(id, token)| {
+        json!({"id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
+               "normalized": false, "special": true})
+    });
+    let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added.collect::<Vec<_>>(),
+        "normalizer": null, "pre_tokenizer": bytes, "post_processor": null, "decoder": bytes,
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+                  "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
+                  "vocab": vocabulary, "merges": []},
+    })
+}
+
+#[test]
+fn a_finetune_reports_in_order_and_leaves_what_peft_needs() {
+    let scene = Scene::new(json!({
+        "learning_rate": 0.01, "num_train_epochs": 3, "sample_prompts": ["Say 1"], "max_new_tokens": 8,
+        "lora_dropout": 0.05,
+    }));
+    let (code, reports) = scene.run("run");
+    assert_eq!(code, EXIT_FINISHED, "{reports:?}");
+    let names: Vec<&str> = reports.iter().map(Report::name).collect();
+    assert_eq!(names.iter().filter(|name| **name == "metrics").count(), 27);
+    let without_repeats: Vec<&str> =
+        names.iter().filter(|name| !matches!(**name, "metrics" | "progress")).copied().collect();
+    assert_eq!(
+        without_repeats,
+        [
+            "started",
+            "stage",
+            "stage",
+            "dataset",
+            "stage",
+            "model",
+            "stage",
+            "evaluation",
+            "sample",
+            "stage",
+            "stage",
+            "artifact",
+            "artifact",
+            "artifact",
+            "artifact",
+            "stage",
+            "evaluation",
+            "sample",
+            "stage",
+            "artifact",
+            "finished"
+        ]
+    );
+    let losses: Vec<(Phase, f64)> = reports
+        .iter()
+        .filter_map(|report| match report {
+            Report::Evaluation(evaluation) => Some((evaluation.phase, evaluation.loss)),
+            _ => None,
+        })
+        .collect();
+    assert!(losses[1].1 < losses[0].1 / 2.0, "the held-out loss falls: {losses:?}");
+    let announced: BTreeSet<String> = reports
+        .iter()
+        .filter_map(|report| match report {
+            Report::Artifact { path, .. } => Some(path.clone()),
+            _ => None,
+        })
+        .collect();
+    let expected = ["adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json"];
+    let expected = expected.map(|name| format!("adapter/{name}")).into_iter().chain(["training.json".into()]);
+    assert_eq!(announced, expected.collect());
+    for path in &announced {
+        assert!(scene.path("out").join(path).metadata().unwrap().len() > 0, "{path}");
+    }
+    assert_eq!(fs::read_dir(scene.path("out/adapter")).unwrap().count(), 4, "nothing else is left behind");
+    let summary: Value = serde_json::from_slice(&fs::read(scene.path("out/training.json")).unwrap()).unwrap();
+    assert_eq!(summary["dataset"]["train_rows"], 36);
+    assert_eq!(summary["options"]["learning_rate"], 0.01);
+}
+
+#[test]
+fn a_preview_shows_rows_as_they_are_trained_on() {
+    let scene = Scene::new(json!({}));
+    let (code, reports) = scene.run("preview");
+    assert_eq!(code, EXIT_FINISHED, "{reports:?}");
+    assert!(matches!(reports.last(), Some(Report::Finished(_))));
+    let text = fs::read(scene.path("out").join(drydock_spec::preview::FILE)).unwrap();
+    let preview: Preview = serde_json::from_slice(&text).unwrap();
+    assert_eq!((preview.rows, preview.tokenized_rows, preview.model_limit), (40, 40, 128));
+    assert_eq!((preview.dataset.train_rows, preview.dataset.eval_rows), (36, 4));
+    let first = &preview.rendered[0];
+    assert!(first.text.starts_with("<|im_start|>user\nSay "), "{first:?}");
+    assert!(first.text.ends_with(&format!("<|im_start|>assistant\n{}\n", first.supervised)), "{first:?}");
+    assert!(first.supervised.ends_with("<|im_end|>"));
+}
+
+#[test]
+fn sigterm_stops_the_worker_between_two_batches() {
+    let scene = Scene::new(json!({"max_steps": 1_000_000}));
+    let mut child = scene.start("run");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !fs::read_to_string(scene.path("events.jsonl")).is_ok_and(|text| text.contains(r#""type":"metrics""#)) {
+        assert!(child.try_wait().unwrap().is_none(), "it ended by itself: {:?}", scene.reports());
+        assert!(Instant::now() < deadline, "no step was taken");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // SAFETY: the child has not been waited for, so the id is still its own.
+    assert_eq!(unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGTERM) }, 0);
+    assert_eq!(child.wait().unwrap().code(), Some(EXIT_STOPPED));
+    let reports = scene.reports();
+    let Some(Report::Stopped { step }) = reports.last() else { panic!("{:?}", reports.last()) };
+    assert!(*step >= 1);
+    assert!(!scene.path("out/adapter").exists(), "nothing half-way is left");
+}
+
+#[test]
+fn an_absurd_learning_rate_is_told_as_divergence() {
+    let scene = Scene::new(json!({
+        "learning_rate": 1.0, "lora_alpha": 65_536, "warmup_steps": 0, "max_grad_norm": 0, "max_steps": 5000,
+        "lr_scheduler_type": "constant",
+    }));
+    let failure = scene.failure();
+    assert_eq!((failure.kind, failure.stage), (FailureKind::Diverged, Some(Stage::Train)));
+    assert!(failure.message.contains("the last finite loss was"), "{}", failure.message);
+}
+
+#[test]
+fn a_bad_row_is_told_with_its_place() {
+    let scene = Scene::new(json!({}));
+    scene.write_dataset(&format!("{}\n{{\"messages\": []}}\n", rows(3)));
+    let failure = scene.failure();
+    assert_eq!((failure.kind, failure.stage), (FailureKind::BadDataset, Some(Stage::Tokenize)));
+    assert!(failure.message.starts_with("train.jsonl, line 4 (byte "), "{}", failure.message);
+}
+
+#[test]
+fn rows_without_room_for_an_answer_are_nothing_to_learn_from() {
+    let scene = Scene::new(json!({"max_seq_length": 16}));
+    let failure = scene.failure();
+    assert_eq!(failure.kind, FailureKind::NothingToLearn);
+    assert_eq!(
+        failure.message,
+        "all 40 rows are longer than max_seq_length = 16 before the answer starts; the shortest prompt has 24 tokens"
+    );
+}
+
+#[test]
+fn more_than_the_model_can_take_is_a_bad_option() {
+    let scene = Scene::new(json!({"max_seq_length": 4096}));
+    let failure = scene.failure();
+    assert_eq!(failure.kind, FailureKind::BadOption);
+    assert_eq!(failure.message, "max_seq_length = 4096: the model takes 128 tokens at most");
+}
+
+#[test]
+fn a_damaged_model_is_told_by_its_tensor() {
+    let scene = Scene::new(json!({}));
+    let config = fs::read_to_string(scene.path("model/config.json")).unwrap();
+    let changed = config.replace("\"intermediate_size\": 128", "\"intermediate_size\": 130");
+    fs::write(scene.path("model/config.json"), changed).unwrap();
+    let failure = scene.failure();
+    assert_eq!((failure.kind, failure.stage), (FailureKind::BadModel, Some(Stage::Load)));
+    assert_eq!(
+        failure.message,
+        "tensor `model.layers.0.mlp.gate_proj.weight` is [128, 64]; the configuration asks for [130, 64]"
+    );
+}
+
+#[test]
+fn a_spec_of_another_contract_is_refused_in_a_report() {
+    let mut scene = Scene::new(json!({}));
+    scene.spec["contract"] = 2.into();
+    let failure = scene.failure();
+    assert_eq!(failure.kind, FailureKind::ContractBroken);
+    assert_eq!(failure.message, "the spec is of contract 2; this worker knows 1");
+}
+
+#[test]
+fn without_a_spec_there_is_only_an_exit_code() {
+    for arguments in [&["run", "/nowhere/spec.json"][..], &["dance"], &[]] {
+        let output = Command::new(WORKER).args(arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(EXIT_MISUSED));
+        assert!(String::from_utf8_lossy(&output.stderr).starts_with("drydock-worker: "));
+    }
+}
+
+/// What `logits` writes for an adapter that was trained here is not what the model alone says.
+#[test]
+fn logits_are_written_with_and_without_the_adapter() {
+    let scene = Scene::new(json!({"max_steps": 3, "learning_rate": 0.01, "test_size": 0}));
+    assert_eq!(scene.run("run").0, EXIT_FINISHED);
+    let logits = |adapter: &[&str]| {
+        let out = scene.path("logits.safetensors");
+        let status = Command::new(WORKER)
+            .args(["logits", "--ids", "1,70,80", "--model"])
+            .arg(scene.path("model"))
+            .arg("--out")
+            .arg(&out)
+            .args(adapter)
+            .status()
+            .unwrap();
+        assert!(status.success());
+        let tensors = candle_core::safetensors::load(&out, &candle_core::Device::Cpu).unwrap();
+        tensors["logits"].to_vec2::<f32>().unwrap()
+    };
+    let adapter = scene.path("out/adapter");
+    let (alone, adapted) = (logits(&[]), logits(&["--adapter", adapter.to_str().unwrap()]));
+    assert_eq!((alone.len(), alone[0].len()), (3, 512));
+    assert_ne!(alone, adapted);
+}

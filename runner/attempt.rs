@@ -1,0 +1,223 @@
+//! One attempt of a job: prepare, start, follow, diagnose, finish.
+//!
+//! An attempt can be taken up at any point by anybody who holds its lease: what to do next is read from the database
+//! and from the engine, never remembered. So a gateway that was killed goes on where it was.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use drydock_spec::{Failure, FailureKind, JobState, Outcome, Stage};
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
+use crate::artifacts::{Artifact, ArtifactError, ArtifactStore, Caps};
+use crate::config::Config;
+use crate::datasets::Datasets;
+use crate::desk::LAST_WORDS_BYTES;
+use crate::diagnose::{Ending, diagnose};
+use crate::engine::EngineWatch;
+use crate::models::Models;
+use crate::sandbox::attempt_dir::{AttemptDir, AttemptDirError};
+use crate::sandbox::{ContainerName, Sandbox};
+use crate::store::{Job, Lease, Store, StoreError};
+
+mod follow;
+mod hold;
+pub mod reports;
+mod start;
+
+/// What attempts are made with. Cloning shares it.
+#[derive(Clone)]
+pub struct Attempts {
+    pub store: Store,
+    pub sandbox: Arc<dyn Sandbox>,
+    pub engine: EngineWatch,
+    pub models: Models,
+    pub datasets: Datasets,
+    pub artifacts: ArtifactStore,
+    pub config: Arc<Config>,
+    /// The installation's name, which its containers are labelled with.
+    pub instance: String,
+    /// How long a lease is renewed for, in milliseconds.
+    pub lease_ms: i64,
+    /// When it is cancelled, attempts are left as they are for the next process to take up.
+    pub shutdown: CancellationToken,
+}
+
+/// drydock could not do its own part. The attempt stays under way; when its lease has run out, somebody tries again.
+#[derive(Debug, thiserror::Error)]
+pub enum AttemptError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("cannot read the events file: {0}")]
+    Events(std::io::Error),
+    #[error(transparent)]
+    Dir(#[from] AttemptDirError),
+    #[error("a blocking call did not return: {0}")]
+    Join(#[from] tokio::task::JoinError),
+}
+
+/// Why an attempt goes no further here.
+#[derive(Debug)]
+enum Stop {
+    /// It is over without a container having ended.
+    Over(Outcome),
+    /// We are shutting down; the container, if there is one, goes on.
+    Detached,
+    Broken(AttemptError),
+}
+
+impl<E: Into<AttemptError>> From<E> for Stop {
+    fn from(error: E) -> Self {
+        Self::Broken(error.into())
+    }
+}
+
+impl Stop {
+    fn failed(kind: FailureKind, stage: Stage, message: impl std::fmt::Display) -> Self {
+        Self::Over(Outcome::Failed(Failure::new(kind, message.to_string()).at(stage)))
+    }
+}
+
+impl Attempts {
+    /// Takes the attempt from wherever it stands to its end.
+    pub async fn run(self, lease: Lease) {
+        let job = lease.job();
+        let span = tracing::info_span!("attempt", job = %job.id, attempt = %lease.attempt(), trace_id = %job.trace_id);
+        async move {
+            match self.run_attempt(lease).await {
+                Ok(Some(job)) => tracing::info!(state = job.state.word(), "attempt ended"),
+                Ok(None) => tracing::info!("attempt left to the next process"),
+                Err(AttemptError::Store(StoreError::LeaseLost { .. })) => tracing::debug!("lease lost"),
+                Err(error) => tracing::error!(%error, "attempt interrupted; it is taken up again when its lease ends"),
+            }
+        }
+        .instrument(span)
+        .await;
+    }
+
+    /// `None` if the attempt was left as it is because we are shutting down.
+    async fn run_attempt(&self, mut lease: Lease) -> Result<Option<Job>, AttemptError> {
+        let outcome = match self.until_ended(&mut lease).await {
+            Ok(ending) => diagnose(&ending),
+            Err(Stop::Over(outcome)) => outcome,
+            Err(Stop::Detached) => return Ok(None),
+            Err(Stop::Broken(error)) => return Err(error),
+        };
+        self.keep_last_words(&lease).await?;
+        let (outcome, artifacts) = self.collect(&lease, outcome).await?;
+        let (job, attempt) = (lease.job().id, lease.attempt());
+        let retry_at_ms = self.store.clock().now_ms() + backoff_ms(attempt.0, rand::random());
+        if let Outcome::Failed(failure) = &outcome {
+            tracing::warn!(%failure, stage = ?failure.stage, "attempt failed");
+        }
+        let after = lease.finish(outcome, &artifacts, retry_at_ms).await?;
+        // Only now: until the end is written down, the container and its folder are what it can be read from.
+        self.clean_up(&ContainerName::of(job, attempt), AttemptDir::open(&self.attempts_dir(), job, attempt)).await;
+        Ok(Some(after))
+    }
+
+    async fn until_ended(&self, lease: &mut Lease) -> Result<Ending, Stop> {
+        let dir = self.start(lease).await?;
+        self.follow(lease, dir).await
+    }
+
+    async fn keep_last_words(&self, lease: &Lease) -> Result<(), StoreError> {
+        let name = ContainerName::of(lease.job().id, lease.attempt());
+        match self.sandbox.last_words(&name, LAST_WORDS_BYTES).await {
+            Ok(words) if !words.is_empty() => lease.keep_last_words(&words).await,
+            // They are a convenience; their loss must not cost the outcome.
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes the artifacts of a success over. What cannot be taken over turns it into a failure.
+    async fn collect(&self, lease: &Lease, outcome: Outcome) -> Result<(Outcome, Vec<Artifact>), AttemptError> {
+        if outcome != Outcome::Succeeded {
+            return Ok((outcome, Vec::new()));
+        }
+        let job = lease.job();
+        let Some(dir) = AttemptDir::open(&self.attempts_dir(), job.id, lease.attempt())? else {
+            let failure = Failure::new(FailureKind::Internal, "the attempt's output folder is gone").at(Stage::Collect);
+            return Ok((Outcome::Failed(failure), Vec::new()));
+        };
+        let (store, id, caps) = (self.artifacts.clone(), job.id, Caps::of_disk(job.limits.disk_bytes));
+        let collected = tokio::task::spawn_blocking(move || store.collect(id, &dir.output_path(), caps));
+        match hold::renewing(lease, self.lease_ms, collected).await?? {
+            Ok(mut artifacts) => {
+                let mut roles = lease.announced_artifacts().await?;
+                for artifact in &mut artifacts {
+                    artifact.role = roles.remove(&artifact.path);
+                }
+                Ok((Outcome::Succeeded, artifacts))
+            }
+            Err(error) => {
+                let kind = match &error {
+                    ArtifactError::Rejected { .. } => FailureKind::ArtifactRejected,
+                    ArtifactError::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+                        FailureKind::DiskFull
+                    }
+                    ArtifactError::Io { .. } => FailureKind::Internal,
+                };
+                Ok((Outcome::Failed(Failure::new(kind, error.to_string()).at(Stage::Collect)), Vec::new()))
+            }
+        }
+    }
+
+    /// Removes what an attempt that is over has left. Whatever stays is swept up later.
+    async fn clean_up(&self, name: &ContainerName, dir: Result<Option<AttemptDir>, AttemptDirError>) {
+        if let Err(error) = self.sandbox.remove(name).await {
+            tracing::warn!(%error, container = %name, "the container stays until the next sweep");
+            return;
+        }
+        let removed = tokio::task::spawn_blocking(move || match dir {
+            Ok(Some(dir)) => dir.remove(),
+            Ok(None) => Ok(()),
+            Err(error) => Err(error),
+        });
+        match removed.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the attempt's folder stays until the next sweep"),
+            Err(error) => tracing::warn!(%error, "the attempt's folder stays until the next sweep"),
+        }
+    }
+
+    /// Where the folders of attempts lie.
+    #[must_use]
+    pub fn attempts_dir(&self) -> std::path::PathBuf {
+        self.config.state_dir.join("attempts")
+    }
+}
+
+/// Whether somebody has asked for the job's end.
+fn stopping(lease: &Lease) -> bool {
+    matches!(lease.job().state, JobState::Stopping { .. })
+}
+
+const FIRST_BACKOFF: Duration = Duration::from_secs(2);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(300);
+
+/// How long a job waits after its failed attempt number `attempt`, in milliseconds: doubling, with a quarter of jitter
+/// so that jobs that failed together do not come back together.
+fn backoff_ms(attempt: u32, random: u64) -> i64 {
+    let doubled = FIRST_BACKOFF.saturating_mul(2u32.saturating_pow(attempt.saturating_sub(1)));
+    let most = doubled.min(LONGEST_BACKOFF).as_millis() as u64;
+    let jitter = most / 4;
+    (most - jitter + random % (2 * jitter + 1)) as i64
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn backoff_doubles_within_its_jitter(attempt in 1..60u32, random: u64) {
+            let wait = backoff_ms(attempt, random);
+            let doubled = (2_000f64 * 2f64.powi(attempt as i32 - 1)).min(300_000.0);
+            prop_assert!(wait as f64 >= doubled * 0.75 - 1.0 && wait as f64 <= doubled * 1.25 + 1.0);
+        }
+    }
+}

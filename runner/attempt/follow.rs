@@ -1,0 +1,246 @@
+//! From a started container to its end: every report stored, every limit enforced.
+
+use std::path::Path;
+use std::time::Duration;
+
+use drydock_spec::{Report, ReportLine, Stage};
+use futures::StreamExt;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use super::reports::ReportReader;
+use super::{AttemptError, Attempts, Stop, hold, stopping};
+use crate::diagnose::Ending;
+use crate::sandbox::attempt_dir::{AttemptDir, Usage};
+use crate::sandbox::{ContainerName, Exit, Status};
+use crate::store::{Lease, Termination};
+
+/// How often limits are looked at, and the events file where it cannot be watched.
+const TICK: Duration = Duration::from_secs(1);
+/// How long to wait before an engine that did not answer is asked again.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// How long one question for a container's end is held open.
+const WAIT: Duration = Duration::from_secs(60);
+/// Bytes of reports that a job may write.
+const MOST_EVENTS_BYTES: u64 = 256 << 20;
+/// Files that a job may make before counting stops.
+const MOST_FILES: u64 = 100_000;
+
+/// What the reports so far add up to.
+#[derive(Debug, Default)]
+struct Tale {
+    last: Option<Report>,
+    stage: Option<Stage>,
+    peak_rss_bytes: Option<u64>,
+    broken: Option<String>,
+    /// When we began to listen: silence while nobody did is not the worker's.
+    heard_since_ms: i64,
+}
+
+impl Tale {
+    fn goes_on(&mut self, lines: &[ReportLine]) {
+        for line in lines {
+            match &line.report {
+                Report::Stage { stage } => self.stage = Some(*stage),
+                Report::Metrics(metrics) => {
+                    self.peak_rss_bytes = self.peak_rss_bytes.max(Some(metrics.rss_bytes));
+                }
+                _ => {}
+            }
+            self.last = Some(line.report.clone());
+        }
+    }
+}
+
+impl Attempts {
+    /// Follows the container until it has ended and everything it said is stored.
+    pub(super) async fn follow(&self, lease: &mut Lease, dir: AttemptDir) -> Result<Ending, Stop> {
+        let name = ContainerName::of(lease.job().id, lease.attempt());
+        let mut tale = self.tale_so_far(lease).await?;
+        let ended = tale.last.as_ref().is_some_and(Report::is_last);
+        let mut reader =
+            ReportReader::open(&dir.events_path(), lease.row().report_offset, ended).map_err(AttemptError::Events)?;
+        let mut written = watch(&dir.events_path());
+        let mut news = self.store.changes().subscribe(lease.job().id);
+        lease.refresh().await?;
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut exit = std::pin::pin!(self.exit_of(&name));
+        let mut exited: Option<Option<Exit>> = None;
+        let mut renewed = Instant::now();
+        let mut signalled = false;
+        loop {
+            let more = self.read(lease, &mut reader, &mut tale).await?;
+            if let (false, Some(exit)) = (more, &exited) {
+                return Ok(ending(lease, tale, exit.clone()));
+            }
+            tokio::select! {
+                biased;
+                ended = &mut exit, if exited.is_none() => exited = Some(ended),
+                () = self.shutdown.cancelled() => return Err(Stop::Detached),
+                // Mostly our own reports; only a cancellation cannot wait for the next tick.
+                () = news.changed() => {
+                    lease.refresh().await?;
+                    if stopping(lease) {
+                        self.enforce(lease, &dir, &tale, &name, &mut signalled).await?;
+                    }
+                }
+                _ = ticks.tick() => {
+                    if renewed.elapsed() > hold::renewal(self.lease_ms) {
+                        lease.renew(self.lease_ms).await?;
+                        renewed = Instant::now();
+                    }
+                    self.enforce(lease, &dir, &tale, &name, &mut signalled).await?;
+                }
+                () = std::future::ready(()), if more => {}
+                () = written.changed() => {}
+            }
+        }
+    }
+
+    /// Stores what has come; says whether there may be more right away.
+    async fn read(&self, lease: &mut Lease, reader: &mut ReportReader, tale: &mut Tale) -> Result<bool, Stop> {
+        if tale.broken.is_some() {
+            return Ok(false);
+        }
+        let reading = reader.read_once().map_err(AttemptError::Events)?;
+        lease.record(&reading.batch).await?;
+        tale.goes_on(&reading.batch.lines);
+        tale.broken = reading.unreadable;
+        Ok(!reading.batch.lines.is_empty())
+    }
+
+    /// What the reports that are stored already add up to.
+    async fn tale_so_far(&self, lease: &Lease) -> Result<Tale, Stop> {
+        let mut tale = Tale { heard_since_ms: self.store.clock().now_ms(), ..Tale::default() };
+        if lease.row().report_offset > 0 {
+            tale.goes_on(&self.store.newest_reports(lease.job().id).await?);
+            tale.last = lease.last_report().await?.map(|line| line.report);
+        }
+        Ok(tale)
+    }
+
+    /// Ends the container if it must not go on, gently at first. The reason is written down before the signal is sent.
+    async fn enforce(
+        &self,
+        lease: &mut Lease,
+        dir: &AttemptDir,
+        tale: &Tale,
+        name: &ContainerName,
+        signalled: &mut bool,
+    ) -> Result<(), Stop> {
+        if lease.row().terminated.is_none() {
+            let Some(why) = self.must_end(lease, dir, tale)? else { return Ok(()) };
+            tracing::info!(?why, "the container is asked to end");
+            lease.terminating(why).await?;
+        }
+        let Some((at_ms, _)) = lease.row().terminated else { return Ok(()) };
+        let overdue = self.store.clock().now_ms() - at_ms >= lease.job().limits.grace_ms;
+        if overdue {
+            tracing::warn!("the container did not end within its grace");
+        }
+        let sent = match (overdue, *signalled) {
+            (true, _) => self.sandbox.kill(name).await,
+            (false, false) => self.sandbox.terminate(name).await,
+            (false, true) => Ok(()),
+        };
+        match sent {
+            Ok(()) => *signalled = true,
+            // The next tick tries again; the attempt's end is known only from the engine.
+            Err(error) => tracing::warn!(%error, "the container could not be signalled"),
+        }
+        Ok(())
+    }
+
+    /// Whether the attempt must not go on, and why.
+    fn must_end(&self, lease: &Lease, dir: &AttemptDir, tale: &Tale) -> Result<Option<Termination>, Stop> {
+        let (job, row) = (lease.job(), lease.row());
+        if stopping(lease) {
+            return Ok(Some(Termination::Cancelled));
+        }
+        if tale.broken.is_some() {
+            return Ok(Some(Termination::ContractBroken));
+        }
+        let now = self.store.clock().now_ms();
+        let launched = row.launched_ms.unwrap_or(row.claimed_ms);
+        if now - launched >= job.limits.time_ms {
+            return Ok(Some(Termination::TimeLimit));
+        }
+        let heard = row.last_report_ms.unwrap_or(launched).max(tale.heard_since_ms);
+        if now - heard >= job.limits.silence_ms {
+            return Ok(Some(Termination::Silent));
+        }
+        let most = Usage { bytes: job.limits.disk_bytes, files: MOST_FILES, events_bytes: MOST_EVENTS_BYTES };
+        let used = dir.usage(most)?;
+        let full = used.bytes > most.bytes || used.files > most.files || used.events_bytes > most.events_bytes;
+        Ok(full.then_some(Termination::DiskFull))
+    }
+
+    /// How the container ended; `None` if it is gone. An engine that does not answer is asked until it does.
+    async fn exit_of(&self, name: &ContainerName) -> Option<Exit> {
+        loop {
+            match self.sandbox.inspect(name).await {
+                Ok(None) => return None,
+                Ok(Some(found)) => match found.status {
+                    Status::Exited(exit) => return Some(exit),
+                    Status::Running | Status::Created { .. } => {
+                        if let Err(error) = self.sandbox.wait(name, WAIT).await {
+                            tracing::warn!(%error, "waiting for the container was cut; nothing is concluded from that");
+                            tokio::time::sleep(ASK_AGAIN).await;
+                        }
+                    }
+                },
+                Err(error) => {
+                    tracing::warn!(%error, "the container cannot be looked up; nothing is concluded from that");
+                    tokio::time::sleep(ASK_AGAIN).await;
+                }
+            }
+        }
+    }
+}
+
+fn ending(lease: &Lease, tale: Tale, exit: Option<Exit>) -> Ending {
+    Ending {
+        exit,
+        last: tale.last,
+        stage: tale.stage,
+        peak_rss_bytes: tale.peak_rss_bytes,
+        cancel_requested: stopping(lease),
+        terminated: lease.row().terminated.map(|(_, why)| why),
+        broken: tale.broken,
+        limits: lease.job().limits,
+    }
+}
+
+/// Tells when the events file has grown. Where the kernel has no watch left for us, the ticks have to do.
+enum Written {
+    Watched(Box<inotify::EventStream<[u8; 256]>>),
+    Unwatched,
+}
+
+fn watch(path: &Path) -> Written {
+    let watched = || {
+        let inotify = inotify::Inotify::init()?;
+        inotify.watches().add(path, inotify::WatchMask::MODIFY)?;
+        inotify.into_event_stream([0; 256])
+    };
+    match watched() {
+        Ok(events) => Written::Watched(Box::new(events)),
+        Err(error) => {
+            tracing::debug!(%error, "the events file cannot be watched; it is looked at every second");
+            Written::Unwatched
+        }
+    }
+}
+
+impl Written {
+    async fn changed(&mut self) {
+        match self {
+            Self::Watched(events) => {
+                if !matches!(events.next().await, Some(Ok(_))) {
+                    *self = Self::Unwatched;
+                }
+            }
+            Self::Unwatched => std::future::pending().await,
+        }
+    }
+}

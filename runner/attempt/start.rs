@@ -1,0 +1,187 @@
+//! From a claimed job to a container that was started, whatever of it has been done before.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use drydock_spec::contract::{
+    DATASET_PATH, EVAL_DATASET_PATH, EVENTS_PATH, MODEL_PATH, OUTPUT_PATH, SPEC_PATH, VERSION,
+};
+use drydock_spec::{AttemptSpec, FailureKind, Inputs, Outcome, Stage};
+
+use super::{Attempts, Stop, hold, stopping};
+use crate::sandbox::attempt_dir::{AttemptDir, AttemptDirError, InputFolders};
+use crate::sandbox::{ContainerName, Labels, Launch, SandboxError, Status};
+use crate::store::Lease;
+
+/// How long to wait before an engine that did not answer is asked again.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
+
+impl Attempts {
+    /// Returns when the attempt's container runs or has ended. The only place that creates or starts one.
+    pub(super) async fn start(&self, lease: &mut Lease) -> Result<AttemptDir, Stop> {
+        let name = ContainerName::of(lease.job().id, lease.attempt());
+        loop {
+            if self.shutdown.is_cancelled() {
+                return Err(Stop::Detached);
+            }
+            lease.renew(self.lease_ms).await?;
+            match self.sandbox.inspect(&name).await {
+                Ok(Some(found)) if found.labels.fence != lease.row().fence => {
+                    tracing::warn!(container = %name, "a container of another life bears this attempt's name");
+                    self.settle(self.sandbox.remove(&name).await, "remove").await?;
+                }
+                Ok(Some(found)) => match found.status {
+                    Status::Created { error: Some(error) } => {
+                        return Err(Stop::failed(FailureKind::StartFailed, Stage::Start, error));
+                    }
+                    Status::Created { error: None } => {
+                        lease.refresh().await?;
+                        if stopping(lease) {
+                            return Err(Stop::Over(Outcome::Cancelled));
+                        }
+                        self.settle(self.sandbox.start(&name).await, "start").await?;
+                    }
+                    Status::Running | Status::Exited(_) => return self.dir_of(lease),
+                },
+                Ok(None) if self.has_spoken(lease)? => {
+                    let message = "the container is gone and nobody saw how it ended";
+                    return Err(Stop::failed(FailureKind::EngineLost, Stage::Start, message));
+                }
+                // Never created, or created without a trace: its name makes sure that it is not there twice.
+                Ok(None) => self.create(lease, &name).await?,
+                Err(error) => self.settle(Err(error), "look up").await?,
+            }
+        }
+    }
+
+    /// Brings the inputs into place and creates the container.
+    async fn create(&self, lease: &mut Lease, name: &ContainerName) -> Result<(), Stop> {
+        let folders = self.prepare(lease).await?;
+        let Ok(engine) = self.engine.now() else {
+            tokio::time::sleep(ASK_AGAIN).await;
+            return Ok(());
+        };
+        let dir = self.make_dir(lease).await?;
+        lease.refresh().await?;
+        if stopping(lease) {
+            return Err(Stop::Over(Outcome::Cancelled));
+        }
+        lease.launching(&engine.incarnation).await?;
+        let job = lease.job();
+        let launch = Launch {
+            name: name.clone(),
+            labels: Labels {
+                instance: self.instance.clone(),
+                job: job.id,
+                attempt: lease.attempt(),
+                fence: lease.row().fence.clone(),
+                trace_id: job.trace_id.clone(),
+            },
+            args: vec!["run".into(), SPEC_PATH.into()],
+            mounts: dir.mounts(&folders),
+            limits: job.limits,
+        };
+        match self.sandbox.create(&launch).await {
+            // Somebody was faster: perhaps ourselves, with a reply that was lost.
+            Err(SandboxError::NameTaken(_)) => Ok(()),
+            created => self.settle(created, "create").await,
+        }
+    }
+
+    /// Fetches what the attempt reads. Cancelling the job or shutting down interrupts it; what was fetched stays.
+    async fn prepare(&self, lease: &mut Lease) -> Result<InputFolders, Stop> {
+        let inputs = lease.job().inputs.clone();
+        let mut news = self.store.changes().subscribe(lease.job().id);
+        let mut fetch = std::pin::pin!(self.models.ensure(&inputs.model));
+        let model: PathBuf = loop {
+            lease.refresh().await?;
+            if stopping(lease) {
+                return Err(Stop::Over(Outcome::Cancelled));
+            }
+            tokio::select! {
+                fetched = &mut fetch => break fetched.map_err(|failure| Stop::Over(Outcome::Failed(failure)))?,
+                () = news.changed() => {}
+                () = self.shutdown.cancelled() => return Err(Stop::Detached),
+                () = tokio::time::sleep(hold::renewal(self.lease_ms)) => lease.renew(self.lease_ms).await?,
+            }
+        };
+        let folder = |input| self.datasets.folder(input).map_err(|failure| Stop::Over(Outcome::Failed(failure)));
+        let eval_dataset = inputs.eval_dataset.as_ref().map(folder).transpose()?;
+        Ok(InputFolders { model, dataset: folder(&inputs.dataset)?, eval_dataset })
+    }
+
+    async fn make_dir(&self, lease: &Lease) -> Result<AttemptDir, Stop> {
+        let job = lease.job();
+        let spec = AttemptSpec {
+            contract: VERSION,
+            job: job.id,
+            attempt: lease.attempt(),
+            trace_id: job.trace_id.clone(),
+            spec: job.spec.clone(),
+            inputs: Inputs {
+                model: MODEL_PATH.into(),
+                model_name: job.inputs.model.name.clone(),
+                dataset: DATASET_PATH.into(),
+                eval_dataset: job.inputs.eval_dataset.as_ref().map(|_| EVAL_DATASET_PATH.into()),
+            },
+            output: OUTPUT_PATH.into(),
+            events: EVENTS_PATH.into(),
+            threads: job.limits.cpu_millis.div_ceil(1000),
+        };
+        let (root, limits) = (self.attempts_dir(), job.limits);
+        let (owner, cap) = ((self.config.sandbox.uid, self.config.sandbox.gid), self.config.sandbox.output_cap);
+        let made = tokio::task::spawn_blocking(move || AttemptDir::create(&root, &spec, &limits, owner, cap));
+        match hold::renewing(lease, self.lease_ms, made).await?? {
+            Ok(dir) => Ok(dir),
+            Err(error @ AttemptDirError::DiskFull { .. }) => {
+                Err(Stop::failed(FailureKind::DiskFull, Stage::Prepare, error))
+            }
+            Err(error) if error.is_disk_full() => Err(Stop::failed(FailureKind::DiskFull, Stage::Prepare, error)),
+            Err(error) => Err(Stop::failed(FailureKind::Internal, Stage::Prepare, error)),
+        }
+    }
+
+    /// The folder of an attempt whose container exists.
+    fn dir_of(&self, lease: &Lease) -> Result<AttemptDir, Stop> {
+        match AttemptDir::open(&self.attempts_dir(), lease.job().id, lease.attempt())? {
+            Some(dir) => Ok(dir),
+            None => {
+                Err(Stop::failed(FailureKind::Internal, Stage::Start, "the attempt's folder is gone from the host"))
+            }
+        }
+    }
+
+    /// Whether a worker of this attempt has ever said anything: then it must not be started a second time.
+    fn has_spoken(&self, lease: &Lease) -> Result<bool, Stop> {
+        if lease.row().launched_ms.is_none() {
+            return Ok(false);
+        }
+        if lease.row().report_offset > 0 {
+            return Ok(true);
+        }
+        let Some(dir) = AttemptDir::open(&self.attempts_dir(), lease.job().id, lease.attempt())? else {
+            return Ok(false);
+        };
+        Ok(std::fs::metadata(dir.events_path()).is_ok_and(|file| file.len() > 0))
+    }
+
+    /// Goes on after a call whose outcome will show at the next look; ends the attempt if the engine refused.
+    async fn settle(&self, called: Result<(), SandboxError>, action: &str) -> Result<(), Stop> {
+        match called {
+            Ok(()) => Ok(()),
+            Err(error) if error.leaves_doubt() => {
+                tracing::warn!(%error, action, "the engine did not answer; nothing is concluded from that");
+                tokio::select! {
+                    () = tokio::time::sleep(ASK_AGAIN) => Ok(()),
+                    () = self.shutdown.cancelled() => Err(Stop::Detached),
+                }
+            }
+            Err(error @ SandboxError::ImageMissing(_)) => {
+                Err(Stop::failed(FailureKind::ImageMissing, Stage::Start, error))
+            }
+            // It was there a moment ago; the next look tells.
+            Err(SandboxError::NoContainer(_)) => Ok(()),
+            Err(error) => Err(Stop::failed(FailureKind::StartFailed, Stage::Start, error)),
+        }
+    }
+}

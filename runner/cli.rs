@@ -1,0 +1,172 @@
+//! The command line. It speaks to the gateway over REST like any other client; only `serve` and `stdio` are one.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::config::{Config, Flag, Loaded, Sources, load};
+use client::Client;
+use error::{CliError, Exit};
+use out::Out;
+
+mod artifacts;
+mod client;
+mod config;
+mod datasets;
+mod describe;
+mod doctor;
+mod error;
+mod finetune;
+mod flags;
+mod follow;
+mod jobs;
+mod logs;
+mod models;
+mod out;
+mod serve;
+mod text;
+mod upload;
+mod watch;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    done; for `watch` and `finetune --watch`: the job succeeded
+  1    an error, said on stderr
+  2    wrong usage
+  3    the job failed
+  4    the job was cancelled
+  5    the gateway cannot be reached
+  130  interrupted; a job goes on without its watcher";
+
+/// Runs model finetuning jobs in sealed containers.
+#[derive(Debug, Parser)]
+#[command(name = "drydock", version, after_help = EXIT_CODES, max_term_width = 120)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every command understands.
+#[derive(Debug, clap::Args)]
+struct Global {
+    /// Configuration file [default: $DRYDOCK_CONFIG, else ~/.config/drydock/config.toml if there is one]
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Global options")]
+    config: Option<PathBuf>,
+    /// Folder of the gateway's data
+    #[arg(long, global = true, value_name = "FOLDER", help_heading = "Global options")]
+    state_dir: Option<PathBuf>,
+    /// Address of the gateway [default: the one that the configuration says]
+    #[arg(long, global = true, value_name = "URL", env = "DRYDOCK_URL", help_heading = "Global options")]
+    gateway: Option<String>,
+    /// Machine-readable output on stdout: one JSON document, or a JSON object a line where it is a stream
+    #[arg(long, global = true, help_heading = "Global options")]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the gateway: MCP at /mcp, REST and SSE under /v1
+    Serve(serve::Settings),
+    /// Speak MCP over stdin and stdout, through the gateway; one is started if none answers
+    Stdio(serve::Settings),
+    /// Finetune a model on a dataset
+    Finetune(Box<finetune::Finetune>),
+    /// List jobs, newest first
+    Jobs(jobs::List),
+    /// Show how a job stands, or how it ended
+    Show(jobs::One),
+    /// Follow a job to its end
+    Watch(jobs::One),
+    /// Print a job's log
+    Logs(logs::Logs),
+    /// Ask for a job's end
+    Cancel(jobs::One),
+    /// List, add or remove models
+    Models(models::Models),
+    /// List, add or remove datasets
+    Datasets(datasets::Datasets),
+    /// List what a job has made, or download it
+    Artifacts(artifacts::Artifacts),
+    /// Print the configuration in force, and where each value comes from
+    Config(serve::Settings),
+    /// Check this host and say how to mend what is wrong
+    Doctor(serve::Settings),
+    /// Print the completion script of a shell
+    Completions {
+        /// bash, elvish, fish, powershell or zsh
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Parses the process's arguments, does what they say, and says how it went.
+pub async fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let mut out = Out::of_process(cli.global.json);
+    let exit = match cli.run(&mut out).await {
+        Ok(exit) => exit,
+        Err(error) => {
+            out.failed(&error);
+            error.exit()
+        }
+    };
+    exit.into()
+}
+
+impl Cli {
+    async fn run(self, out: &mut Out) -> Result<Exit, CliError> {
+        let global = self.global;
+        match self.command {
+            Command::Serve(settings) => serve::serve(global.load(settings.flags())?.config).await,
+            Command::Stdio(settings) => {
+                serve::stdio(global.load(settings.flags())?.config, global.gateway.as_deref()).await
+            }
+            Command::Config(settings) => config::print(&global.load(settings.flags())?, out),
+            Command::Doctor(settings) => doctor::doctor(&global, settings.flags(), out).await,
+            Command::Completions { shell } => completions(shell, out),
+            Command::Finetune(finetune) => finetune.submit(&global.client()?, out).await,
+            Command::Jobs(list) => list.print(&global.client()?, out).await,
+            Command::Show(job) => job.show(&global.client()?, out).await,
+            Command::Watch(job) => job.watch(&global.client()?, out).await,
+            Command::Logs(logs) => logs.print(&global.client()?, out).await,
+            Command::Cancel(job) => job.cancel(&global.client()?, out).await,
+            Command::Models(models) => models.run(&global.client()?, out).await,
+            Command::Datasets(datasets) => datasets.run(&global.client()?, out).await,
+            Command::Artifacts(artifacts) => artifacts.run(&global.client()?, out).await,
+        }
+    }
+}
+
+impl Global {
+    fn load(&self, mut flags: Vec<Flag>) -> Result<Loaded, CliError> {
+        if let Some(folder) = &self.state_dir {
+            flags.push(serve::text_flag("--state-dir", "state_dir", &folder.display().to_string()));
+        }
+        Ok(load(&Sources::of_process(self.config.clone(), flags))?)
+    }
+
+    fn client(&self) -> Result<Client, CliError> {
+        match &self.gateway {
+            Some(url) => Client::new(url),
+            None => Client::new(&gateway_url(&self.load(Vec::new())?.config)),
+        }
+    }
+}
+
+/// Where the gateway of this configuration is: as it says itself, otherwise as it is configured.
+fn gateway_url(config: &Config) -> String {
+    let mut address = crate::config::published(&config.state_dir).unwrap_or(config.gateway.listen);
+    if address.ip().is_unspecified() {
+        address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
+    }
+    format!("http://{address}")
+}
+
+fn completions(shell: clap_complete::Shell, out: &mut Out) -> Result<Exit, CliError> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "drydock", &mut script);
+    out.raw(&script)?;
+    Ok(Exit::Ok)
+}

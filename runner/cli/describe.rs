@@ -1,0 +1,109 @@
+//! A line of a job's log as one sentence for people.
+
+use std::time::Duration;
+
+use drydock_spec::report::{Metrics, Phase};
+use drydock_spec::{JobEvent, Outcome, Report};
+
+use super::text::{count, one_line, size, span};
+use crate::api::{EntryView, LogLineView};
+
+/// The line in words. What a job wrote itself stays on one line.
+pub(super) fn line(line: &LogLineView) -> String {
+    match &line.entry {
+        EntryView::Event(event) => self::event(event),
+        EntryView::Report(report) => self::report(&report.line.report),
+    }
+}
+
+fn event(event: &JobEvent) -> String {
+    match event {
+        JobEvent::Submitted => "queued".into(),
+        JobEvent::Claimed { attempt } => format!("attempt {attempt} begins"),
+        JobEvent::CancelRequested => "asked to stop".into(),
+        JobEvent::Ended { attempt, outcome } => match outcome {
+            Outcome::Succeeded => format!("attempt {attempt} succeeded"),
+            Outcome::Failed(failure) => one_line(&format!("attempt {attempt} failed: {failure}")),
+            Outcome::Cancelled => format!("attempt {attempt} was cancelled"),
+        },
+    }
+}
+
+fn report(report: &Report) -> String {
+    let said = match report {
+        Report::Started(started) => {
+            let features = match started.features.as_slice() {
+                [] => String::new(),
+                features => format!(", {}", features.join(" ")),
+            };
+            format!("{} on {}, {} threads{features}", started.worker, started.device, started.threads)
+        }
+        Report::Stage { stage } => format!("stage {stage}"),
+        Report::Dataset(rows) => {
+            let mut text = format!(
+                "{} rows to learn from, {} held out, {} tokens, {} of them learnt",
+                count(rows.train_rows),
+                count(rows.eval_rows),
+                count(rows.train_tokens),
+                count(rows.supervised_tokens)
+            );
+            for (rows, what) in [(rows.skipped_rows, "left out"), (rows.truncated_rows, "cut to length")] {
+                if rows > 0 {
+                    text.push_str(&format!("; {} rows {what}", count(rows)));
+                }
+            }
+            text
+        }
+        Report::Model(model) => format!(
+            "{} with {} parameters, {} of them trained",
+            model.architecture,
+            count(model.parameters),
+            count(model.trainable_parameters)
+        ),
+        Report::Metrics(metrics) => {
+            format!("step {}/{}  {}", metrics.step, metrics.total_steps, self::metrics(metrics))
+        }
+        Report::Progress { stage, done, total } => format!("{stage} {}/{}", count(*done), count(*total)),
+        Report::Evaluation(evaluation) => format!(
+            "held-out loss {} training: {:.4} (perplexity {:.2}, {} tokens)",
+            phase(evaluation.phase),
+            evaluation.loss,
+            evaluation.perplexity,
+            count(evaluation.tokens)
+        ),
+        Report::Sample(sample) => {
+            format!("answer {} training to \"{}\": {}", phase(sample.phase), sample.prompt, sample.completion)
+        }
+        Report::Warning { message, .. } => format!("warning: {message}"),
+        Report::Artifact { path, role } => format!("wrote {path} ({role})"),
+        Report::Failed(failure) => format!("worker: {failure}"),
+        Report::Stopped { step } => format!("worker stopped after step {step}"),
+        Report::Finished(finished) => format!(
+            "worker finished: {} steps, {} tokens, last loss {:.4}, peak memory {}",
+            count(finished.steps),
+            count(finished.tokens),
+            finished.train_loss,
+            size(finished.peak_rss_bytes)
+        ),
+    };
+    one_line(&said)
+}
+
+/// What stands beside a progress bar.
+pub(super) fn metrics(metrics: &Metrics) -> String {
+    let left = match metrics.eta_ms {
+        0 => String::new(),
+        ms => format!("  {} left", span(Duration::from_millis(ms))),
+    };
+    format!(
+        "loss {:.4}  learning rate {:.2e}  {:.0} tokens/s{left}",
+        metrics.loss, metrics.learning_rate, metrics.tokens_per_second
+    )
+}
+
+pub(super) fn phase(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Before => "before",
+        Phase::After => "after",
+    }
+}

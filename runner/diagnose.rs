@@ -1,0 +1,292 @@
+//! How an attempt ended, from facts: our own intent, the worker's last report, the exit. Text decides nothing.
+
+use std::time::Duration;
+
+use drydock_spec::{Failure, FailureKind, Limits, Outcome, Report, Stage};
+
+use crate::sandbox::Exit;
+use crate::store::Termination;
+
+/// What is known of an attempt that is over.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ending {
+    /// How the container ended; `None` if there is no container any more.
+    pub exit: Option<Exit>,
+    /// The last report, if there was any.
+    pub last: Option<Report>,
+    /// The stage that the worker was in, by its reports.
+    pub stage: Option<Stage>,
+    /// Largest resident memory that the worker reported, in bytes.
+    pub peak_rss_bytes: Option<u64>,
+    /// Whether somebody asked for the job's end.
+    pub cancel_requested: bool,
+    /// Why we ended the container, if we did.
+    pub terminated: Option<Termination>,
+    /// How the worker broke its contract, if it did.
+    pub broken: Option<String>,
+    pub limits: Limits,
+}
+
+/// Exit codes above this are a signal's number plus this.
+const SIGNALS: i64 = 128;
+const SIGKILL: i64 = 9;
+const SIGTERM: i64 = 15;
+const SIGXFSZ: i64 = 25;
+
+/// The outcome of an attempt. The order of the questions matters: work that is done stays done, what we did ourselves
+/// is not the job's fault, and what the kernel counted weighs more than what the worker says of itself.
+#[must_use]
+pub fn diagnose(ending: &Ending) -> Outcome {
+    let code = ending.exit.as_ref().map(|exit| exit.code);
+    if matches!(ending.last, Some(Report::Finished(_))) && code == Some(0) {
+        return Outcome::Succeeded;
+    }
+    if ending.cancel_requested {
+        return Outcome::Cancelled;
+    }
+    let mut failure = failure(ending, code);
+    if failure.stage.is_none() {
+        failure.stage = ending.stage;
+    }
+    Outcome::Failed(failure)
+}
+
+fn failure(ending: &Ending, code: Option<i64>) -> Failure {
+    if let Some(failure) = our_own_doing(ending) {
+        return failure;
+    }
+    let Some(exit) = &ending.exit else {
+        return Failure::new(FailureKind::EngineLost, "the container is gone and nobody saw how it ended");
+    };
+    if exit.oom_killed && exit.code != 0 {
+        return out_of_memory(ending);
+    }
+    match &ending.last {
+        Some(Report::Failed(failure)) => return from_worker(failure),
+        // Nobody here asked it to stop: the engine or the host went down in good order.
+        Some(Report::Stopped { .. }) => return cut_short("the worker was asked to stop, and not by drydock"),
+        _ => {}
+    }
+    if let Some(broken) = &ending.broken {
+        return Failure::new(FailureKind::ContractBroken, broken.clone());
+    }
+    match code.unwrap_or_default() {
+        0 => Failure::new(FailureKind::ContractBroken, "the worker ended with exit code 0 and without a final report"),
+        code if code == SIGNALS + SIGKILL => cut_short("the worker was killed (SIGKILL), and not by drydock"),
+        code if code == SIGNALS + SIGTERM => cut_short("the worker was asked to stop (SIGTERM), and not by drydock"),
+        code @ 125..=128 => Failure::new(
+            FailureKind::ContractBroken,
+            format!("the image's entrypoint could not be executed (exit code {code})"),
+        )
+        .with_hint("check that the image has an entrypoint for this host's architecture"),
+        // The sandbox limits the size of every file to that of the whole output.
+        code if code == SIGNALS + SIGXFSZ => {
+            let limit = size(ending.limits.disk_bytes);
+            Failure::new(FailureKind::DiskFull, format!("a file of the output grew beyond {limit}"))
+        }
+        code if code > SIGNALS => {
+            let signal = signal(code - SIGNALS);
+            Failure::new(FailureKind::Crashed, format!("the worker was killed by {signal} (exit code {code})"))
+        }
+        code => {
+            let message = format!("the worker ended with exit code {code} and without a final report");
+            Failure::new(FailureKind::Unexplained, message)
+        }
+    }
+}
+
+/// Failures that we brought about by enforcing a limit.
+fn our_own_doing(ending: &Ending) -> Option<Failure> {
+    let limits = &ending.limits;
+    Some(match ending.terminated? {
+        // Then the job is stopping, and the outcome was decided above.
+        Termination::Cancelled => return None,
+        Termination::TimeLimit => {
+            Failure::new(FailureKind::TimeLimit, format!("not done after {}", seconds(limits.time_ms)))
+        }
+        Termination::Silent => {
+            Failure::new(FailureKind::Silent, format!("no report for {}", seconds(limits.silence_ms)))
+        }
+        Termination::DiskFull => {
+            Failure::new(FailureKind::DiskFull, format!("the output grew beyond {}", size(limits.disk_bytes)))
+        }
+        Termination::ContractBroken => Failure::new(
+            FailureKind::ContractBroken,
+            ending.broken.clone().unwrap_or_else(|| "the events file cannot be read".into()),
+        ),
+    })
+}
+
+fn out_of_memory(ending: &Ending) -> Failure {
+    let had = size(ending.limits.memory_bytes);
+    let message = match ending.peak_rss_bytes {
+        Some(peak) => format!("needed more than the {had} it had; its last report had it at {}", size(peak)),
+        None => format!("needed more than the {had} it had"),
+    };
+    Failure::new(FailureKind::OutOfMemory, message)
+}
+
+/// A worker knows best why it failed, but it cannot have itself tried again as if it were not at fault.
+fn from_worker(failure: &Failure) -> Failure {
+    if failure.kind.retryable() {
+        let message = format!("the worker claims `{}`, which is not its to say: {}", failure.kind, failure.message);
+        return Failure::new(FailureKind::ContractBroken, message);
+    }
+    failure.clone()
+}
+
+fn cut_short(message: &str) -> Failure {
+    Failure::new(FailureKind::EngineLost, message)
+}
+
+fn signal(number: i64) -> String {
+    let name = match number {
+        1 => "SIGHUP",
+        2 => "SIGINT",
+        3 => "SIGQUIT",
+        4 => "SIGILL (an instruction that this CPU does not have)",
+        6 => "SIGABRT",
+        7 => "SIGBUS",
+        8 => "SIGFPE",
+        11 => "SIGSEGV",
+        13 => "SIGPIPE",
+        24 => "SIGXCPU",
+        31 => "SIGSYS (a system call that the sandbox forbids)",
+        number => return format!("signal {number}"),
+    };
+    name.to_owned()
+}
+
+fn seconds(ms: i64) -> String {
+    let duration = Duration::from_millis(u64::try_from(ms).unwrap_or_default());
+    humantime::format_duration(duration).to_string()
+}
+
+fn size(bytes: u64) -> String {
+    bytesize::ByteSize(bytes).display().iec().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use drydock_spec::report::Finished;
+
+    use super::*;
+
+    fn ending() -> Ending {
+        Ending {
+            exit: Some(Exit { code: 0, oom_killed: false }),
+            last: None,
+            stage: Some(Stage::Train),
+            peak_rss_bytes: None,
+            cancel_requested: false,
+            terminated: None,
+            broken: None,
+            limits: Limits {
+                memory_bytes: 3 << 30,
+                cpu_millis: 1000,
+                pids: 10,
+                disk_bytes: 1 << 20,
+                time_ms: 60_000,
+                silence_ms: 10_000,
+                grace_ms: 1000,
+                max_attempts: 3,
+            },
+        }
+    }
+
+    fn exited(code: i64) -> Ending {
+        Ending { exit: Some(Exit { code, oom_killed: false }), ..ending() }
+    }
+
+    fn finished() -> Option<Report> {
+        Some(Report::Finished(Finished { steps: 1, train_loss: 1.0, tokens: 1, peak_rss_bytes: 1 }))
+    }
+
+    fn kind(ending: &Ending) -> FailureKind {
+        match diagnose(ending) {
+            Outcome::Failed(failure) => failure.kind,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_job_that_succeeded_before_the_kill_arrived_stays_succeeded() {
+        let done =
+            Ending { last: finished(), cancel_requested: true, terminated: Some(Termination::TimeLimit), ..ending() };
+        assert_eq!(diagnose(&done), Outcome::Succeeded);
+    }
+
+    #[test]
+    fn a_final_report_without_a_clean_exit_is_no_success() {
+        assert_eq!(kind(&Ending { last: finished(), ..exited(139) }), FailureKind::Crashed);
+        assert_eq!(kind(&exited(0)), FailureKind::ContractBroken);
+    }
+
+    #[test]
+    fn whatever_else_happened_a_job_that_was_asked_to_stop_is_cancelled() {
+        for code in [0, 1, 137, 139, 143] {
+            assert_eq!(diagnose(&Ending { cancel_requested: true, ..exited(code) }), Outcome::Cancelled);
+        }
+    }
+
+    #[test]
+    fn our_limits_are_named_with_their_values() {
+        for (why, kind, text) in [
+            (Termination::TimeLimit, FailureKind::TimeLimit, "not done after 1m"),
+            (Termination::Silent, FailureKind::Silent, "no report for 10s"),
+            (Termination::DiskFull, FailureKind::DiskFull, "the output grew beyond 1.0 MiB"),
+        ] {
+            let Outcome::Failed(failure) = diagnose(&Ending { terminated: Some(why), ..exited(137) }) else { panic!() };
+            assert_eq!((failure.kind, failure.message.as_str(), failure.stage), (kind, text, Some(Stage::Train)));
+        }
+    }
+
+    #[test]
+    fn the_kernels_count_weighs_more_than_the_workers_words() {
+        let killed = Ending {
+            exit: Some(Exit { code: 137, oom_killed: true }),
+            last: Some(Report::Failed(Failure::new(FailureKind::Diverged, "x"))),
+            peak_rss_bytes: Some(2 << 30),
+            ..ending()
+        };
+        let Outcome::Failed(failure) = diagnose(&killed) else { panic!() };
+        assert_eq!(failure.kind, FailureKind::OutOfMemory);
+        assert_eq!(failure.message, "needed more than the 3.0 GiB it had; its last report had it at 2.0 GiB");
+    }
+
+    #[test]
+    fn a_child_killed_for_memory_does_not_undo_a_success() {
+        let ending = Ending { exit: Some(Exit { code: 0, oom_killed: true }), last: finished(), ..ending() };
+        assert_eq!(diagnose(&ending), Outcome::Succeeded);
+    }
+
+    #[test]
+    fn an_end_that_nobody_asked_for_is_the_engines_and_tried_again() {
+        for ending in [
+            exited(137),
+            exited(143),
+            Ending { last: Some(Report::Stopped { step: 3 }), ..exited(143) },
+            Ending { exit: None, ..ending() },
+        ] {
+            assert_eq!(kind(&ending), FailureKind::EngineLost, "{ending:?}");
+            assert!(kind(&ending).retryable());
+        }
+    }
+
+    #[test]
+    fn a_worker_cannot_have_itself_tried_again() {
+        for claimed in FailureKind::ALL {
+            let ending = Ending { last: Some(Report::Failed(Failure::new(claimed, "x"))), ..exited(1) };
+            assert!(!kind(&ending).retryable(), "{claimed:?}");
+            assert_eq!(kind(&ending) == claimed, !claimed.retryable(), "{claimed:?}");
+        }
+    }
+
+    #[test]
+    fn exit_codes_without_a_final_report() {
+        assert_eq!(kind(&exited(3)), FailureKind::Unexplained);
+        assert_eq!(kind(&exited(127)), FailureKind::ContractBroken);
+        assert_eq!(kind(&exited(139)), FailureKind::Crashed);
+        assert_eq!(kind(&exited(153)), FailureKind::DiskFull);
+    }
+}

@@ -1,0 +1,80 @@
+//! From free capacity to attempts: the head of the line is claimed while it fits.
+
+use std::time::Duration;
+
+use drydock_gpu::Capacity;
+use drydock_gpu::assign::admit;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::attempt::Attempts;
+use crate::desk::need;
+use crate::store::{Holder, StoreError};
+
+/// Jobs that are looked at in one pass.
+const LINE: u32 = 64;
+/// How long to wait after the database did not do its part.
+const RECOVER: Duration = Duration::from_secs(1);
+
+/// Claims what fits and sets it going.
+#[derive(Clone)]
+pub struct Dispatch {
+    pub attempts: Attempts,
+    pub holder: Holder,
+    pub tracker: TaskTracker,
+}
+
+impl Dispatch {
+    /// Dispatches whenever there may be something to do, until shutdown.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let store = self.attempts.store.clone();
+        let mut queue = store.changes().queue();
+        let mut engine = self.attempts.engine.clone();
+        loop {
+            queue.mark_unchanged();
+            let pause = match self.dispatch_once().await {
+                Ok(retry_at_ms) => retry_at_ms.map(|at| (at - store.clock().now_ms()).max(0)),
+                Err(error) => {
+                    tracing::error!(%error, "dispatch failed");
+                    Some(RECOVER.as_millis() as i64)
+                }
+            };
+            let pause = async {
+                match pause {
+                    Some(ms) => tokio::time::sleep(Duration::from_millis(ms as u64)).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                // The sender lives in the store that we hold.
+                _ = queue.changed() => {}
+                () = engine.changed() => {}
+                () = pause => {}
+                () = shutdown.cancelled() => return,
+            }
+        }
+    }
+
+    /// One pass over the line: what fits is claimed and set going. Says when the next waiting retry may start.
+    pub async fn dispatch_once(&self) -> Result<Option<i64>, StoreError> {
+        let store = &self.attempts.store;
+        // Without an engine or an image nothing could start; the jobs say so while they wait.
+        let Ok((engine, _)) = self.attempts.engine.ready() else { return Ok(None) };
+        let all = self.attempts.config.capacity.of(&engine);
+        loop {
+            let (cpu_millis, memory_bytes) = store.reserved().await?;
+            let free = all.less(Capacity { cpu_millis, memory_bytes });
+            let line = store.queue(LINE).await?;
+            let needs: Vec<_> = line.iter().map(need).collect();
+            let admitted = admit(free, &needs);
+            for job in &line[..admitted] {
+                if let Some(lease) = store.claim(job.id, &self.holder).await? {
+                    self.tracker.spawn(self.attempts.clone().run(lease));
+                }
+            }
+            if admitted < LINE as usize {
+                return store.next_retry_ms().await;
+            }
+        }
+    }
+}

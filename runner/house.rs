@@ -1,0 +1,158 @@
+//! The whole of drydock but its faces: put together from a configuration, set going, and brought to rest.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use rustix::fs::{FlockOperation, flock};
+use rustix::process::{getegid, geteuid};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::artifacts::ArtifactStore;
+use crate::attempt::Attempts;
+use crate::blobs::Blobs;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::datasets::Datasets;
+use crate::desk::Desk;
+use crate::dispatch::Dispatch;
+use crate::engine::EngineProbe;
+use crate::models::Models;
+use crate::plan::Planner;
+use crate::preview::Previews;
+use crate::reaper::Reaper;
+use crate::sandbox::Sandbox;
+use crate::sandbox::docker::{DockerSandbox, DockerSettings};
+use crate::store::{Holder, Store, StoreError};
+
+/// How long a lease holds without being renewed.
+const LEASE: Duration = Duration::from_secs(30);
+/// How often the engine is asked whether it is there.
+const PROBE: Duration = Duration::from_secs(5);
+/// How often leases and leftovers are looked at.
+const REAP: Duration = Duration::from_secs(10);
+
+/// Everything that works when nobody asks.
+pub struct House {
+    pub desk: Desk,
+    pub reaper: Reaper,
+    probe: EngineProbe,
+    shutdown: CancellationToken,
+    tracker: TaskTracker,
+    _lock: File,
+}
+
+impl House {
+    /// Opens the state folder, which no other process may use meanwhile. Docker is the engine unless another one is
+    /// given.
+    pub async fn open(mut config: Config, engine: Option<Arc<dyn Sandbox>>, clock: Clock) -> anyhow::Result<Self> {
+        let state = config.state_dir.clone();
+        std::fs::create_dir_all(&state).with_context(|| format!("cannot make the state folder {}", state.display()))?;
+        restrict(&state)?;
+        if !geteuid().is_root() {
+            // Only root can give files to somebody else, and the worker has to write its own.
+            (config.sandbox.uid, config.sandbox.gid) = (geteuid().as_raw(), getegid().as_raw());
+        }
+        let lock = lock(&state)?;
+        let store = Store::open(&state.join("drydock.db"), clock).await?;
+        let instance = store.instance(&format!("{:016x}", rand::random::<u64>())).await?;
+        let sandbox = engine.unwrap_or_else(|| Arc::new(DockerSandbox::new(docker(&config, &instance))));
+        let (probe, engine) = EngineProbe::new(Arc::clone(&sandbox));
+        let blobs = Blobs::open(&state)?;
+        let models = Models::new(store.clone(), blobs.clone(), &config);
+        let datasets = Datasets::new(store.clone(), blobs, &config);
+        let shutdown = CancellationToken::new();
+        let tracker = TaskTracker::new();
+        let config = Arc::new(config);
+        let planner = Planner::new(models.clone(), datasets.clone(), engine.clone(), Arc::clone(&config));
+        let desk = Desk {
+            store: store.clone(),
+            models: models.clone(),
+            datasets: datasets.clone(),
+            planner,
+            previews: Previews::new(Arc::clone(&sandbox), Arc::clone(&config), instance.clone(), tracker.clone()),
+            engine: engine.clone(),
+            sandbox: Arc::clone(&sandbox),
+            config: Arc::clone(&config),
+        };
+        let lease_ms = LEASE.as_millis() as i64;
+        let attempts = Attempts {
+            store,
+            sandbox,
+            engine,
+            models,
+            datasets,
+            artifacts: ArtifactStore::new(state.join("artifacts")),
+            config,
+            instance,
+            lease_ms,
+            shutdown: shutdown.clone(),
+        };
+        let holder = Holder { name: format!("{:032x}", rand::random::<u128>()), lease_ms };
+        let dispatch = Dispatch { attempts, holder, tracker: tracker.clone() };
+        Ok(Self { desk, reaper: Reaper { dispatch }, probe, shutdown, tracker, _lock: lock })
+    }
+
+    /// Cancelled when the house is being brought to rest.
+    #[must_use]
+    pub fn shutdown(&self) -> CancellationToken {
+        self.shutdown.clone()
+    }
+
+    /// Asks the engine once, so that the desk knows of it before anything else is set going.
+    pub async fn probe_once(&self) {
+        self.probe.probe_once().await;
+    }
+
+    /// Sets everything going: the watch on the engine, the taking over of what was left, and the dispatch.
+    pub async fn start(&self) -> Result<(), StoreError> {
+        self.probe_once().await;
+        if let Err(error) = self.desk.previews.sweep() {
+            tracing::warn!(%error, "folders of earlier previews stay");
+        }
+        // Before anything new is claimed, what another process left is taken up, and its reservations count.
+        self.reaper.adopt_once().await?;
+        self.tracker.spawn(self.probe.clone().run(PROBE, self.shutdown.clone()));
+        self.tracker.spawn(self.reaper.clone().run(REAP, self.shutdown.clone()));
+        self.tracker.spawn(self.reaper.dispatch.clone().run(self.shutdown.clone()));
+        Ok(())
+    }
+
+    /// Brings everything to rest. Containers go on; the next process takes them up.
+    pub async fn close(self) {
+        self.shutdown.cancel();
+        self.tracker.close();
+        self.tracker.wait().await;
+        self.desk.store.close().await;
+    }
+}
+
+/// What Docker is told by this configuration.
+pub(crate) fn docker(config: &Config, instance: &str) -> DockerSettings {
+    let mount_roots =
+        ["attempts", "previews", "models", "datasets"].map(|folder| config.state_dir.join(folder)).to_vec();
+    DockerSettings {
+        host: config.sandbox.docker_host.clone(),
+        user: (config.sandbox.uid, config.sandbox.gid),
+        runtime: config.sandbox.runtime.clone(),
+        tmpfs_bytes: config.sandbox.tmp.0,
+        ..DockerSettings::new(config.sandbox.image.clone(), instance, mount_roots)
+    }
+}
+
+/// The state folder holds everybody's data: nobody else on the host has business there.
+fn restrict(state: &Path) -> anyhow::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::set_permissions(state, std::fs::Permissions::from_mode(0o700))
+        .with_context(|| format!("cannot restrict the state folder {}", state.display()))
+}
+
+/// The kernel lets go of the lock when the process dies, however it dies.
+fn lock(state: &Path) -> anyhow::Result<File> {
+    let file = File::options().create(true).truncate(false).write(true).open(state.join("lock"))?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|_| StoreError::InUse(state.to_owned()))?;
+    Ok(file)
+}

@@ -1,0 +1,112 @@
+//! The limits that are in force for a job: what was asked for, what the estimate and the configuration say where
+//! nothing was, and never more than jobs may use.
+
+use std::time::Duration;
+
+use drydock_gpu::{Capacity, estimate};
+use drydock_spec::option::Complaints;
+use drydock_spec::{InvalidOption, InvalidOptions, LimitArgs, Limits};
+
+use super::Host;
+use super::finetune::Needs;
+use crate::blobs::size;
+use crate::config::LimitsConfig;
+
+const MIB: u64 = 1 << 20;
+
+/// Every limit set, or why the job cannot run on this host; all complaints come at once.
+pub(super) fn in_force(
+    asked: &LimitArgs,
+    config: &LimitsConfig,
+    needs: &Needs,
+    host: &Host,
+) -> Result<Limits, InvalidOptions> {
+    let mut wrong = Complaints::default();
+    let memory_bytes = asked.memory_mib.map_or_else(|| estimate::with_margin(needs.memory_bytes), |mib| mib * MIB);
+    let disk_bytes = asked.disk_mib.map_or(config.disk.0, |mib| mib * MIB);
+    if let Ok(capacity) = &host.capacity {
+        check_capacity(&mut wrong, asked, memory_bytes, needs, *capacity);
+    }
+    wrong.require(needs.disk_bytes <= disk_bytes, || {
+        let problem = format!("the artifacts need about {}", size(needs.disk_bytes));
+        let next = format!("choose at least {}", needs.disk_bytes.div_ceil(MIB));
+        InvalidOption::new("limits.disk_mib", disk_bytes / MIB, problem, next)
+    });
+    wrong.into_result(Limits {
+        memory_bytes,
+        cpu_millis: cpu_millis(asked, config, host),
+        pids: config.pids,
+        disk_bytes,
+        time_ms: asked.time_limit_s.map_or_else(|| millis(config.time), seconds),
+        silence_ms: asked.silence_limit_s.map_or_else(|| millis(config.silence), seconds),
+        grace_ms: millis(config.grace),
+        max_attempts: asked.max_attempts.unwrap_or(config.max_attempts),
+    })
+}
+
+fn check_capacity(wrong: &mut Complaints, asked: &LimitArgs, memory: u64, needs: &Needs, capacity: Capacity) {
+    let most = capacity.memory_bytes;
+    match asked.memory_mib {
+        None => wrong.require(memory <= most, || needs.too_large(most)),
+        Some(mib) => wrong.require(memory <= most, || {
+            let problem = format!("jobs may use {} on this host", size(most));
+            let estimated = estimate::with_margin(needs.memory_bytes);
+            let next = match estimated <= most {
+                true => format!("choose at most {}, or leave it out: about {} are needed", most / MIB, size(estimated)),
+                false => needs.too_large(most).next,
+            };
+            InvalidOption::new("limits.memory_mib", mib, problem, next)
+        }),
+    }
+    if let Some(cpus) = asked.cpus {
+        let most = capacity.cpu_millis as f64 / 1e3;
+        wrong.require(cpus <= most, || {
+            let problem = format!("jobs may use {most} CPUs on this host");
+            InvalidOption::new("limits.cpus", cpus, problem, format!("choose at most {most}, or leave it out"))
+        });
+    }
+}
+
+/// Thousandths of a CPU: as asked for, as configured, or all that jobs may use.
+fn cpu_millis(asked: &LimitArgs, config: &LimitsConfig, host: &Host) -> u32 {
+    let all = match &host.capacity {
+        Ok(capacity) => capacity.cpu_millis,
+        // Without an engine to ask, this host's own count is the best guess.
+        Err(_) => 1000 * std::thread::available_parallelism().map_or(1, |count| count.get() as u64),
+    };
+    let wanted = match (asked.cpus, config.cpus) {
+        (Some(cpus), _) => (cpus * 1e3) as u64,
+        (None, Some(cpus)) => ((cpus * 1e3) as u64).min(all),
+        (None, None) => all,
+    };
+    u32::try_from(wanted).unwrap_or(u32::MAX)
+}
+
+/// What somebody should know about these limits.
+pub(super) fn warnings(limits: &Limits, needs: &Needs, host: &Host) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if limits.memory_bytes < needs.memory_bytes {
+        warnings.push(format!(
+            "limits.memory_mib = {} is below the {} that the job is expected to need; it may end out of memory",
+            limits.memory_bytes / MIB,
+            size(needs.memory_bytes)
+        ));
+    }
+    match (&host.capacity, &host.image) {
+        (Err(problem), _) => {
+            warnings
+                .push(format!("not compared with what this host can give, and waits until it can start: {problem}"));
+        }
+        (Ok(_), Err(problem)) => warnings.push(format!("waits until it can start: {problem}")),
+        (Ok(_), Ok(())) => {}
+    }
+    warnings
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+fn seconds(seconds: u64) -> i64 {
+    i64::try_from(seconds.saturating_mul(1000)).unwrap_or(i64::MAX)
+}

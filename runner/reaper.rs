@@ -1,0 +1,102 @@
+//! What nobody speaks for any more: expired leases are taken over, ownerless containers and folders removed.
+//!
+//! Every pass derives its work from the database and the engine, so it can be repeated, cut off, and done again by
+//! another process.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use drydock_spec::{Attempt, JobId};
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+
+use crate::dispatch::Dispatch;
+use crate::sandbox::SandboxError;
+use crate::sandbox::attempt_dir::{self, AttemptDirError};
+use crate::store::StoreError;
+
+/// A container younger than this may belong to an attempt that is just being written down.
+const GRACE_MS: i64 = 30_000;
+
+/// Something could not be swept; the next pass tries again.
+#[derive(Debug, thiserror::Error)]
+pub enum ReapError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    #[error(transparent)]
+    Dir(#[from] AttemptDirError),
+    #[error("a blocking call did not return: {0}")]
+    Join(#[from] tokio::task::JoinError),
+}
+
+/// Takes over and sweeps, again and again.
+#[derive(Clone)]
+pub struct Reaper {
+    pub dispatch: Dispatch,
+}
+
+impl Reaper {
+    /// Repeats both passes until shutdown.
+    pub async fn run(self, every: Duration, shutdown: CancellationToken) {
+        loop {
+            if let Err(error) = self.adopt_once().await {
+                tracing::error!(%error, "attempts could not be taken over");
+            }
+            match self.sweep_once().await {
+                Ok(()) => {}
+                // The watch on the engine has said so already.
+                Err(ReapError::Sandbox(error)) if error.leaves_doubt() => {}
+                Err(error) => tracing::warn!(%error, "sweep failed"),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(every) => {}
+                () = shutdown.cancelled() => return,
+            }
+        }
+    }
+
+    /// Takes up every attempt that another process left, or whose lease has run out.
+    pub async fn adopt_once(&self) -> Result<(), StoreError> {
+        let Dispatch { attempts, holder, tracker } = &self.dispatch;
+        while let Some(lease) = attempts.store.take_over(holder).await? {
+            tracing::info!(job = %lease.job().id, attempt = %lease.attempt(), "attempt taken over");
+            tracker.spawn(attempts.clone().run(lease));
+        }
+        Ok(())
+    }
+
+    /// Removes containers that no attempt under way owns, and then the folders of attempts that have no container.
+    pub async fn sweep_once(&self) -> Result<(), ReapError> {
+        let attempts = &self.dispatch.attempts;
+        // First the containers, then the database: an attempt that begins in between is seen as under way.
+        let found = attempts.sandbox.list().await?;
+        let under_way: HashMap<(JobId, Attempt), String> = attempts
+            .store
+            .attempts_under_way()
+            .await?
+            .into_iter()
+            .map(|row| ((row.job, row.attempt), row.fence))
+            .collect();
+        let now = attempts.store.clock().now_ms();
+        for container in &found {
+            let owner = under_way.get(&(container.labels.job, container.labels.attempt));
+            if owner == Some(&container.labels.fence) || now - container.created_ms < GRACE_MS {
+                continue;
+            }
+            tracing::info!(container = %container.name, "a container that nobody owns is removed");
+            attempts.sandbox.remove(&container.name).await?;
+        }
+        let in_use: Vec<_> = found.iter().map(|container| (container.labels.job, container.labels.attempt)).collect();
+        let (root, store, runtime) = (attempts.attempts_dir(), attempts.store.clone(), Handle::current());
+        tokio::task::spawn_blocking(move || {
+            // An attempt is claimed before its folder is made, so a folder whose attempt is not under way when asked
+            // about now will never be needed again. When in doubt it stays.
+            let under_way = |job, attempt| runtime.block_on(store.attempt_under_way(job, attempt)).unwrap_or(true);
+            attempt_dir::sweep(&root, |job, attempt| in_use.contains(&(job, attempt)) || under_way(job, attempt))
+        })
+        .await??;
+        Ok(())
+    }
+}

@@ -1,0 +1,143 @@
+//! What `inspect` says, in the seam's words. The list endpoint can be stale; only this answer is decided upon.
+
+use std::collections::HashMap;
+use std::time::UNIX_EPOCH;
+
+use bollard::models::{ContainerInspectResponse, ContainerState, ContainerStateStatusEnum};
+use drydock_spec::{Attempt, TraceId};
+
+use crate::sandbox::{ContainerName, Exit, Found, Labels, Status};
+
+const INSTANCE: &str = "drydock.instance";
+const JOB: &str = "drydock.job";
+const ATTEMPT: &str = "drydock.attempt";
+const FENCE: &str = "drydock.fence";
+const TRACE_ID: &str = "drydock.trace-id";
+
+/// How the engine writes "never".
+const NEVER: &str = "0001-01-01T00:00:00Z";
+
+/// The labels as the engine keeps them.
+pub(super) fn label_map(labels: &Labels) -> HashMap<String, String> {
+    HashMap::from([
+        (INSTANCE.to_owned(), labels.instance.clone()),
+        (JOB.to_owned(), labels.job.to_string()),
+        (ATTEMPT.to_owned(), labels.attempt.to_string()),
+        (FENCE.to_owned(), labels.fence.clone()),
+        (TRACE_ID.to_owned(), labels.trace_id.to_string()),
+    ])
+}
+
+/// The filter that selects the containers of an installation.
+pub(super) fn of_instance(instance: &str) -> HashMap<String, Vec<String>> {
+    HashMap::from([("label".to_owned(), vec![format!("{INSTANCE}={instance}")])])
+}
+
+/// The container as it is, or what is missing in the answer to recognise it as one of ours.
+pub(super) fn read(answer: ContainerInspectResponse) -> Result<Found, String> {
+    let name = answer.name.ok_or("no name")?;
+    let created = answer.created.ok_or("no creation time")?;
+    let created = humantime::parse_rfc3339(&created).map_err(|error| format!("creation time {created}: {error}"))?;
+    let labels = answer.config.and_then(|config| config.labels).unwrap_or_default();
+    Ok(Found {
+        // The engine writes a slash before the name.
+        name: ContainerName(name.trim_start_matches('/').to_owned()),
+        labels: read_labels(&labels)?,
+        status: read_status(answer.state.ok_or("no state")?)?,
+        created_ms: created.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64),
+    })
+}
+
+fn read_labels(labels: &HashMap<String, String>) -> Result<Labels, String> {
+    let get = |key: &str| labels.get(key).cloned().ok_or_else(|| format!("no label `{key}`"));
+    Ok(Labels {
+        instance: get(INSTANCE)?,
+        job: get(JOB)?.parse().map_err(|error| format!("label `{JOB}`: {error}"))?,
+        attempt: Attempt(get(ATTEMPT)?.parse().map_err(|error| format!("label `{ATTEMPT}`: {error}"))?),
+        fence: get(FENCE)?,
+        trace_id: TraceId(get(TRACE_ID)?),
+    })
+}
+
+fn read_status(state: ContainerState) -> Result<Status, String> {
+    use ContainerStateStatusEnum as Engine;
+    let never_started = state.started_at.as_deref().is_none_or(|at| at == NEVER);
+    Ok(match state.status.ok_or("no status")? {
+        Engine::RUNNING | Engine::PAUSED | Engine::RESTARTING | Engine::STOPPING => Status::Running,
+        // One whose start failed, or that is being removed, was not necessarily ever running.
+        Engine::CREATED | Engine::EXITED | Engine::REMOVING | Engine::DEAD if never_started => {
+            Status::Created { error: state.error.filter(|error| !error.is_empty()) }
+        }
+        Engine::CREATED | Engine::EXITED | Engine::REMOVING | Engine::DEAD => Status::Exited(Exit {
+            code: state.exit_code.ok_or("no exit code")?,
+            oom_killed: state.oom_killed.unwrap_or(false),
+        }),
+        Engine::EMPTY => return Err("an empty status".to_owned()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use bollard::models::ContainerConfig;
+    use drydock_spec::JobId;
+
+    use super::*;
+
+    fn labels() -> Labels {
+        Labels {
+            instance: "test".into(),
+            job: JobId::from_parts(1, 2),
+            attempt: Attempt(3),
+            fence: "f".into(),
+            trace_id: TraceId::from_bits(4),
+        }
+    }
+
+    fn answer(status: ContainerStateStatusEnum, started_at: &str) -> ContainerInspectResponse {
+        ContainerInspectResponse {
+            name: Some("/drydock-x-3".into()),
+            created: Some("2026-11-20T04:00:00.123456789Z".into()),
+            config: Some(ContainerConfig { labels: Some(label_map(&labels())), ..Default::default() }),
+            state: Some(ContainerState {
+                status: Some(status),
+                started_at: Some(started_at.into()),
+                exit_code: Some(137),
+                oom_killed: Some(true),
+                error: Some(String::new()),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn an_exited_container_is_read_whole() {
+        let found = read(answer(ContainerStateStatusEnum::EXITED, "2026-11-20T04:00:01Z")).unwrap();
+        assert_eq!(
+            found,
+            Found {
+                name: ContainerName("drydock-x-3".into()),
+                labels: labels(),
+                status: Status::Exited(Exit { code: 137, oom_killed: true }),
+                created_ms: 1_795_147_200_123,
+            }
+        );
+    }
+
+    #[test]
+    fn a_container_that_never_started_has_not_exited() {
+        let mut failed = answer(ContainerStateStatusEnum::EXITED, NEVER);
+        failed.state.as_mut().unwrap().error = Some("no such runtime".into());
+        let failed = read(failed).unwrap();
+        assert_eq!(failed.status, Status::Created { error: Some("no such runtime".into()) });
+        let created = read(answer(ContainerStateStatusEnum::CREATED, NEVER)).unwrap();
+        assert_eq!(created.status, Status::Created { error: None });
+    }
+
+    #[test]
+    fn a_container_without_our_labels_is_not_ours() {
+        let mut foreign = answer(ContainerStateStatusEnum::RUNNING, "2026-11-20T04:00:01Z");
+        foreign.config = None;
+        assert!(read(foreign).unwrap_err().contains(INSTANCE));
+    }
+}

@@ -1,0 +1,48 @@
+//! From a configuration to a gateway that answers: the house and its faces, opened and closed in order.
+
+use anyhow::Context as _;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Clock;
+use crate::config::{AddressFile, Config};
+use crate::gateway;
+use crate::house::{House, docker};
+use crate::sandbox::docker::DockerSandbox;
+use crate::sandbox::{EngineInfo, Sandbox, SandboxError};
+
+/// Runs the gateway until `shutdown`. Jobs go on without it; the next gateway of the same state folder takes them up.
+pub async fn serve(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let listen = config.gateway.listen;
+    let state_dir = config.state_dir.clone();
+    // The lock comes before the address: who holds the state folder is the gateway.
+    let house = House::open(config, None, Clock::System).await?;
+    let listener = TcpListener::bind(listen).await.with_context(|| {
+        format!("cannot listen on {listen}; choose another address with --listen or gateway.listen (port 0 takes a free one)")
+    })?;
+    let address = listener.local_addr()?;
+    house.start().await?;
+    let published = AddressFile::publish(&state_dir, address)?;
+    tracing::info!(%address, state_dir = %state_dir.display(), "the gateway listens: MCP at /mcp, REST under /v1");
+    let served = gateway::serve(listener, house.desk.clone(), shutdown).await;
+    drop(published);
+    house.close().await;
+    tracing::info!("the gateway has stopped");
+    Ok(served?)
+}
+
+/// MCP over stdio, through the gateway at `url`, until `stdin` ends.
+pub async fn bridge(
+    url: &str,
+    stdin: impl AsyncRead + Unpin,
+    stdout: impl AsyncWrite + Unpin,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    Ok(gateway::stdio::bridge(url, stdin, stdout, shutdown).await?)
+}
+
+/// What the configured engine says of itself.
+pub async fn probe(config: &Config) -> Result<EngineInfo, SandboxError> {
+    DockerSandbox::new(docker(config, "doctor")).probe().await
+}

@@ -1,0 +1,333 @@
+//! A container engine that does what a test tells it to, and fails when it is told to.
+//!
+//! Its containers write real events files and real output, so that everything but the engine is the real thing.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use drydock::sandbox::{ContainerName, EngineInfo, Exit, Found, Launch, Sandbox, SandboxError, Status};
+use drydock_spec::contract::{EVENTS_PATH, OUTPUT_PATH};
+use drydock_spec::report::{Finished, Started};
+use drydock_spec::{Report, ReportLine, Stage};
+use tokio::sync::Notify;
+
+/// What a container does, one step after the other.
+#[derive(Debug, Clone)]
+pub enum Step {
+    /// Appends a report.
+    Say(Report),
+    /// Appends whatever it likes.
+    Write(Vec<u8>),
+    /// Writes a file into the output folder.
+    Make { path: &'static str, content: &'static [u8] },
+    /// Does nothing until it is told to go on with [`Scripted::go_on`].
+    Pause,
+    /// Ends.
+    Exit { code: i64, oom_killed: bool },
+}
+
+/// What a well-behaved worker does.
+pub fn success() -> Vec<Step> {
+    vec![
+        Step::Say(started()),
+        Step::Say(Report::Stage { stage: Stage::Train }),
+        Step::Make { path: "adapter/adapter_model.safetensors", content: b"weights" },
+        Step::Say(Report::Artifact { path: "adapter/adapter_model.safetensors".into(), role: "adapter".into() }),
+        Step::Say(finished()),
+        Step::Exit { code: 0, oom_killed: false },
+    ]
+}
+
+pub fn started() -> Report {
+    Report::Started(Started { worker: "scripted".into(), device: "cpu".into(), threads: 1, features: vec![] })
+}
+
+pub fn finished() -> Report {
+    Report::Finished(Finished { steps: 1, train_loss: 0.5, tokens: 1, peak_rss_bytes: 1 })
+}
+
+#[derive(Debug)]
+struct Container {
+    launch: Launch,
+    status: Status,
+    created_ms: i64,
+    steps: VecDeque<Step>,
+    starts: u32,
+    ignores_sigterm: bool,
+}
+
+#[derive(Default)]
+struct World {
+    down: bool,
+    incarnation: u32,
+    /// The next calls of this many that change something take effect, and the reply is lost.
+    lose_replies: u32,
+    containers: BTreeMap<ContainerName, Container>,
+    scripts: VecDeque<Vec<Step>>,
+    ignore_sigterm: bool,
+    /// Containers ever started, by name: more than one start is a bug.
+    starts: BTreeMap<ContainerName, u32>,
+}
+
+/// The engine. Cloning shares it.
+#[derive(Clone, Default)]
+pub struct Scripted {
+    world: Arc<Mutex<World>>,
+    changed: Arc<Notify>,
+}
+
+impl Scripted {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn world(&self) -> MutexGuard<'_, World> {
+        self.world.lock().unwrap()
+    }
+
+    /// The next container that is created follows this script; without one it succeeds.
+    pub fn script(&self, steps: Vec<Step>) {
+        self.world().scripts.push_back(steps);
+    }
+
+    /// Whether containers created from now on ignore SIGTERM.
+    pub fn ignore_sigterm(&self) {
+        self.world().ignore_sigterm = true;
+    }
+
+    /// The engine stops answering, or answers again; what runs, runs on.
+    pub fn set_down(&self, down: bool) {
+        self.world().down = down;
+        self.changed.notify_waiters();
+    }
+
+    /// The next `count` changes take effect, but their replies are lost.
+    pub fn lose_replies(&self, count: u32) {
+        self.world().lose_replies = count;
+    }
+
+    /// The engine dies and takes every container with it.
+    pub fn crash(&self) {
+        let mut world = self.world();
+        world.incarnation += 1;
+        for container in world.containers.values_mut() {
+            if container.status == Status::Running {
+                container.status = Status::Exited(Exit { code: 137, oom_killed: false });
+            }
+        }
+        drop(world);
+        self.changed.notify_waiters();
+    }
+
+    /// The engine forgets every container, as if somebody had removed them by hand.
+    pub fn forget_all(&self) {
+        self.world().containers.clear();
+        self.changed.notify_waiters();
+    }
+
+    /// Every paused container does its next steps.
+    pub fn go_on(&self) {
+        let mut world = self.world();
+        for container in world.containers.values_mut() {
+            if matches!(container.steps.front(), Some(Step::Pause)) {
+                container.steps.pop_front();
+            }
+            container.act();
+        }
+        drop(world);
+        self.changed.notify_waiters();
+    }
+
+    pub fn container_count(&self) -> usize {
+        self.world().containers.len()
+    }
+
+    /// How often any container of this name was started.
+    pub fn starts(&self) -> Vec<u32> {
+        self.world().starts.values().copied().collect()
+    }
+
+    /// The launch of the only container there is.
+    pub fn launch(&self) -> Option<Launch> {
+        self.world().containers.values().next().map(|container| container.launch.clone())
+    }
+
+    /// Puts a container there that nobody asked for.
+    pub fn plant(&self, launch: Launch, created_ms: i64) {
+        let name = launch.name.clone();
+        let container = Container {
+            launch,
+            status: Status::Running,
+            created_ms,
+            steps: VecDeque::from([Step::Pause]),
+            starts: 1,
+            ignores_sigterm: true,
+        };
+        self.world().containers.insert(name, container);
+    }
+
+    fn ask(&self) -> Result<MutexGuard<'_, World>, SandboxError> {
+        let world = self.world();
+        if world.down { Err(SandboxError::Unreachable("switched off".into())) } else { Ok(world) }
+    }
+
+    fn change(&self, what: impl FnOnce(&mut World) -> Result<(), SandboxError>) -> Result<(), SandboxError> {
+        let mut world = self.ask()?;
+        let done = what(&mut world);
+        let lost = world.lose_replies > 0;
+        world.lose_replies = world.lose_replies.saturating_sub(1);
+        drop(world);
+        self.changed.notify_waiters();
+        if lost { Err(SandboxError::TimedOut(Duration::from_secs(1), "reply")) } else { done }
+    }
+}
+
+impl Container {
+    fn source(&self, target: &str) -> PathBuf {
+        self.launch.mounts.iter().find(|mount| mount.target == target).unwrap().source.clone()
+    }
+
+    fn append(&self, bytes: &[u8]) {
+        let mut file = std::fs::OpenOptions::new().append(true).custom_flags(0).open(self.source(EVENTS_PATH)).unwrap();
+        file.write_all(bytes).unwrap();
+    }
+
+    fn act(&mut self) {
+        while self.status == Status::Running {
+            match self.steps.front().cloned() {
+                None | Some(Step::Pause) => return,
+                Some(Step::Say(report)) => {
+                    let line = ReportLine { elapsed_ms: 1, report };
+                    self.append((serde_json::to_string(&line).unwrap() + "\n").as_bytes());
+                }
+                Some(Step::Write(bytes)) => self.append(&bytes),
+                Some(Step::Make { path, content }) => {
+                    let path = self.source(OUTPUT_PATH).join(path);
+                    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+                    std::fs::write(path, content).unwrap();
+                }
+                Some(Step::Exit { code, oom_killed }) => self.status = Status::Exited(Exit { code, oom_killed }),
+            }
+            self.steps.pop_front();
+        }
+    }
+
+    fn found(&self) -> Found {
+        Found {
+            name: self.launch.name.clone(),
+            labels: self.launch.labels.clone(),
+            status: self.status.clone(),
+            created_ms: self.created_ms,
+        }
+    }
+}
+
+#[async_trait]
+impl Sandbox for Scripted {
+    async fn probe(&self) -> Result<EngineInfo, SandboxError> {
+        let world = self.ask()?;
+        Ok(EngineInfo {
+            engine: "scripted 1".into(),
+            incarnation: world.incarnation.to_string(),
+            cpus: 4,
+            memory_bytes: 16 << 30,
+            image: Ok("sha256:scripted".into()),
+        })
+    }
+
+    async fn create(&self, launch: &Launch) -> Result<(), SandboxError> {
+        self.change(|world| {
+            if world.containers.contains_key(&launch.name) {
+                return Err(SandboxError::NameTaken(launch.name.clone()));
+            }
+            let container = Container {
+                launch: launch.clone(),
+                status: Status::Created { error: None },
+                created_ms: 0,
+                steps: world.scripts.pop_front().unwrap_or_else(success).into(),
+                starts: 0,
+                ignores_sigterm: world.ignore_sigterm,
+            };
+            world.containers.insert(launch.name.clone(), container);
+            Ok(())
+        })
+    }
+
+    async fn start(&self, name: &ContainerName) -> Result<(), SandboxError> {
+        self.change(|world| {
+            *world.starts.entry(name.clone()).or_default() += 1;
+            let container = world.containers.get_mut(name).ok_or(SandboxError::NoContainer(name.clone()))?;
+            assert_eq!(container.starts, 0, "{name} is started a second time");
+            container.starts += 1;
+            container.status = Status::Running;
+            container.act();
+            Ok(())
+        })
+    }
+
+    async fn inspect(&self, name: &ContainerName) -> Result<Option<Found>, SandboxError> {
+        Ok(self.ask()?.containers.get(name).map(Container::found))
+    }
+
+    async fn wait(&self, name: &ContainerName, limit: Duration) -> Result<(), SandboxError> {
+        let ended = async {
+            loop {
+                let changed = self.changed.notified();
+                let running = self.ask()?.containers.get(name).is_some_and(|c| c.status == Status::Running);
+                if !running {
+                    return Ok(());
+                }
+                changed.await;
+            }
+        };
+        tokio::time::timeout(limit, ended).await.unwrap_or(Ok(()))
+    }
+
+    async fn terminate(&self, name: &ContainerName) -> Result<(), SandboxError> {
+        self.change(|world| {
+            if let Some(container) = world.containers.get_mut(name)
+                && container.status == Status::Running
+                && !container.ignores_sigterm
+            {
+                container.steps = VecDeque::from([
+                    Step::Say(Report::Stopped { step: 0 }),
+                    Step::Exit { code: 143, oom_killed: false },
+                ]);
+                container.act();
+            }
+            Ok(())
+        })
+    }
+
+    async fn kill(&self, name: &ContainerName) -> Result<(), SandboxError> {
+        self.change(|world| {
+            if let Some(container) = world.containers.get_mut(name)
+                && container.status == Status::Running
+            {
+                container.status = Status::Exited(Exit { code: 137, oom_killed: false });
+            }
+            Ok(())
+        })
+    }
+
+    async fn remove(&self, name: &ContainerName) -> Result<(), SandboxError> {
+        self.change(|world| {
+            world.containers.remove(name);
+            Ok(())
+        })
+    }
+
+    async fn list(&self) -> Result<Vec<Found>, SandboxError> {
+        Ok(self.ask()?.containers.values().map(Container::found).collect())
+    }
+
+    async fn last_words(&self, name: &ContainerName, _bytes: usize) -> Result<String, SandboxError> {
+        let world = self.ask()?;
+        world.containers.get(name).map(|_| "last words".to_owned()).ok_or(SandboxError::NoContainer(name.clone()))
+    }
+}

@@ -1,0 +1,144 @@
+//! A whole house on a scripted engine, in a folder that goes when the test does.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use drydock::api::JobView;
+use drydock::clock::Clock;
+use drydock::config::Config;
+use drydock::house::House;
+use drydock::plan::{DatasetInput, ModelInput, ModelSource, ResolvedInputs};
+use drydock::sandbox::attempt_dir::OutputCap;
+use drydock::store::{Entry, NewJob};
+use drydock_spec::{FinetuneArgs, JobArgs, JobId, Limits, Owner, Priority, TraceId};
+
+use super::scripted::Scripted;
+
+/// Longest that any test waits for anything; reached only when something is wrong.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+pub struct World {
+    folder: tempfile::TempDir,
+    pub engine: Scripted,
+    pub house: House,
+}
+
+impl World {
+    /// A house that is open and at work.
+    pub async fn new() -> Self {
+        Self::with(Scripted::new()).await
+    }
+
+    /// The same on an engine that has been told what to do.
+    pub async fn with(engine: Scripted) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        for input in ["models/aa", "datasets/bb"] {
+            std::fs::create_dir_all(folder.path().join(input)).unwrap();
+        }
+        let house = open(folder.path(), &engine).await;
+        house.start().await.unwrap();
+        Self { folder, engine, house }
+    }
+
+    /// The process ends, and another one opens the same state folder. Containers notice nothing.
+    pub async fn restart(self) -> Self {
+        let Self { folder, engine, house } = self;
+        house.close().await;
+        let house = open(folder.path(), &engine).await;
+        house.start().await.unwrap();
+        Self { folder, engine, house }
+    }
+
+    /// Queues a job with these limits.
+    pub async fn submit(&self, limits: Limits) -> JobId {
+        let args = FinetuneArgs { model: "m".into(), dataset: "d".into(), ..FinetuneArgs::default() };
+        let new = NewJob {
+            id: JobId::from_parts(self.house.desk.store.clock().now_ms(), rand::random()),
+            owner: Owner::local(),
+            trace_id: TraceId::from_bits(rand::random()),
+            spec: JobArgs::Finetune(args).parse().unwrap(),
+            inputs: ResolvedInputs {
+                model: ModelInput { name: "m".into(), source: ModelSource::Stored { digest: "aa".into() } },
+                dataset: DatasetInput { name: "d".into(), digest: "bb".into() },
+                eval_dataset: None,
+            },
+            limits,
+            priority: Priority::default(),
+            idempotency_key: None,
+            request_digest: String::new(),
+        };
+        self.house.desk.store.submit(new).await.unwrap().job.id
+    }
+
+    pub async fn job(&self, id: JobId) -> JobView {
+        self.house.desk.job(id).await.unwrap()
+    }
+
+    /// The job as soon as `holds` holds for it.
+    pub async fn until(&self, id: JobId, holds: impl Fn(&JobView) -> bool) -> JobView {
+        let mut news = self.house.desk.store.changes().subscribe(id);
+        let wait = async {
+            loop {
+                let job = self.job(id).await;
+                if holds(&job) {
+                    return job;
+                }
+                // Some conditions, such as why a job waits, change without the job.
+                let _ = tokio::time::timeout(Duration::from_millis(100), news.changed()).await;
+            }
+        };
+        match tokio::time::timeout(PATIENCE, wait).await {
+            Ok(job) => job,
+            Err(_) => panic!("waited in vain; the job is {:#?}", self.job(id).await),
+        }
+    }
+
+    pub async fn until_done(&self, id: JobId) -> JobView {
+        self.until(id, |job| ["succeeded", "failed", "cancelled"].contains(&job.state.as_str())).await
+    }
+
+    /// Returns when no container is left.
+    pub async fn until_tidy(&self) {
+        let wait = async {
+            while self.engine.container_count() > 0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, wait).await.expect("a container is left");
+    }
+
+    /// The types of all reports of the job, in order.
+    pub async fn reports(&self, id: JobId) -> Vec<&'static str> {
+        let log = self.house.desk.store.log(id, 0, 10_000).await.unwrap();
+        log.into_iter()
+            .filter_map(|line| match line.entry {
+                Entry::Report { line, .. } => Some(line.report.name()),
+                Entry::Event(_) => None,
+            })
+            .collect()
+    }
+}
+
+/// Limits that are far away.
+pub fn limits() -> Limits {
+    Limits {
+        memory_bytes: 1 << 30,
+        cpu_millis: 1000,
+        pids: 64,
+        disk_bytes: 1 << 20,
+        time_ms: 600_000,
+        silence_ms: 600_000,
+        grace_ms: 600_000,
+        max_attempts: 3,
+    }
+}
+
+async fn open(state: &Path, engine: &Scripted) -> House {
+    let mut config = Config { state_dir: state.to_owned(), ..Config::default() };
+    config.sandbox.output_cap = OutputCap::Watched;
+    // The scripted engine's containers run as whoever runs the test.
+    config.sandbox.uid = rustix::process::geteuid().as_raw();
+    config.sandbox.gid = rustix::process::getegid().as_raw();
+    House::open(config, Some(Arc::new(engine.clone())), Clock::System).await.unwrap()
+}

@@ -1,0 +1,132 @@
+//! What the inside looks like, and what can be done there.
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::process::Command;
+use std::time::Duration;
+
+use crate::syscalls;
+use crate::{EVENTS, outcome, tell};
+
+pub(crate) fn inspect() {
+    tell_who_it_is();
+    tell_what_it_sees();
+    try_the_network();
+    try_to_write();
+    try_to_rewrite_reports();
+    try_to_execute();
+    syscalls::try_all();
+    tell("end", "reached");
+}
+
+fn tell_who_it_is() {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    for key in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp", "Uid", "Gid", "Groups"] {
+        let value = status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+        tell(key, &value.map_or("missing".to_owned(), |value| value.split_whitespace().collect::<Vec<_>>().join(" ")));
+    }
+    for (name, which) in [("core", libc::RLIMIT_CORE), ("nofile", libc::RLIMIT_NOFILE), ("fsize", libc::RLIMIT_FSIZE)] {
+        let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: the kernel fills the struct that is handed to it.
+        unsafe { libc::getrlimit(which, &mut limit) };
+        tell(&format!("limit {name}"), &limit.rlim_max.to_string());
+    }
+    let mut names: Vec<_> = std::env::vars().map(|(name, value)| format!("{name}={value}")).collect();
+    names.sort();
+    tell("environment", &names.join(" "));
+    tell("first process", fs::read_to_string("/proc/1/comm").unwrap_or_default().trim());
+}
+
+fn tell_what_it_sees() {
+    tell("interfaces", &names("/sys/class/net"));
+    tell("devices", &names("/dev"));
+    tell("root", &names("/"));
+    tell("etc", &names("/etc"));
+    for line in fs::read_to_string("/proc/self/mountinfo").unwrap_or_default().lines() {
+        let fields: Vec<_> = line.split(' ').collect();
+        let kind = line.split(" - ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap_or("?");
+        tell(&format!("mount {}", fields[4]), &format!("{kind} {}", fields[5]));
+    }
+    for path in ["/proc/kcore", "/proc/kallsyms", "/proc/keys", "/proc/config.gz", "/proc/cmdline", "/proc/interrupts"]
+    {
+        tell(
+            &format!("read {path}"),
+            &fs::read(path).map_or_else(|error| crate::error_name(&error), |bytes| format!("{} bytes", bytes.len())),
+        );
+    }
+    for path in ["/sys/kernel", "/sys/module", "/sys/firmware"] {
+        tell(&format!("list {path}"), &names(path));
+    }
+}
+
+fn try_the_network() {
+    for (family, number) in [
+        ("unix", libc::AF_UNIX),
+        ("inet", libc::AF_INET),
+        ("inet6", libc::AF_INET6),
+        ("netlink", libc::AF_NETLINK),
+        ("packet", libc::AF_PACKET),
+        ("vsock", libc::AF_VSOCK),
+        ("alg", libc::AF_ALG),
+    ] {
+        tell(&format!("socket {family}"), &outcome(syscalls::socket(number)));
+    }
+    let somewhere = SocketAddr::from(([1, 1, 1, 1], 443));
+    tell("connect", &outcome(TcpStream::connect_timeout(&somewhere, Duration::from_secs(3))));
+}
+
+fn try_to_write() {
+    for path in
+        ["/file", "/job/file", "/in/file", "/in/model/file", "/in/dataset/file", "/dev/file", "/proc/file", "/sys/file"]
+    {
+        tell(&format!("create {path}"), &outcome(File::create(path)));
+    }
+    for path in
+        ["/job/spec.json", "/in/model/weights", "/drydock-worker", "/proc/sys/kernel/core_pattern", "/sys/power/state"]
+    {
+        tell(&format!("write {path}"), &outcome(OpenOptions::new().write(true).open(path)));
+    }
+    tell("make the spec writable", &outcome(fs::set_permissions("/job/spec.json", Permissions::from_mode(0o777))));
+    tell("create /out/file", &outcome(File::create("/out/file").and_then(|mut file| file.write_all(b"result"))));
+    tell("create /tmp/file", &outcome(File::create("/tmp/file").and_then(|mut file| file.write_all(b"scratch"))));
+}
+
+fn try_to_rewrite_reports() {
+    tell("truncate reports", &outcome(OpenOptions::new().write(true).truncate(true).open(EVENTS)));
+    tell("cut reports", &outcome(OpenOptions::new().append(true).open(EVENTS).and_then(|file| file.set_len(0))));
+    tell("overwrite reports", &outcome(OpenOptions::new().write(true).open(EVENTS)));
+    tell("delete reports", &outcome(fs::remove_file(EVENTS)));
+    tell("move reports", &outcome(fs::rename(EVENTS, "/job/other")));
+    tell("move reports to out", &outcome(fs::rename(EVENTS, "/out/other")));
+    tell("link reports", &outcome(fs::hard_link(EVENTS, "/out/other")));
+    tell("make reports a link", &outcome(symlink("/out/file", EVENTS)));
+    tell("make reports executable", &outcome(fs::set_permissions(EVENTS, Permissions::from_mode(0o777))));
+    tell("append reports", &outcome(OpenOptions::new().append(true).open(EVENTS)));
+}
+
+fn try_to_execute() {
+    for folder in ["/tmp", "/out", "/dev/shm"] {
+        tell(&format!("execute in {folder}"), &outcome(execute(&format!("{folder}/copy"))));
+    }
+}
+
+/// Runs a copy of this program.
+fn execute(path: &str) -> io::Result<()> {
+    let copied =
+        fs::copy("/drydock-worker", path).and_then(|_| fs::set_permissions(path, Permissions::from_mode(0o755)));
+    if let Err(error) = copied {
+        return Err(io::Error::other(format!("not even written: {error}")));
+    }
+    let executed = Command::new(path).args(["exit", "0"]).status().map(|_| ());
+    fs::remove_file(path)?;
+    executed
+}
+
+fn names(folder: &str) -> String {
+    let Ok(entries) = fs::read_dir(folder) else { return "unreadable".to_owned() };
+    let mut names: Vec<_> = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names.join(" ")
+}

@@ -1,0 +1,121 @@
+//! Stands in for the worker in tests. Its first argument says what it does; `inspect` tries everything that a
+//! container must not be able to do and appends what came of it to the events file, one JSON object a line:
+//! `{"fact": "socket 2", "value": "EPERM"}`.
+
+mod inspect;
+mod syscalls;
+
+use std::fs::{File, OpenOptions};
+use std::io::{Error, Write};
+use std::process::{Command, ExitCode, abort};
+
+pub(crate) const EVENTS: &str = "/job/events.jsonl";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments[..] {
+        ["inspect"] => inspect::inspect(),
+        ["exit", code] => return code.parse::<u8>().map_or(ExitCode::FAILURE, ExitCode::from),
+        ["raise", signal] => raise(signal.parse().unwrap_or(0)),
+        ["eat-memory"] => eat_memory(),
+        ["child-eats-memory"] => child_eats_memory(),
+        ["fill", path] => fill(path),
+        ["ignore-term"] => wait_for_ever(libc::SIG_IGN),
+        ["wait"] => wait_for_ever(libc::SIG_DFL),
+        ["say", words, times] => return say(words, times.parse().unwrap_or(0)),
+        _ => return ExitCode::from(2),
+    }
+    ExitCode::SUCCESS
+}
+
+/// Appends a fact to the events file.
+pub(crate) fn tell(fact: &str, value: &str) {
+    let line = format!("{{\"fact\":\"{}\",\"value\":\"{}\"}}\n", escape(fact), escape(value));
+    let appended = OpenOptions::new().append(true).open(EVENTS).and_then(|mut file| file.write_all(line.as_bytes()));
+    if appended.is_err() {
+        // Nothing can be told any more; the missing facts and the exit code say so.
+        abort();
+    }
+}
+
+fn escape(text: &str) -> String {
+    text.chars()
+        .map(|c| match c {
+            '"' => "\\\"".to_owned(),
+            '\\' => "\\\\".to_owned(),
+            c if c.is_control() => format!("\\u{:04x}", u32::from(c)),
+            c => c.to_string(),
+        })
+        .collect()
+}
+
+/// `ok`, or the error's number by name where it is one of those that are looked for.
+pub(crate) fn outcome<T>(result: std::io::Result<T>) -> String {
+    match result {
+        Ok(_) => "ok".to_owned(),
+        Err(error) => error_name(&error),
+    }
+}
+
+pub(crate) fn error_name(error: &Error) -> String {
+    match error.raw_os_error() {
+        Some(libc::EPERM) => "EPERM".to_owned(),
+        Some(libc::EACCES) => "EACCES".to_owned(),
+        Some(libc::EROFS) => "EROFS".to_owned(),
+        Some(libc::EBUSY) => "EBUSY".to_owned(),
+        Some(libc::ENOSYS) => "ENOSYS".to_owned(),
+        Some(libc::ENOSPC) => "ENOSPC".to_owned(),
+        Some(libc::ENOENT) => "ENOENT".to_owned(),
+        Some(libc::EXDEV) => "EXDEV".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+fn raise(signal: i32) {
+    // SAFETY: raises a signal in this process, whose end it is meant to be.
+    unsafe {
+        libc::signal(signal, libc::SIG_DFL);
+        libc::raise(signal);
+    }
+}
+
+fn eat_memory() {
+    let mut eaten = Vec::new();
+    loop {
+        eaten.push(vec![1_u8; 4 << 20]);
+    }
+}
+
+/// Ends well itself, as a program does that starts another and ignores how that ended.
+fn child_eats_memory() {
+    let child = Command::new("/drydock-worker").arg("eat-memory").status();
+    tell("child", &child.map_or_else(|error| error_name(&error), |status| status.to_string()));
+}
+
+/// Writes to a file until nothing more fits.
+fn fill(path: &str) {
+    let block = vec![1_u8; 1 << 20];
+    let filled = File::create(path).and_then(|mut file| {
+        loop {
+            file.write_all(&block)?;
+        }
+    });
+    let () = filled.unwrap_or_else(|error: Error| tell("fill", &error_name(&error)));
+}
+
+fn wait_for_ever(on_term: libc::sighandler_t) {
+    // SAFETY: sets a signal's disposition and sleeps; no handler of ours runs.
+    unsafe { libc::signal(libc::SIGTERM, on_term) };
+    tell("ready", "yes");
+    loop {
+        // SAFETY: only sleeps.
+        unsafe { libc::pause() };
+    }
+}
+
+fn say(words: &str, times: u32) -> ExitCode {
+    let mut out = std::io::stdout().lock();
+    let said = (0..times).try_for_each(|number| writeln!(out, "{words} {number}"));
+    said.map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS)
+}

@@ -1,0 +1,12 @@
+//! The sandbox on a real Docker engine, with a probe in the worker's place.
+//!
+//! These tests need an engine and fail without one. `DOCKER_HOST` says where it is, as for Docker's own client.
+
+#![allow(clippy::unwrap_used, reason = "a test may fail anywhere, its scaffolding too")]
+
+mod ends;
+mod engine;
+mod image;
+mod life;
+mod stage;
+mod walls;

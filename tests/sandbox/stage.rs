@@ -1,0 +1,176 @@
+//! What a test plays on: a sandbox, a state folder and an installation of its own, all gone when it ends.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use drydock::sandbox::attempt_dir::{self, AttemptDir, InputFolders, OutputCap};
+use drydock::sandbox::docker::{DockerSandbox, DockerSettings};
+use drydock::sandbox::{ContainerName, Exit, Labels, Launch, Sandbox, SandboxError, Status};
+use drydock_spec::{Attempt, AttemptSpec, FinetuneArgs, Inputs, JobArgs, JobId, Limits, TraceId, contract};
+
+/// Longer than anything here takes on a busy machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+
+pub(crate) struct Stage {
+    pub(crate) sandbox: DockerSandbox,
+    pub(crate) settings: DockerSettings,
+    state: tempfile::TempDir,
+    cap: OutputCap,
+}
+
+/// One attempt: its folder, and how its container would be launched.
+pub(crate) struct Act {
+    pub(crate) dir: AttemptDir,
+    pub(crate) launch: Launch,
+}
+
+impl Stage {
+    pub(crate) fn new() -> Self {
+        Self::with(OutputCap::Auto, |_| {})
+    }
+
+    pub(crate) fn with(cap: OutputCap, change: impl FnOnce(&mut DockerSettings)) -> Self {
+        let state = tempfile::tempdir().unwrap();
+        for folder in ["in/model", "in/dataset"] {
+            std::fs::create_dir_all(state.path().join(folder)).unwrap();
+        }
+        std::fs::write(state.path().join("in/model/weights"), "weights").unwrap();
+        let instance = format!("test-sb-{:032x}", rand::random::<u128>());
+        let mut settings = DockerSettings::new(crate::image::probe(), instance, vec![state.path().to_owned()]);
+        settings.user = user();
+        change(&mut settings);
+        Self { sandbox: DockerSandbox::new(settings.clone()), settings, state, cap }
+    }
+
+    fn attempts(&self) -> PathBuf {
+        self.state.path().join("attempts")
+    }
+
+    /// An attempt that runs the probe with these arguments.
+    pub(crate) fn act(&self, arguments: &[&str]) -> Act {
+        self.act_within(limits(), arguments)
+    }
+
+    pub(crate) fn act_within(&self, limits: Limits, arguments: &[&str]) -> Act {
+        let spec = spec();
+        let dir = AttemptDir::create(&self.attempts(), &spec, &limits, self.settings.user, self.cap).unwrap();
+        let inputs = InputFolders {
+            model: self.state.path().join("in/model"),
+            dataset: self.state.path().join("in/dataset"),
+            eval_dataset: None,
+        };
+        let launch = Launch {
+            name: ContainerName(format!("drydock-test-sb-{}", spec.job.to_string().to_lowercase())),
+            labels: Labels {
+                instance: self.settings.instance.clone(),
+                job: spec.job,
+                attempt: spec.attempt,
+                fence: "fence".into(),
+                trace_id: spec.trace_id.clone(),
+            },
+            args: arguments.iter().map(|argument| (*argument).to_owned()).collect(),
+            mounts: dir.mounts(&inputs),
+            limits,
+        };
+        Act { dir, launch }
+    }
+
+    /// Creates and starts the attempt's container.
+    pub(crate) async fn begin(&self, act: &Act) {
+        self.sandbox.create(&act.launch).await.unwrap();
+        self.sandbox.start(&act.launch.name).await.unwrap();
+    }
+
+    /// How the attempt's container ends.
+    pub(crate) async fn end(&self, act: &Act) -> Exit {
+        self.sandbox.wait(&act.launch.name, PATIENCE).await.unwrap();
+        match self.status(act).await.unwrap() {
+            Some(Status::Exited(exit)) => exit,
+            other => panic!("the container has not ended: {other:?}"),
+        }
+    }
+
+    /// Creates and starts the attempt's container, and says how it ends.
+    pub(crate) async fn play(&self, act: &Act) -> Exit {
+        self.begin(act).await;
+        self.end(act).await
+    }
+
+    pub(crate) async fn status(&self, act: &Act) -> Result<Option<Status>, SandboxError> {
+        Ok(self.sandbox.inspect(&act.launch.name).await?.map(|found| found.status))
+    }
+}
+
+impl Drop for Stage {
+    /// Also when a test has failed. A runtime of its own, as the test's may be the one that is unwinding.
+    fn drop(&mut self) {
+        let sandbox = DockerSandbox::new(self.settings.clone());
+        let clear = async move {
+            for found in sandbox.list().await.unwrap_or_default() {
+                let _ = sandbox.remove(&found.name).await;
+            }
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _ = std::thread::spawn(move || runtime.block_on(clear)).join();
+        let _ = attempt_dir::sweep(&self.attempts(), |_, _| false);
+    }
+}
+
+impl Act {
+    /// What the probe has told, by fact.
+    pub(crate) fn told(&self) -> BTreeMap<String, String> {
+        let lines = std::fs::read_to_string(self.dir.events_path()).unwrap();
+        let line = |line| serde_json::from_str::<BTreeMap<String, String>>(line).unwrap();
+        lines.lines().map(line).map(|mut line| (line.remove("fact").unwrap(), line.remove("value").unwrap())).collect()
+    }
+
+    /// Returns when the probe has told a fact.
+    pub(crate) async fn until_told(&self, fact: &str) {
+        let told = async {
+            while !self.told().contains_key(fact) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, told).await.expect("the probe tells it in time");
+    }
+}
+
+/// The user of the containers: only root can hand files to another than itself.
+fn user() -> (u32, u32) {
+    let me = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    if me.0 == 0 { (65532, 65532) } else { me }
+}
+
+pub(crate) fn limits() -> Limits {
+    Limits {
+        memory_bytes: 128 << 20,
+        cpu_millis: 1000,
+        pids: 256,
+        disk_bytes: 32 << 20,
+        time_ms: 60_000,
+        silence_ms: 60_000,
+        grace_ms: 1_000,
+        max_attempts: 1,
+    }
+}
+
+fn spec() -> AttemptSpec {
+    let args = FinetuneArgs { model: "m".into(), dataset: "d".into(), ..Default::default() };
+    AttemptSpec {
+        contract: contract::VERSION,
+        job: JobId::from_parts(0, rand::random()),
+        attempt: Attempt::FIRST,
+        trace_id: TraceId::from_bits(1),
+        spec: JobArgs::Finetune(args).parse().unwrap(),
+        inputs: Inputs {
+            model: contract::MODEL_PATH.into(),
+            model_name: "m".into(),
+            dataset: contract::DATASET_PATH.into(),
+            eval_dataset: None,
+        },
+        output: contract::OUTPUT_PATH.into(),
+        events: contract::EVENTS_PATH.into(),
+        threads: 1,
+    }
+}

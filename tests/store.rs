@@ -1,0 +1,404 @@
+//! The store on a real database: what a job's row says, its history says too, whoever asks and however often.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
+use drydock::api::Submission;
+use drydock::artifacts::Artifact;
+use drydock::clock::Clock;
+use drydock::plan::{DatasetInput, ModelInput, ModelSource, ResolvedInputs};
+use drydock::store::{Entry, Filter, Holder, Lease, NewJob, ReportBatch, Store, StoreError, Termination};
+use drydock_spec::report::Metrics;
+use drydock_spec::{
+    Attempt, Failure, FailureKind, JobEvent, JobId, JobState, Limits, Outcome, Owner, Priority, Report, ReportLine,
+    Stage, TraceId,
+};
+use proptest::prelude::*;
+
+const LAST: u32 = 3;
+
+struct House {
+    _folder: tempfile::TempDir,
+    path: std::path::PathBuf,
+    clock: Clock,
+    store: Store,
+}
+
+impl House {
+    async fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("drydock.db");
+        let clock = Clock::manual(1_000_000);
+        let store = Store::open(&path, clock.clone()).await.unwrap();
+        Self { _folder: folder, path, clock, store }
+    }
+
+    async fn submit(&self, n: u128, priority: i8) -> JobId {
+        let mut new = new_job(n);
+        new.priority = Priority::new(priority).unwrap();
+        self.store.submit(new).await.unwrap().job.id
+    }
+
+    async fn claim(&self, id: JobId) -> Lease {
+        self.store.claim(id, &holder("a")).await.unwrap().unwrap()
+    }
+}
+
+fn holder(name: &str) -> Holder {
+    Holder { name: name.into(), lease_ms: 30_000 }
+}
+
+fn new_job(n: u128) -> NewJob {
+    let submission: Submission =
+        serde_json::from_str(r#"{"job": {"finetune": {"model": "m", "dataset": "d"}}}"#).unwrap();
+    NewJob {
+        id: JobId::from_parts(1_000_000, n),
+        owner: Owner::local(),
+        trace_id: TraceId::from_bits(n),
+        spec: submission.job.parse().unwrap(),
+        inputs: ResolvedInputs {
+            model: ModelInput { name: "m".into(), source: ModelSource::Stored { digest: "aa".into() } },
+            dataset: DatasetInput { name: "d".into(), digest: "bb".into() },
+            eval_dataset: None,
+        },
+        limits: Limits {
+            memory_bytes: 1 << 30,
+            cpu_millis: 1000,
+            pids: 64,
+            disk_bytes: 1 << 30,
+            time_ms: 60_000,
+            silence_ms: 10_000,
+            grace_ms: 1000,
+            max_attempts: LAST,
+        },
+        priority: Priority::default(),
+        idempotency_key: None,
+        request_digest: "r".into(),
+    }
+}
+
+fn stage_line(elapsed_ms: u64) -> ReportLine {
+    ReportLine { elapsed_ms, report: Report::Stage { stage: Stage::Train } }
+}
+
+fn metrics_line(step: u64) -> ReportLine {
+    let metrics = Metrics {
+        step,
+        total_steps: 10,
+        epoch: 0.5,
+        loss: 1.5,
+        learning_rate: 1e-4,
+        grad_norm: 0.5,
+        tokens_per_second: 100.0,
+        eta_ms: 1000,
+        rss_bytes: 1,
+    };
+    ReportLine { elapsed_ms: step, report: Report::Metrics(metrics) }
+}
+
+fn failed(kind: FailureKind) -> Outcome {
+    Outcome::Failed(Failure::new(kind, "made up"))
+}
+
+#[tokio::test]
+async fn the_line_is_by_priority_and_then_by_submission() {
+    let house = House::new().await;
+    let first = house.submit(1, 0).await;
+    let second = house.submit(2, 0).await;
+    let urgent = house.submit(3, 5).await;
+    let line: Vec<_> = house.store.queue(10).await.unwrap().iter().map(|job| job.id).collect();
+    assert_eq!(line, [urgent, first, second]);
+    let job = house.store.job(second).await.unwrap();
+    assert_eq!(house.store.ahead_of(&job).await.unwrap(), 2);
+}
+
+#[tokio::test]
+async fn the_same_key_gives_the_same_job_and_another_body_a_conflict() {
+    let house = House::new().await;
+    let new = NewJob { idempotency_key: Some("k".into()), ..new_job(1) };
+    let first = house.store.submit(new.clone()).await.unwrap();
+    assert!(first.created);
+    let again = house.store.submit(NewJob { id: JobId::from_parts(1, 2), ..new.clone() }).await.unwrap();
+    assert_eq!((again.created, again.job.id), (false, first.job.id));
+    let other = NewJob { id: JobId::from_parts(1, 3), request_digest: "other".into(), ..new.clone() };
+    let refused = house.store.submit(other).await.unwrap_err();
+    assert!(matches!(refused, StoreError::KeyReused { job, .. } if job == first.job.id), "{refused}");
+    // Keys are an owner's own.
+    let stranger = NewJob { id: JobId::from_parts(1, 4), owner: Owner("ann".into()), ..new };
+    assert!(house.store.submit(stranger).await.unwrap().created);
+}
+
+#[tokio::test]
+async fn only_one_of_many_claims_wins() {
+    let house = House::new().await;
+    let id = house.submit(1, 0).await;
+    let claims = futures::future::join_all((0..16).map(|n| {
+        let store = house.store.clone();
+        async move { store.claim(id, &holder(&n.to_string())).await.unwrap().is_some() }
+    }))
+    .await;
+    assert_eq!(claims.into_iter().filter(|won| *won).count(), 1);
+}
+
+#[tokio::test]
+async fn a_stale_attempt_cannot_finish_a_job() {
+    let house = House::new().await;
+    let id = house.submit(1, 0).await;
+    let mut stale = house.claim(id).await;
+    house.clock.advance(31_000);
+    let fresh = house.store.take_over(&holder("a")).await.unwrap().unwrap();
+    assert_eq!(fresh.row().fence, stale.row().fence, "the container stays the attempt's own");
+    let lost = |error: StoreError| matches!(error, StoreError::LeaseLost { .. });
+    assert!(lost(stale.renew(1).await.unwrap_err()));
+    assert!(lost(stale.launching("x").await.unwrap_err()));
+    assert!(lost(stale.terminating(Termination::Silent).await.unwrap_err()));
+    let batch = ReportBatch { lines: vec![stage_line(1)], end_offset: 10 };
+    assert!(lost(stale.record(&batch).await.unwrap_err()));
+    assert!(lost(stale.finish(Outcome::Succeeded, &[], 0).await.unwrap_err()));
+    assert!(!house.store.job(id).await.unwrap().state.is_done());
+    fresh.finish(Outcome::Succeeded, &[], 0).await.unwrap();
+    assert_eq!(house.store.job(id).await.unwrap().state, JobState::Done(Outcome::Succeeded));
+}
+
+#[tokio::test]
+async fn another_process_takes_over_at_once_and_the_same_one_only_what_has_run_out() {
+    let house = House::new().await;
+    let id = house.submit(1, 0).await;
+    let _lease = house.claim(id).await;
+    assert!(house.store.take_over(&holder("a")).await.unwrap().is_none());
+    assert!(house.store.take_over(&holder("b")).await.unwrap().is_some());
+    assert!(house.store.take_over(&holder("b")).await.unwrap().is_none(), "each attempt once");
+}
+
+#[tokio::test]
+async fn reports_are_stored_with_the_offset_that_they_were_read_to() {
+    let house = House::new().await;
+    let id = house.submit(1, 0).await;
+    let mut lease = house.claim(id).await;
+    let batch = ReportBatch { lines: vec![stage_line(1), metrics_line(1)], end_offset: 100 };
+    lease.record(&batch).await.unwrap();
+    // The process dies; the next one reads on from where the database stands.
+    let mut next = house.store.take_over(&holder("b")).await.unwrap().unwrap();
+    assert_eq!(next.row().report_offset, 100);
+    next.record(&ReportBatch { lines: vec![metrics_line(2)], end_offset: 150 }).await.unwrap();
+    let log = house.store.log(id, 0, 100).await.unwrap();
+    assert_eq!(log.iter().map(|line| line.seq).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
+    assert_eq!(house.store.metrics(id, 0, 10).await.unwrap().len(), 2);
+    assert_eq!(house.store.metrics(id, 4, 10).await.unwrap()[0].metrics.step, 2);
+    assert_eq!(house.store.job(id).await.unwrap().last_seq, 5);
+    assert_eq!(next.last_report().await.unwrap(), Some(metrics_line(2)));
+}
+
+#[tokio::test]
+async fn an_infrastructure_failure_waits_in_line_until_its_time() {
+    let house = House::new().await;
+    let id = house.submit(1, 0).await;
+    let later = house.clock.now_ms() + 5_000;
+    house.claim(id).await.finish(failed(FailureKind::EngineLost), &[], later).await.unwrap();
+    assert!(house.store.queue(1).await.unwrap().is_empty());
+    assert_eq!(house.store.next_retry_ms().await.unwrap(), Some(later));
+    house.clock.advance(5_000);
+    assert_eq!(house.store.queue(1).await.unwrap()[0].state, JobState::Queued { next: Attempt(2) });
+}
+
+#[tokio::test]
+async fn artifacts_are_there_when_the_job_has_succeeded() {
+    let house = House::new().await;
+    let id = house.submit(1, 0).await;
+    let artifact = Artifact { path: "adapter/x".into(), role: Some("adapter".into()), bytes: 7, sha256: "cc".into() };
+    house.claim(id).await.finish(Outcome::Succeeded, std::slice::from_ref(&artifact), 0).await.unwrap();
+    assert_eq!(house.store.artifacts(id).await.unwrap(), [artifact]);
+}
+
+#[tokio::test]
+async fn cancelling_twice_does_no_harm() {
+    let house = House::new().await;
+    let (queued, running) = (house.submit(1, 0).await, house.submit(2, 0).await);
+    let lease = house.claim(running).await;
+    for _ in 0..2 {
+        assert_eq!(house.store.request_cancel(queued).await.unwrap().state, JobState::Done(Outcome::Cancelled));
+        let stopping = JobState::Stopping { attempt: Attempt::FIRST };
+        assert_eq!(house.store.request_cancel(running).await.unwrap().state, stopping);
+    }
+    lease.finish(Outcome::Cancelled, &[], 0).await.unwrap();
+    assert_eq!(house.store.request_cancel(running).await.unwrap().state, JobState::Done(Outcome::Cancelled));
+    assert!(matches!(
+        house.store.request_cancel(JobId::from_parts(1, 99)).await.unwrap_err(),
+        StoreError::NoSuchJob(_)
+    ));
+}
+
+#[tokio::test]
+async fn pages_are_newest_first_and_go_on_where_the_last_one_ended() {
+    let house = House::new().await;
+    let mut ids = Vec::new();
+    for n in 1..=5 {
+        ids.push(house.submit(n, 0).await);
+    }
+    let filter = Filter { limit: 2, ..Filter::default() };
+    let page = house.store.jobs(&filter).await.unwrap();
+    assert!(page.more);
+    assert_eq!(page.jobs.iter().map(|job| job.id).collect::<Vec<_>>(), [ids[4], ids[3]]);
+    let filter = Filter { limit: 9, before: Some(ids[3]), ..Filter::default() };
+    let page = house.store.jobs(&filter).await.unwrap();
+    assert!(!page.more);
+    assert_eq!(page.jobs.len(), 3);
+    let filter = Filter { limit: 9, states: vec!["running".into()], ..Filter::default() };
+    assert!(house.store.jobs(&filter).await.unwrap().jobs.is_empty());
+}
+
+#[tokio::test]
+async fn whoever_subscribed_hears_of_every_change() {
+    let house = House::new().await;
+    let id = house.submit(1, 0).await;
+    let mut news = house.store.changes().subscribe(id);
+    let mut lease = house.claim(id).await;
+    news.changed().await;
+    lease.record(&ReportBatch { lines: vec![stage_line(1)], end_offset: 1 }).await.unwrap();
+    news.changed().await;
+    lease.finish(Outcome::Succeeded, &[], 0).await.unwrap();
+    news.changed().await;
+}
+
+/// Something that happens to one of a few jobs.
+#[derive(Debug, Clone)]
+enum Op {
+    Submit,
+    Claim(usize),
+    Record(usize, u8),
+    Cancel(usize),
+    Finish(usize, Outcome),
+    Advance(u16),
+    /// The process dies without a word and another one opens the database.
+    Restart,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let outcome = prop_oneof![
+        3 => Just(Outcome::Succeeded),
+        1 => Just(Outcome::Cancelled),
+        3 => proptest::sample::select(FailureKind::ALL.to_vec()).prop_map(failed),
+    ];
+    prop_oneof![
+        2 => Just(Op::Submit),
+        4 => (0..6usize).prop_map(Op::Claim),
+        3 => (0..6usize, 0..4u8).prop_map(|(job, lines)| Op::Record(job, lines)),
+        1 => (0..6usize).prop_map(Op::Cancel),
+        4 => (0..6usize, outcome).prop_map(|(job, outcome)| Op::Finish(job, outcome)),
+        1 => (0..40_000u16).prop_map(Op::Advance),
+        1 => Just(Op::Restart),
+    ]
+}
+
+/// A world of a database, the jobs in it, and the leases that somebody holds.
+struct World {
+    house: House,
+    process: u32,
+    ids: Vec<JobId>,
+    leases: std::collections::HashMap<JobId, Lease>,
+    reports: std::collections::HashMap<JobId, usize>,
+}
+
+impl World {
+    fn at(&self, index: usize) -> Option<JobId> {
+        self.ids.get(index % self.ids.len().max(1)).copied()
+    }
+
+    async fn happen(&mut self, op: Op) {
+        let me = holder(&self.process.to_string());
+        match op {
+            Op::Submit => {
+                let n = self.ids.len() as u128;
+                self.ids.push(self.house.submit(n, (n % 3) as i8).await);
+            }
+            Op::Claim(index) => {
+                let Some(id) = self.at(index) else { return };
+                if let Some(lease) = self.house.store.claim(id, &me).await.unwrap() {
+                    self.leases.insert(id, lease);
+                }
+            }
+            Op::Record(index, lines) => {
+                let Some(id) = self.at(index) else { return };
+                let Some(lease) = self.leases.get_mut(&id) else { return };
+                let lines: Vec<_> = (0..lines).map(|n| metrics_line(u64::from(n))).collect();
+                let end_offset = lease.row().report_offset + 10 * lines.len() as u64;
+                *self.reports.entry(id).or_default() += lines.len();
+                lease.record(&ReportBatch { lines, end_offset }).await.unwrap();
+            }
+            Op::Cancel(index) => {
+                if let Some(id) = self.at(index) {
+                    self.house.store.request_cancel(id).await.unwrap();
+                }
+            }
+            Op::Finish(index, outcome) => {
+                let Some(id) = self.at(index) else { return };
+                let Some(mut lease) = self.leases.remove(&id) else { return };
+                let asked = matches!(lease.refresh().await.unwrap().state, JobState::Stopping { .. });
+                if outcome == Outcome::Cancelled && !asked {
+                    // Refused: nobody asked. The attempt is still under way and its lease is not spent in vain.
+                    lease.finish(outcome, &[], 0).await.unwrap_err();
+                    self.house.clock.advance(me.lease_ms + 1);
+                    while let Some(lease) = self.house.store.take_over(&me).await.unwrap() {
+                        self.leases.insert(lease.job().id, lease);
+                    }
+                    return;
+                }
+                lease.finish(outcome, &[], self.house.clock.now_ms()).await.unwrap();
+            }
+            Op::Advance(ms) => self.house.clock.advance(i64::from(ms)),
+            Op::Restart => {
+                self.process += 1;
+                self.leases.clear();
+                self.house.store.close().await;
+                self.house.store = Store::open(&self.house.path, self.house.clock.clone()).await.unwrap();
+                let me = holder(&self.process.to_string());
+                while let Some(lease) = self.house.store.take_over(&me).await.unwrap() {
+                    self.leases.insert(lease.job().id, lease);
+                }
+            }
+        }
+    }
+
+    /// What must hold after everything that can happen.
+    async fn check(&self) {
+        for &id in &self.ids {
+            let job = self.house.store.job(id).await.unwrap();
+            let log = self.house.store.log(id, 0, 10_000).await.unwrap();
+            let numbers: Vec<_> = log.iter().map(|line| line.seq).collect();
+            assert_eq!(numbers, (1..=job.last_seq).collect::<Vec<_>>(), "no gap and no double in the log");
+            let reports = log.iter().filter(|line| matches!(line.entry, Entry::Report { .. })).count();
+            assert_eq!(reports, self.reports.get(&id).copied().unwrap_or(0), "no report lost or doubled");
+            let events = log.into_iter().filter_map(|line| match line.entry {
+                Entry::Event(event) => Some(event),
+                Entry::Report { .. } => None,
+            });
+            let events: Vec<JobEvent> = events.collect();
+            let folded = JobState::fold(events.clone(), Attempt(LAST)).unwrap();
+            assert_eq!(folded, job.state, "folding {events:?} gives the row");
+            assert_eq!(job.ended_ms.is_some(), job.state.is_done());
+        }
+        let under_way = self.house.store.attempts_under_way().await.unwrap();
+        let mut running = 0;
+        for &id in &self.ids {
+            let state = self.house.store.job(id).await.unwrap().state;
+            running += usize::from(matches!(state, JobState::Running { .. } | JobState::Stopping { .. }));
+        }
+        assert_eq!(under_way.len(), running, "an attempt is under way exactly while its job runs");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #[test]
+    fn the_events_of_a_job_fold_to_its_row(ops in proptest::collection::vec(op(), 1..60)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let house = House::new().await;
+            let mut world =
+                World { house, process: 0, ids: vec![], leases: Default::default(), reports: Default::default() };
+            for op in ops {
+                world.happen(op).await;
+                world.check().await;
+            }
+        });
+    }
+}

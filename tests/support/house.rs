@@ -1,0 +1,60 @@
+//! A house on a temporary folder: its store, models, datasets and a folder of data.
+
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "for tests, each of which uses its own part of it")]
+
+use std::path::PathBuf;
+
+use drydock::api::{AddModel, LoadDataset, LoadedDataset, ModelView};
+use drydock::blobs::Blobs;
+use drydock::clock::Clock;
+use drydock::config::Config;
+use drydock::datasets::{DatasetError, Datasets};
+use drydock::models::{ModelError, Models};
+use drydock::store::Store;
+
+pub struct House {
+    root: tempfile::TempDir,
+    pub store: Store,
+    pub blobs: Blobs,
+    pub models: Models,
+    pub datasets: Datasets,
+    pub config: Config,
+}
+
+impl House {
+    pub async fn open() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    /// A house whose configuration is changed before it opens.
+    pub async fn with(change: impl FnOnce(&mut Config)) -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let mut config = Config {
+            state_dir: root.path().join("state"),
+            data_dirs: vec![root.path().join("data")],
+            ..Config::default()
+        };
+        change(&mut config);
+        for folder in [&config.state_dir, &root.path().join("data")] {
+            std::fs::create_dir_all(folder).unwrap();
+        }
+        let store = Store::open(&config.state_dir.join("drydock.db"), Clock::manual(1_000)).await.unwrap();
+        let blobs = Blobs::open(&config.state_dir).unwrap();
+        let models = Models::new(store.clone(), blobs.clone(), &config);
+        let datasets = Datasets::new(store.clone(), blobs.clone(), &config);
+        Self { root, store, blobs, models, datasets, config }
+    }
+
+    /// A path below the folder of data.
+    pub fn data(&self, name: &str) -> PathBuf {
+        self.root.path().join("data").join(name)
+    }
+
+    pub async fn add(&self, source: &str) -> Result<ModelView, ModelError> {
+        self.models.add(AddModel { name: None, source: Some(source.to_owned()), files: Vec::new() }).await
+    }
+
+    pub async fn load(&self, source: &str) -> Result<LoadedDataset, DatasetError> {
+        self.datasets.load(LoadDataset { source: Some(source.to_owned()), ..LoadDataset::default() }).await
+    }
+}
