@@ -16,6 +16,8 @@ use crate::api::{
     ArtifactList, ArtifactView, HostView, JobList, JobView, Logs, MetricsPoint, MetricsView, PlanView, Submission,
     SubmittedView,
 };
+use crate::artifacts::ArtifactStore;
+use crate::blobs::Blobs;
 use crate::config::Config;
 use crate::datasets::{DatasetError, Datasets};
 use crate::engine::EngineWatch;
@@ -60,6 +62,8 @@ pub enum Answer {
 #[derive(Clone)]
 pub struct Desk {
     pub store: Store,
+    pub blobs: Blobs,
+    pub artifacts: ArtifactStore,
     pub models: Models,
     pub datasets: Datasets,
     pub planner: Planner,

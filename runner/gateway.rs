@@ -32,6 +32,7 @@ mod schema;
 pub mod stdio;
 mod tasks;
 mod tools;
+mod uploads;
 mod words;
 
 use listener::PatientListener;

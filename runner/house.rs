@@ -63,13 +63,16 @@ impl House {
         let (probe, engine) = EngineProbe::new(Arc::clone(&sandbox));
         let blobs = Blobs::open(&state)?;
         let models = Models::new(store.clone(), blobs.clone(), &config);
-        let datasets = Datasets::new(store.clone(), blobs, &config);
+        let datasets = Datasets::new(store.clone(), blobs.clone(), &config);
+        let artifacts = ArtifactStore::new(state.join("artifacts"));
         let shutdown = CancellationToken::new();
         let tracker = TaskTracker::new();
         let config = Arc::new(config);
         let planner = Planner::new(models.clone(), datasets.clone(), engine.clone(), Arc::clone(&config));
         let desk = Desk {
             store: store.clone(),
+            blobs,
+            artifacts: artifacts.clone(),
             models: models.clone(),
             datasets: datasets.clone(),
             planner,
@@ -85,7 +88,7 @@ impl House {
             engine,
             models,
             datasets,
-            artifacts: ArtifactStore::new(state.join("artifacts")),
+            artifacts,
             config,
             instance,
             lease_ms,

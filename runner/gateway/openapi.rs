@@ -40,9 +40,9 @@ pub(super) fn document(routes: &[Route]) -> Value {
         if !route.parameters.is_empty() {
             operation["parameters"] = route.parameters.iter().map(parameter).collect();
         }
-        if let Some(body) = route.body {
-            let schema = body(&mut schemas);
-            operation["requestBody"] = json!({"required": true, "content": {"application/json": {"schema": schema}}});
+        if let Some((media, schema)) = route.body {
+            let schema = schema.map(|schema| json!({"schema": schema(&mut schemas)})).unwrap_or_else(|| json!({}));
+            operation["requestBody"] = json!({"required": true, "content": {media: schema}});
         }
         let path = route.path.replace("{*", "{");
         let entry = paths.entry(path).or_insert_with(|| json!({}));

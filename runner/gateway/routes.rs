@@ -11,7 +11,7 @@ use axum::routing::{MethodFilter, MethodRouter, on};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 
 use super::error::Refusal;
-use super::{Gateway, downloads, follow, health, openapi, rest};
+use super::{Gateway, downloads, follow, health, openapi, rest, uploads};
 use crate::api::{
     AddModel, ArtifactList, DatasetList, HostView, JobList, JobView, LoadDataset, LoadedDataset, Logs, MetricsView,
     ModelList, ModelView, PlanView, Submission, SubmittedView,
@@ -46,8 +46,8 @@ pub(super) struct Route {
     pub(super) name: &'static str,
     pub(super) told: &'static str,
     pub(super) parameters: Vec<Parameter>,
-    /// The shape of the JSON body, if one is read.
-    pub(super) body: Option<SchemaOf>,
+    /// Media type and shape of the body, if one is read.
+    pub(super) body: Option<(&'static str, Option<SchemaOf>)>,
     pub(super) answers: Vec<Answer>,
     serve: MethodRouter<Arc<Gateway>>,
 }
@@ -115,8 +115,18 @@ impl Route {
     }
 
     fn reads<T: JsonSchema>(mut self) -> Self {
-        self.body = Some(|generator| generator.subschema_for::<T>());
+        self.body = Some(("application/json", Some(|generator| generator.subschema_for::<T>())));
         self
+    }
+
+    fn takes(mut self, media: &'static str) -> Self {
+        self.body = Some((media, None));
+        self
+    }
+
+    fn digest(self) -> Self {
+        let digest = serde_json::json!({"type": "string", "pattern": "^[0-9a-f]{64}$"});
+        self.parameter("path", "sha256", "The content's SHA-256 in lower-case hex.", digest)
     }
 
     fn answers<T: JsonSchema>(self, status: u16, told: &'static str) -> Self {
@@ -235,6 +245,15 @@ fn catalog() -> Vec<Route> {
         Route::delete("/v1/datasets/{name}", "remove_dataset", "Forget a dataset.", rest::remove_dataset)
             .path("name", "The dataset's name.")
             .empty(204, "Forgotten."),
+        Route::new(Method::HEAD, "/v1/blobs/{sha256}", "has_blob", "Whether a file is in the store.", uploads::has)
+            .digest()
+            .empty(200, "It is.")
+            .empty(404, "It is not."),
+        Route::new(Method::PUT, "/v1/blobs/{sha256}", "put_blob", "Put a file into the store.", uploads::put)
+            .digest()
+            .takes("application/octet-stream")
+            .empty(200, "It was there already.")
+            .empty(201, "Stored."),
     ]
 }
 
