@@ -99,14 +99,12 @@ impl Route {
     }
 
     fn job(self) -> Self {
-        let id = serde_json::json!({"type": "string", "pattern": "^[0-7][0-9A-HJKMNP-TV-Z]{25}$"});
-        self.parameter("path", "id", "The job's id.", id)
+        self.parameter("path", "id", "The job's id.", job_id())
     }
 
     fn page(self, most: u32) -> Self {
-        let number = serde_json::json!({"type": "integer", "minimum": 0});
         let limit = serde_json::json!({"type": "integer", "minimum": 1, "maximum": most});
-        self.parameter("query", "after", "Number of the last line that is known.", number).parameter(
+        self.parameter("query", "after", "Number of the last line that is known.", line_number()).parameter(
             "query",
             "limit",
             "Lines at most.",
@@ -147,6 +145,14 @@ impl Route {
     }
 }
 
+fn job_id() -> serde_json::Value {
+    serde_json::json!({"type": "string", "pattern": "^[0-7][0-9A-HJKMNP-TV-Z]{25}$"})
+}
+
+fn line_number() -> serde_json::Value {
+    serde_json::json!({"type": "integer", "minimum": 0, "maximum": i64::MAX})
+}
+
 /// The table.
 pub(super) fn all() -> Vec<Route> {
     let mut routes = jobs();
@@ -171,7 +177,7 @@ fn jobs() -> Vec<Route> {
                 "Jobs at most.",
                 serde_json::json!({"type": "integer", "minimum": 1, "maximum": 200}),
             )
-            .parameter("query", "before", "Only jobs older than this one.", serde_json::json!({"type": "string"}))
+            .parameter("query", "before", "Only jobs older than this one.", job_id())
             .answers::<JobList>(200, "A page of jobs."),
         Route::get("/v1/jobs/{id}", "get_job", "A job as it stands.", rest::job)
             .job()
@@ -186,18 +192,8 @@ fn jobs() -> Vec<Route> {
         .answers::<JobView>(200, "The job."),
         Route::get("/v1/jobs/{id}/events", "follow_job", "A job's log as server-sent events.", follow::events)
             .job()
-            .parameter(
-                "query",
-                "after",
-                "As Last-Event-ID, which goes before it.",
-                serde_json::json!({"type": "integer", "minimum": 0}),
-            )
-            .parameter(
-                "header",
-                "Last-Event-ID",
-                "Resume after this line.",
-                serde_json::json!({"type": "integer", "minimum": 0}),
-            )
+            .parameter("query", "after", "As Last-Event-ID, which goes before it.", line_number())
+            .parameter("header", "Last-Event-ID", "Resume after this line.", line_number())
             .says(
                 200,
                 "Each line of the log, `event` or `report`; at the end `done` with the job.",
