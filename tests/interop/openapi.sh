@@ -19,5 +19,6 @@ document=$folder/openapi.json
 # A schema cannot say which models there are, or that rows make sense; so what fits it may be refused all the same.
 # A stream of events stays open for as long as its job is under way, so it is left to the gateway's own tests.
 cd "$folder" # It leaves a cache where it runs.
-"$folder/venv/bin/schemathesis" run "$document" --url "$url" --checks all --exclude-checks positive_data_acceptance --max-examples 40 \
+"$folder/venv/bin/schemathesis" run "$document" --url "$url" --checks all \
+    --exclude-checks positive_data_acceptance --max-examples 40 \
     --exclude-path-regex '/events$' --request-timeout 20
