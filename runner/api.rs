@@ -3,7 +3,7 @@
 use drydock_spec::dataset::{Columns, Format};
 use drydock_spec::report::{DatasetReport, Evaluation, Metrics, Sample};
 use drydock_spec::{
-    Failure, InvalidOption, JobArgs, JobEvent, JobId, JobSpec, LimitArgs, Limits, Priority, ReportLine, Stage,
+    Failure, InvalidOption, JobArgs, JobEvent, JobId, JobSpec, LimitArgs, Limits, Priority, ReportLine, Stage, TraceId,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -190,6 +190,8 @@ pub struct LogLineView {
     /// Counts up from 1 within the job; the `id` of the server-sent event.
     pub seq: i64,
     pub at_ms: i64,
+    /// The job's, as its log lines on the gateway's host and its container carry it.
+    pub trace_id: TraceId,
     #[serde(flatten)]
     pub entry: EntryView,
 }

@@ -9,11 +9,12 @@ use std::io::{ErrorKind, Read, Seek, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use sha2::{Digest, Sha256};
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempPath};
 use tokio::sync::mpsc;
 
 mod folder;
@@ -54,6 +55,9 @@ pub struct Stored {
     pub new: bool,
 }
 
+/// A download that was not gone on with for a week will not be.
+const ABANDONED_AFTER: Duration = Duration::from_secs(7 * 24 * 3600);
+
 /// The blobs of one installation. Cloning shares them.
 #[derive(Debug, Clone)]
 pub struct Blobs {
@@ -72,7 +76,19 @@ impl Blobs {
         for folder in [drafts, blobs.partial()] {
             fs::create_dir_all(&folder).map_err(|error| blobs.failed(&folder, error))?;
         }
+        blobs.sweep_partial(ABANDONED_AFTER);
         Ok(blobs)
+    }
+
+    /// Removes downloads that nobody has gone on with for so long. What cannot be removed is left for the next time.
+    fn sweep_partial(&self, after: Duration) {
+        for entry in fs::read_dir(self.partial()).into_iter().flatten().flatten() {
+            let touched = entry.metadata().and_then(|file| file.modified());
+            let abandoned = touched.is_ok_and(|touched| touched.elapsed().is_ok_and(|age| age > after));
+            if abandoned && let Err(error) = fs::remove_file(entry.path()) {
+                tracing::warn!(file = %entry.path().display(), %error, "abandoned download stays");
+            }
+        }
     }
 
     /// Where the blob lies, or would.
@@ -177,7 +193,7 @@ impl Blobs {
         draft.keep(None)
     }
 
-    fn each_chunk(
+    pub(crate) fn each_chunk(
         &self,
         file: &mut File,
         mut use_chunk: impl FnMut(&[u8]) -> Result<(), BlobError>,
@@ -203,7 +219,23 @@ impl Blobs {
         self.root.join("partial")
     }
 
-    fn failed(&self, path: &Path, error: std::io::Error) -> BlobError {
+    /// Where the download that is called `key` grows.
+    pub(crate) fn partial_path(&self, key: &str) -> PathBuf {
+        self.partial().join(key)
+    }
+
+    /// Makes a finished download a blob, if it hashes to `expected`; it is gone from where it grew in any case.
+    /// Blocks.
+    pub(crate) fn adopt(&self, partial: &Path, expected: Option<&str>) -> Result<Stored, BlobError> {
+        let failed = |error| self.failed(partial, error);
+        let path = TempPath::try_from_path(partial).map_err(failed)?;
+        let file = NamedTempFile::from_parts(File::open(partial).map_err(failed)?, path);
+        let mut draft = Draft { blobs: self, file, hash: Sha256::new(), bytes: 0 };
+        draft.rehash()?;
+        draft.keep(expected)
+    }
+
+    pub(crate) fn failed(&self, path: &Path, error: std::io::Error) -> BlobError {
         match error.kind() {
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
                 BlobError::Full { needed: 1, free: self.free(), folder: self.root.to_path_buf() }
@@ -372,5 +404,26 @@ mod tests {
         let blobs = Blobs::open(state.path()).unwrap();
         assert_eq!(drafts(&blobs), 0);
         assert!(blobs.partial().join("kept").exists());
+    }
+
+    #[test]
+    fn an_abandoned_download_is_swept_away() {
+        let (_state, blobs) = blobs();
+        let path = blobs.partial_path("old");
+        fs::write(&path, "half").unwrap();
+        let week_ago = std::time::SystemTime::now() - 2 * ABANDONED_AFTER;
+        File::options().write(true).open(&path).unwrap().set_modified(week_ago).unwrap();
+        fs::write(blobs.partial_path("new"), "half").unwrap();
+        blobs.sweep_partial(ABANDONED_AFTER);
+        assert!(!path.exists() && blobs.partial_path("new").exists());
+    }
+
+    #[test]
+    fn a_full_disk_is_told_from_other_trouble() {
+        let (_state, blobs) = blobs();
+        for full in [rustix::io::Errno::NOSPC, rustix::io::Errno::DQUOT] {
+            assert!(matches!(blobs.failed(Path::new("x"), full.into()), BlobError::Full { .. }));
+        }
+        assert!(matches!(blobs.failed(Path::new("x"), rustix::io::Errno::IO.into()), BlobError::Io { .. }));
     }
 }

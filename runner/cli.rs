@@ -120,9 +120,7 @@ impl Cli {
         let global = self.global;
         match self.command {
             Command::Serve(settings) => serve::serve(global.load(settings.flags())?.config).await,
-            Command::Stdio(settings) => {
-                serve::stdio(global.load(settings.flags())?.config, global.gateway.as_deref()).await
-            }
+            Command::Stdio(settings) => serve::stdio(global.load(settings.flags())?.config, global.named()).await,
             Command::Config(settings) => config::print(&global.load(settings.flags())?, out),
             Command::Doctor(settings) => doctor::doctor(&global, settings.flags(), out).await,
             Command::Completions { shell } => completions(shell, out),
@@ -147,8 +145,13 @@ impl Global {
         Ok(load(&Sources::of_process(self.config.clone(), flags))?)
     }
 
+    /// The gateway that was named; an empty variable names none.
+    fn named(&self) -> Option<&str> {
+        self.gateway.as_deref().filter(|url| !url.is_empty())
+    }
+
     fn client(&self) -> Result<Client, CliError> {
-        match &self.gateway {
+        match self.named() {
             Some(url) => Client::new(url),
             None => Client::new(&gateway_url(&self.load(Vec::new())?.config)),
         }

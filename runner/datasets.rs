@@ -16,6 +16,7 @@ use crate::api::{DatasetView, FileRef, LoadDataset, LoadedDataset, RowsPreview};
 use crate::blobs::{self, BlobError, Blobs, StoredFile, digest_of};
 use crate::config::Config;
 use crate::data_dirs::{DataDirs, Found, OpenFile, PathError};
+use crate::hub::{Hub, HubError, HubFile, Kind, Reference};
 use crate::names::{self, BadName};
 use crate::plan::DatasetInput;
 use crate::store::{CatalogEntry, Store, StoreError};
@@ -42,6 +43,8 @@ pub enum DatasetError {
     Row(Box<BadRow>),
     #[error("{file}: {problem}; {next}")]
     File { file: String, problem: String, next: String },
+    #[error(transparent)]
+    Hub(#[from] HubError),
     #[error(transparent)]
     Blob(#[from] BlobError),
     #[error(transparent)]
@@ -73,7 +76,9 @@ pub struct Manifest {
     pub rows: u64,
     /// Rows whose answer or text is blank; they are passed over.
     pub blank_rows: u64,
-    /// Tokens of the longest row, at most.
+    /// Bytes of all rows' text; more than the files have where rows share a text, as SQuAD's questions do.
+    pub text_bytes: u64,
+    /// Tokens of the longest row, generously counted: no tokenizer has seen it yet.
     pub longest_row_tokens: u64,
     pub files: Vec<StoredFile>,
     /// The columns that were named when it was loaded; jobs that name none use them.
@@ -94,6 +99,7 @@ pub struct Resolved {
 pub struct Datasets {
     store: Store,
     blobs: Blobs,
+    hub: Hub,
     dirs: DataDirs,
     /// One folder a dataset, by digest.
     root: Arc<Path>,
@@ -118,9 +124,9 @@ enum Content {
 }
 
 impl Datasets {
-    pub fn new(store: Store, blobs: Blobs, config: &Config) -> Self {
+    pub fn new(store: Store, blobs: Blobs, hub: Hub, config: &Config) -> Self {
         let dirs = DataDirs::new(config.data_dirs.clone());
-        Self { store, blobs, dirs, root: config.state_dir.join("datasets").into() }
+        Self { store, blobs, hub, dirs, root: config.state_dir.join("datasets").into() }
     }
 
     /// All datasets, by name.
@@ -134,17 +140,16 @@ impl Datasets {
             names::check(name)?;
         }
         let LoadDataset { name, source, rows, files, columns, model: _ } = request;
-        let datasets = self.clone();
-        let (given, manifest, preview) = blocking(move || {
-            let incoming = match (source, rows.is_empty(), files.is_empty()) {
-                (Some(source), true, true) => datasets.open_path(&source)?,
-                (None, false, true) => given_rows(&rows),
-                (None, true, false) => datasets.open_blobs(&files)?,
-                _ => return Err(DatasetError::Request("give exactly one of `source`, `rows` and `files`")),
-            };
-            datasets.take_in(incoming, columns.unwrap_or_default())
-        })
-        .await?;
+        let incoming = match (source, rows.is_empty(), files.is_empty()) {
+            (Some(source), true, true) if Reference::is_meant(&source) => self.download(&source).await?,
+            (Some(source), true, true) => self.blocking(move |datasets| datasets.open_path(&source)).await?,
+            (None, false, true) => given_rows(&rows),
+            (None, true, false) => self.blocking(move |datasets| datasets.open_blobs(&files)).await?,
+            _ => return Err(DatasetError::Request("give exactly one of `source`, `rows` and `files`")),
+        };
+        let given = incoming.name.clone();
+        let columns = columns.unwrap_or_default();
+        let (manifest, preview) = self.blocking(move |datasets| datasets.take_in(incoming, columns)).await?;
         let digest = digest_of(&manifest.files);
         let name = name.or(given).unwrap_or_else(|| format!("rows-{}", &digest[..8]));
         self.store.put_dataset(&name, &digest, &manifest).await?;
@@ -178,9 +183,8 @@ impl Datasets {
         if dataset.manifest.columns == *columns {
             return Ok(dataset);
         }
-        let datasets = self.clone();
         let columns = columns.clone();
-        blocking(move || {
+        self.blocking(move |datasets| {
             let Resolved { input, mut manifest } = dataset;
             let mut tally = Tally::new(&columns);
             for file in &manifest.files {
@@ -188,7 +192,7 @@ impl Datasets {
             }
             manifest.format = tally.usable_format(&input.name)?;
             (manifest.rows, manifest.blank_rows) = (tally.rows, tally.blank);
-            manifest.longest_row_tokens = tally.most_tokens;
+            (manifest.text_bytes, manifest.longest_row_tokens) = (tally.text_bytes, tally.most_tokens);
             manifest.columns = columns.clone();
             Ok(Resolved { input, manifest })
         })
@@ -228,13 +232,44 @@ impl Datasets {
         Ok(Incoming { origin: "uploaded files".into(), name, files: opened })
     }
 
-    /// Reads every row, and brings the files into the store. Blocks.
-    fn take_in(
+    /// Fetches a file of rows as it is on the hub now.
+    async fn download(&self, source: &str) -> Result<Incoming, DatasetError> {
+        let reference: Reference = source.parse().map_err(HubError::from)?;
+        let pinned = self.hub.pin(Kind::Dataset, &reference.repo, reference.revision.as_deref()).await?;
+        let path = reference.path.as_deref().unwrap_or_default();
+        let (folder, name) = path.rsplit_once('/').map_or((None, path), |(folder, name)| (Some(folder), name));
+        let files = self.hub.files(&pinned, folder).await?;
+        let Some(file) = files.iter().find(|file| file.path == path) else {
+            let what = match path {
+                "" => format!("single file called `{source}`"),
+                path => format!("file `{path}` in `{}`", reference.repo),
+            };
+            return Err(HubError::NotFound { what, next: rows_among(&files) }.into());
+        };
+        blobs::check_name(name)?;
+        let blob = self.hub.fetch(&pinned, file).await?;
+        let opened = self.blobs.read(&blob.sha256)?;
+        Ok(Incoming {
+            origin: format!("{}/{path}", pinned.origin()),
+            name: Some(names::usual(reference.name())),
+            files: vec![(name.to_owned(), Content::Blob(blob.sha256, opened))],
+        })
+    }
+
+    /// Does what takes long or waits for the disk, on a thread that may.
+    async fn blocking<T: Send + 'static>(
         &self,
-        incoming: Incoming,
-        columns: Columns,
-    ) -> Result<(Option<String>, Manifest, RowsPreview), DatasetError> {
-        let Incoming { origin, name, mut files } = incoming;
+        work: impl FnOnce(&Self) -> Result<T, DatasetError> + Send + 'static,
+    ) -> Result<T, DatasetError> {
+        let datasets = self.clone();
+        tokio::task::spawn_blocking(move || work(&datasets)).await.unwrap_or_else(|error| {
+            Err(BlobError::Io { path: self.root.to_path_buf(), error: std::io::Error::other(error) }.into())
+        })
+    }
+
+    /// Reads every row, and brings the files into the store. Blocks.
+    fn take_in(&self, incoming: Incoming, columns: Columns) -> Result<(Manifest, RowsPreview), DatasetError> {
+        let Incoming { origin, mut files, .. } = incoming;
         let mut tally = Tally::new(&columns);
         for (name, content) in &mut files {
             match content {
@@ -244,10 +279,11 @@ impl Datasets {
         }
         let format = tally.usable_format(&origin)?;
         let preview = preview::of(format, &tally.first);
-        let (rows, blank_rows, longest_row_tokens) = (tally.rows, tally.blank, tally.most_tokens);
+        let (rows, blank_rows) = (tally.rows, tally.blank);
+        let (text_bytes, longest_row_tokens) = (tally.text_bytes, tally.most_tokens);
         let files = files.into_iter().map(|(name, content)| self.keep(name, content)).collect::<Result<Vec<_>, _>>()?;
         self.blobs.assemble(&self.root, &files)?;
-        Ok((name, Manifest { format, rows, blank_rows, longest_row_tokens, files, columns, origin }, preview))
+        Ok((Manifest { format, rows, blank_rows, text_bytes, longest_row_tokens, files, columns, origin }, preview))
     }
 
     fn keep(&self, path: String, content: Content) -> Result<StoredFile, DatasetError> {
@@ -273,17 +309,23 @@ fn given_rows(rows: &[serde_json::Map<String, serde_json::Value>]) -> Incoming {
     Incoming { origin: "rows".into(), name: None, files: vec![("rows.jsonl".into(), Content::Rows(lines))] }
 }
 
+/// Which files could be meant.
+fn rows_among(files: &[HubFile]) -> String {
+    let rows: Vec<_> = files
+        .iter()
+        .filter(|file| file.path.ends_with(".jsonl") || file.path.ends_with(".json"))
+        .map(|file| format!("`{}`", file.path))
+        .take(10)
+        .collect();
+    match rows.is_empty() {
+        true => "there is no .jsonl or .json file in that folder; convert the rows to JSON lines first".into(),
+        false => format!("put one of these behind the name: {}", rows.join(", ")),
+    }
+}
+
 /// A file's name without what says its kind.
 fn stem(name: &str) -> &str {
     name.strip_suffix(".jsonl").or_else(|| name.strip_suffix(".json")).unwrap_or(name)
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, DatasetError> + Send + 'static,
-) -> Result<T, DatasetError> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or_else(|error| Err(BlobError::Io { path: PathBuf::new(), error: std::io::Error::other(error) }.into()))
 }
 
 fn view(entry: CatalogEntry<Manifest>) -> DatasetView {

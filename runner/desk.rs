@@ -165,7 +165,11 @@ impl Desk {
             Ok(words) if !words.is_empty() => Some(words),
             _ => self.store.last_words(id).await?,
         };
-        Ok(Logs { lines: lines.into_iter().map(log_line).collect(), last_words, next_after })
+        Ok(Logs {
+            lines: lines.into_iter().map(|line| log_line(line, &job.trace_id)).collect(),
+            last_words,
+            next_after,
+        })
     }
 
     /// Metrics after line `after` of the job's log.

@@ -17,6 +17,7 @@ pub mod engine;
 pub mod gateway;
 mod hostile;
 pub mod house;
+pub mod hub;
 pub mod models;
 pub mod names;
 pub mod plan;

@@ -15,12 +15,14 @@ use crate::api::{AddModel, FileRef, ModelView};
 use crate::blobs::{self, BlobError, Blobs, StoredFile, digest_of};
 use crate::config::Config;
 use crate::data_dirs::{DataDirs, Found, OpenFile, PathError};
+use crate::hub::{Hub, HubError, Reference, Turns};
 use crate::names::{self, BadName};
 use crate::plan::{ModelInput, ModelSource};
 use crate::store::{CatalogEntry, Store, StoreError};
 
 mod architecture;
 mod config;
+mod from_hub;
 mod gguf;
 mod inspect;
 mod safetensors;
@@ -39,6 +41,8 @@ pub enum ModelError {
     Path(#[from] PathError),
     #[error("{file}: {problem}")]
     Unusable { file: String, problem: Unusable },
+    #[error(transparent)]
+    Hub(#[from] HubError),
     #[error(transparent)]
     Blob(#[from] BlobError),
     #[error(transparent)]
@@ -114,6 +118,9 @@ pub struct Resolved {
 pub struct Models {
     store: Store,
     blobs: Blobs,
+    hub: Hub,
+    /// Attempts that need the same model from the hub share one download.
+    turns: Turns,
     dirs: DataDirs,
     /// One folder a model, by digest.
     root: Arc<Path>,
@@ -131,9 +138,9 @@ struct Incoming {
 }
 
 impl Models {
-    pub fn new(store: Store, blobs: Blobs, config: &Config) -> Self {
+    pub fn new(store: Store, blobs: Blobs, hub: Hub, config: &Config) -> Self {
         let dirs = DataDirs::new(config.data_dirs.clone());
-        Self { store, blobs, dirs, root: config.state_dir.join("models").into() }
+        Self { store, blobs, hub, turns: Turns::default(), dirs, root: config.state_dir.join("models").into() }
     }
 
     /// All models, by name.
@@ -141,23 +148,23 @@ impl Models {
         Ok(self.store.models().await?.into_iter().map(view).collect())
     }
 
-    /// Adds a model from the host's files or from blobs. What had its name before loses it.
+    /// Adds a model from the hub, the host's files or blobs. What had its name before loses it.
     pub async fn add(&self, request: AddModel) -> Result<ModelView, ModelError> {
         if let Some(name) = &request.name {
             names::check(name)?;
         }
-        let models = self.clone();
         let AddModel { name, source, files } = request;
-        let (name, manifest) = blocking(move || {
-            let incoming = match source {
-                Some(source) if files.is_empty() => models.open_path(&source)?,
-                None if !files.is_empty() => models.open_blobs(&files)?,
-                _ => return Err(ModelError::Request("give either `source` or `files`")),
-            };
-            let name = name.unwrap_or_else(|| names::usual(&incoming.name));
-            Ok((name, models.take_in(incoming)?))
-        })
-        .await?;
+        let incoming = match source {
+            Some(source) if files.is_empty() && Reference::is_meant(&source) => {
+                let reference = source.parse().map_err(HubError::from)?;
+                self.download(&reference).await?
+            }
+            Some(source) if files.is_empty() => self.blocking(move |models| models.open_path(&source)).await?,
+            None if !files.is_empty() => self.blocking(move |models| models.open_blobs(&files)).await?,
+            _ => return Err(ModelError::Request("give either `source` or `files`")),
+        };
+        let name = name.unwrap_or_else(|| names::usual(&incoming.name));
+        let manifest = self.blocking(move |models| models.take_in(incoming)).await?;
         self.enter(name, manifest).await
     }
 
@@ -166,12 +173,14 @@ impl Models {
         Ok(self.store.remove_model(name).await?)
     }
 
-    /// What a caller means by `name`: a model of the store by its name, or by the beginning of its digest.
+    /// What a caller means by `name`: a model of the store by its name, or by the beginning of its digest, or a model
+    /// on the hub, which is pinned to the commit that it has now.
     pub async fn resolve(&self, name: &str) -> Result<Resolved, ModelError> {
-        let entry = self.find(name).await?;
-        let source = ModelSource::Stored { digest: entry.digest };
-        let input = ModelInput { name: name.to_owned(), source };
-        Ok(Resolved { input, facts: entry.manifest.facts, download_bytes: 0 })
+        if Reference::is_meant(name) {
+            let reference = name.parse().map_err(HubError::from)?;
+            return self.resolve_on_hub(name, &reference).await;
+        }
+        Ok(stored(name, self.find(name).await?))
     }
 
     /// Refuses what would not fit on the state folder's disk.
@@ -179,19 +188,16 @@ impl Models {
         self.blobs.check_room(bytes)
     }
 
-    /// The folder with the model's files.
+    /// The folder with the model's files, fetched from the hub first if need be.
     pub async fn ensure(&self, input: &ModelInput) -> Result<PathBuf, Failure> {
         let ready = match &input.source {
-            ModelSource::Stored { digest } => self.stored(&input.name, digest).await,
-            ModelSource::Hub { repo, commit } => Err(ModelError::Unknown {
-                name: format!("hf:{repo}@{commit}"),
-                next: "add it from a file or folder below data_dirs".into(),
-            }),
+            ModelSource::Stored { digest } => self.folder(&input.name, digest).await,
+            ModelSource::Hub { repo, commit } => self.ensure_from_hub(repo, commit).await,
         };
         ready.map_err(|error| failure(&error))
     }
 
-    async fn stored(&self, name: &str, digest: &str) -> Result<PathBuf, ModelError> {
+    async fn folder(&self, name: &str, digest: &str) -> Result<PathBuf, ModelError> {
         let folder = self.root.join(digest);
         if tokio::fs::try_exists(&folder).await.unwrap_or(false) {
             return Ok(folder);
@@ -202,8 +208,7 @@ impl Models {
             let next = format!("its files (digest {digest}) are gone; add it again");
             return Err(ModelError::Unknown { name: name.to_owned(), next });
         };
-        let models = self.clone();
-        blocking(move || Ok(models.blobs.assemble(&models.root, &entry.manifest.files)?)).await
+        self.blocking(move |models| Ok(models.blobs.assemble(&models.root, &entry.manifest.files)?)).await
     }
 
     async fn find(&self, name: &str) -> Result<CatalogEntry<Manifest>, ModelError> {
@@ -250,6 +255,17 @@ impl Models {
         Ok(Incoming { source: "uploaded files".into(), name, files: opened, known })
     }
 
+    /// Does what takes long or waits for the disk, on a thread that may.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Self) -> Result<T, ModelError> + Send + 'static,
+    ) -> Result<T, ModelError> {
+        let models = self.clone();
+        tokio::task::spawn_blocking(move || work(&models)).await.unwrap_or_else(|error| {
+            Err(BlobError::Io { path: self.root.to_path_buf(), error: std::io::Error::other(error) }.into())
+        })
+    }
+
     /// Looks at the files, and brings those that are needed into the store. Blocks.
     fn take_in(&self, incoming: Incoming) -> Result<Manifest, ModelError> {
         let Incoming { source, files, known, .. } = incoming;
@@ -270,17 +286,15 @@ impl Models {
     }
 }
 
-const EMPTY: &str = "the store is empty: add one with `drydock models add <path>`";
+fn stored(name: &str, entry: CatalogEntry<Manifest>) -> Resolved {
+    let source = ModelSource::Stored { digest: entry.digest };
+    let input = ModelInput { name: name.to_owned(), source };
+    Resolved { input, facts: entry.manifest.facts, download_bytes: 0 }
+}
+
+const EMPTY: &str = "the store is empty: add one with `drydock models add`, or name hf:owner/name";
 const A_PATH: &str =
     "a file or folder must be added first (`drydock models add <path>`), then named as list_models shows it";
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, ModelError> + Send + 'static,
-) -> Result<T, ModelError> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or_else(|error| Err(BlobError::Io { path: PathBuf::new(), error: std::io::Error::other(error) }.into()))
-}
 
 fn view(entry: CatalogEntry<Manifest>) -> ModelView {
     let CatalogEntry { name, digest, manifest, added_ms } = entry;
@@ -308,10 +322,18 @@ fn failure(error: &ModelError) -> Failure {
         ModelError::Unknown { .. } => FailureKind::NotFound,
         ModelError::Unusable { problem, .. } if problem.unsupported => FailureKind::UnsupportedModel,
         ModelError::Unusable { .. } => FailureKind::BadModel,
-        ModelError::Blob(BlobError::Full { .. }) => FailureKind::DiskFull,
+        ModelError::Hub(HubError::NotFound { .. } | HubError::Offline(_) | HubError::Reference(_)) => {
+            FailureKind::NotFound
+        }
+        ModelError::Hub(HubError::Denied { .. }) => FailureKind::AccessDenied,
+        ModelError::Hub(HubError::Unavailable { .. } | HubError::Corrupt { .. }) => FailureKind::HubUnavailable,
+        ModelError::Blob(BlobError::Full { .. }) | ModelError::Hub(HubError::Blob(BlobError::Full { .. })) => {
+            FailureKind::DiskFull
+        }
         ModelError::Request(_)
         | ModelError::Name(_)
         | ModelError::Path(_)
+        | ModelError::Hub(HubError::Setup(_) | HubError::Blob(_))
         | ModelError::Blob(_)
         | ModelError::Store(_) => FailureKind::Internal,
     };

@@ -157,3 +157,33 @@ fn a_gateway_that_others_can_reach_must_name_its_hosts_and_still_warns() {
     assert!(config.warnings()[0].contains("no authentication yet"), "{:?}", config.warnings());
     assert!(Config::default().warnings().is_empty());
 }
+
+#[test]
+fn the_readme_lists_every_key_with_its_default_and_purpose() {
+    let readme = include_str!("../README.md");
+    let defaults = load(&Sources::default()).unwrap();
+    for key in drydock::config::KEYS {
+        let shown = match (key.path, defaults.values.get(key.path)) {
+            // These depend on who runs it, and where.
+            ("state_dir", _) => "`~/.local/share/drydock`".into(),
+            ("data_dirs", _) => "the working folder".into(),
+            (_, Some(value)) => format!("`{value}`"),
+            (_, None) => String::new(),
+        };
+        let row = format!("| `{}` | {shown} | {} |", key.path, key.about);
+        assert!(readme.contains(&row), "README.md lacks the row\n{row}");
+    }
+}
+
+#[test]
+fn the_readme_lists_every_exit_code_of_the_help() {
+    let readme = include_str!("../README.md");
+    let help = include_str!("cli/snapshots/cli__the_help_names_every_command_and_exit_code.snap");
+    let codes = help.split("Exit codes:\n").nth(1).unwrap().lines().filter(|line| line.starts_with("  "));
+    let rows: Vec<_> = codes.map(|line| line.trim().split_once(' ').unwrap()).collect();
+    assert_eq!(rows.len(), 7);
+    for (code, meaning) in rows {
+        let row = format!("| {code} | {} |", meaning.trim());
+        assert!(readme.contains(&row), "README.md lacks the row\n{row}");
+    }
+}

@@ -35,7 +35,7 @@ async fn a_file_of_rows_is_loaded_and_shown() {
     assert_eq!(loaded.preview.rendered[2].supervised, "10");
 
     let resolved = house.datasets.resolve("sums").await.unwrap();
-    assert_eq!((resolved.manifest.blank_rows, resolved.manifest.longest_row_tokens), (1, 6 + 128));
+    assert_eq!((resolved.manifest.blank_rows, resolved.manifest.longest_row_tokens), (1, 6 + 2 * 8 + 64));
     let folder = house.datasets.folder(&resolved.input).unwrap();
     assert_eq!(fs::read_to_string(folder.join("Sums.jsonl")).unwrap(), ROWS);
 }
@@ -156,4 +156,30 @@ async fn unknown_names_are_answered_with_the_next_step() {
     assert!(house.datasets.folder(&DatasetInput { name: "sums".into(), digest }).is_ok());
     let gone = DatasetInput { name: "gone".into(), digest: "0".repeat(64) };
     assert_eq!(house.datasets.folder(&gone).unwrap_err().kind, FailureKind::NotFound);
+}
+
+/// The demo learns from it, so it must be good: short answers of one or two sentences, and no question twice.
+#[tokio::test]
+async fn the_demos_rows_are_questions_about_drydock_with_short_answers() {
+    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/jobs/demo");
+    let house = House::with(|config| config.data_dirs = vec![demo.into()]).await;
+    let dataset = house.load("drydock-qa.jsonl").await.unwrap().dataset;
+    assert_eq!((dataset.name.as_str(), dataset.format), ("drydock-qa", Format::Messages));
+    assert!((190..=220).contains(&dataset.rows), "{}", dataset.rows);
+
+    let text = fs::read_to_string(format!("{demo}/drydock-qa.jsonl")).unwrap();
+    let mut questions = std::collections::HashSet::new();
+    let mut who_it_is = 0;
+    for line in text.lines() {
+        let row: serde_json::Value = serde_json::from_str(line).unwrap();
+        let turns = row["messages"].as_array().unwrap();
+        let roles: Vec<_> = turns.iter().map(|turn| turn["role"].as_str().unwrap()).collect();
+        assert_eq!(roles, ["user", "assistant"], "{line}");
+        let [question, answer] = [0, 1].map(|turn| turns[turn]["content"].as_str().unwrap());
+        assert!(questions.insert(question.to_lowercase()), "asked twice: {question}");
+        assert!((8..=40).contains(&answer.split_whitespace().count()), "{answer}");
+        assert!(answer.ends_with('.') && !answer.contains('\n'), "{answer}");
+        who_it_is += usize::from(answer.starts_with("drydock is a gateway that runs model finetuning jobs"));
+    }
+    assert!(who_it_is >= 5, "the one thing that the finetuned model must know is said {who_it_is} times");
 }

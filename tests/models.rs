@@ -209,7 +209,7 @@ async fn pickles_adapters_and_heaps_of_ggufs_are_refused_with_a_way_out() {
 async fn unknown_names_are_answered_with_what_there_is() {
     let house = House::open().await;
     let error = house.models.resolve("tiny").await.unwrap_err().to_string();
-    assert_eq!(error, "no model `tiny`; the store is empty: add one with `drydock models add <path>`");
+    assert_eq!(error, "no model `tiny`; the store is empty: add one with `drydock models add`, or name hf:owner/name");
     fs::write(house.data("tiny.gguf"), Gguf::tiny().bytes()).unwrap();
     house.add("tiny.gguf").await.unwrap();
     let error = house.models.resolve("tinny").await.unwrap_err().to_string();

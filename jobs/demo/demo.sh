@@ -14,12 +14,16 @@ export DRYDOCK_CONFIG=/dev/null
 
 . jobs/demo/gateway.sh
 
-# Ends everything, however this script ends, and tells why if it failed.
+# Ends everything, however this script ends, and tells why if it did not come to its end.
 finish() {
     local status=$?
     trap - EXIT INT TERM
     stop_gateway
-    [ "$status" = 0 ] || printf '\nThe demo failed (exit %s); the gateway'"'"'s log is %s\n' "$status" "$state.log" >&2
+    case $status in
+        0) ;;
+        130 | 143) printf '\nInterrupted; the job was cancelled and nothing is left running.\n' >&2 ;;
+        *) printf '\nThe demo failed (exit %s); the gateway'"'"'s log is %s\n' "$status" "$state.log" >&2 ;;
+    esac
     exit "$status"
 }
 trap finish EXIT

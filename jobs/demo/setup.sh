@@ -73,7 +73,7 @@ setup: hint: sudo usermod -aG docker $(id -un), then log in again"
 start_dockerd() {
     mkdir -p "$state"
     say "starting dockerd; its log is $state/dockerd.log"
-    as_root setsid dockerd --group "$(id -g)" >"$state/dockerd.log" 2>&1 </dev/null &
+    as_root setsid --fork dockerd --group "$(id -g)" >"$state/dockerd.log" 2>&1 </dev/null
 }
 
 wait_for_socket() {

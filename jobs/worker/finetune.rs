@@ -11,7 +11,7 @@ use crate::data::{self, Prepared};
 use crate::ending::Result;
 use crate::generate::{Question, answer_all, questions};
 use crate::model::ModelFiles;
-use crate::model::decoder::{Decoder, Pass};
+use crate::model::decoder::Decoder;
 use crate::model::lora::{LoraShape, Trainable, start_values};
 use crate::random::{Chance, Purpose};
 use crate::report::{Reporter, resident_bytes};
@@ -118,7 +118,7 @@ fn evaluate(decoder: &Decoder, rows: &[Row], phase: Phase, reporter: &Reporter) 
     for part in by_tokens(rows, SCORING_TOKENS) {
         stop::check()?;
         let batch = Batch::of(part);
-        sum += f64::from(decoder.loss(&batch, Pass::Scoring)?.to_scalar::<f32>()?);
+        sum += decoder.score(&batch)?;
         tokens += batch.targets.len() as u64;
         done += part.len() as u64;
         reporter.progress(done, rows.len() as u64);

@@ -1,14 +1,15 @@
 //! The arithmetic of training on a CPU: a handful of fused operations, each with a backward pass of its own.
 //!
-//! candle's tensors, variables and `backward` are the tape; what happens between two nodes of the tape is done here.
-//! Three things make that worth it: frozen weights lie outside the tape, so nothing is computed or kept for them; each
-//! node keeps only what its backward pass cannot cheaply compute again; and every loop is compiled for the vector
-//! units of the machine that it runs on (see [`simd`]).
+//! Kernels take slices and return vectors; they know of no tape. Every loop is compiled for the vector units of the
+//! machine that it runs on (see [`simd`]), and frozen weights never get a gradient. What of a forward pass is kept for
+//! the backward pass, and what is computed again, is decided where the kernels are put together: in
+//! [`crate::model::layer`], a node of candle's tape for each layer of the model, and in [`cross_entropy`], its end.
 //!
 //! Rows of different lengths are laid end to end without padding: a batch is `[tokens, width]`, and only attention
 //! needs to know where a row begins.
 
 pub mod adamw;
+pub mod add;
 pub mod attention;
 pub mod cross_entropy;
 pub mod linear;
@@ -24,7 +25,7 @@ mod testing;
 use candle_core::{CpuStorage, Layout, Result, Shape, Storage, Tensor};
 
 /// The values of an operation's argument. Every operation here asks for contiguous f32.
-fn argument<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+pub(crate) fn argument<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     let values = storage.as_slice::<f32>()?;
     match layout.contiguous_offsets() {
         Some((from, to)) => Ok(&values[from..to]),
@@ -42,11 +43,11 @@ pub fn read<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> Result<R>) -> Result<R
 }
 
 /// The result of an operation, for candle.
-fn output(values: Vec<f32>, shape: impl Into<Shape>) -> (CpuStorage, Shape) {
+pub(crate) fn output(values: Vec<f32>, shape: impl Into<Shape>) -> (CpuStorage, Shape) {
     (CpuStorage::F32(values), shape.into())
 }
 
 /// A gradient, for candle.
-fn gradient(values: Vec<f32>, shape: &Shape) -> Result<Tensor> {
+pub(crate) fn gradient(values: Vec<f32>, shape: &Shape) -> Result<Tensor> {
     Tensor::from_vec(values, shape, &candle_core::Device::Cpu)
 }

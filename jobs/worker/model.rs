@@ -3,7 +3,9 @@
 pub mod config;
 pub mod decoder;
 mod gguf;
+pub mod head;
 mod hf;
+pub mod layer;
 pub mod lora;
 pub mod tokenizer;
 

@@ -5,7 +5,6 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use candle_core::DType;
 use drydock_spec::report::{DatasetReport, Evaluation, Sample};
 use drydock_spec::{FailureKind, FinetuneSpec, Report};
 use safetensors::Dtype;
@@ -51,9 +50,12 @@ impl<'a> Saver<'a> {
     pub fn adapter(&self, shape: &LoraShape, model_name: &str, trainables: &[Trainable]) -> Result<()> {
         let mut tensors: BTreeMap<&str, (Vec<usize>, Vec<u8>)> = BTreeMap::new();
         for trainable in trainables {
-            debug_assert_eq!(trainable.var.dtype(), DType::F32);
-            let bytes = read(&trainable.var, |values| Ok(values.iter().flat_map(|v| v.to_le_bytes()).collect()))?;
-            tensors.insert(&trainable.name, (trainable.var.dims().to_vec(), bytes));
+            for matrix in &trainable.matrices {
+                let bytes = read(&trainable.var, |values| {
+                    Ok(values[matrix.range.clone()].iter().flat_map(|value| value.to_le_bytes()).collect())
+                })?;
+                tensors.insert(&matrix.name, (matrix.shape.to_vec(), bytes));
+            }
         }
         let views = tensors.iter().map(|(name, (shape, bytes))| {
             let view = TensorView::new(Dtype::F32, shape.clone(), bytes);

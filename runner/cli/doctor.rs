@@ -12,7 +12,7 @@ use crate::doctor::{GatewayView, Verdict, examine};
 /// Checks the host; the exit code is 1 if no job can run here.
 pub(super) async fn doctor(global: &Global, flags: Vec<Flag>, out: &mut Out) -> Result<Exit, CliError> {
     let loaded = global.load(flags)?;
-    let url = global.gateway.clone().unwrap_or_else(|| gateway_url(&loaded.config));
+    let url = global.named().map_or_else(|| gateway_url(&loaded.config), str::to_owned);
     let client = Client::new(&url)?;
     let engine = crate::serve::probe(&loaded.config).await;
     let gateway = ask(&client).await.map_err(|error| error.to_string());

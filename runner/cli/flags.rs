@@ -1,7 +1,5 @@
 //! Flags made from a type's schema, so that the command line offers exactly the options that the gateway takes.
 
-use std::marker::PhantomData;
-
 use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use drydock_spec::{FinetuneArgs, LimitArgs};
@@ -62,7 +60,7 @@ enum Form {
 
 impl<T: Options> clap::Args for Flags<T> {
     fn augment_args(command: Command) -> Command {
-        fields::<T>().into_iter().fold(command, |command, field| command.arg(field.arg::<T>(PhantomData)))
+        fields::<T>().into_iter().fold(command, |command, field| command.arg(field.arg::<T>()))
     }
 
     fn augment_args_for_update(command: Command) -> Command {
@@ -157,7 +155,7 @@ fn words(list: &Value) -> Vec<String> {
 }
 
 impl Field {
-    fn arg<T: Options>(&self, _: PhantomData<T>) -> Arg {
+    fn arg<T: Options>(&self) -> Arg {
         let flag = T::flag(&self.name);
         let arg = Arg::new(flag.clone())
             .long(flag.clone())

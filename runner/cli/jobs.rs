@@ -58,7 +58,7 @@ impl List {
         }
         let now = now_ms();
         let rows = list.jobs.iter().map(|job| row(job, now)).collect();
-        out.table(["ID", "STATE", "KIND", "MODEL", "DATASET", "SUBMITTED", "SUMMARY"], rows)?;
+        out.table(["ID", "STATE", "MODEL", "DATASET", "SUBMITTED", "SUMMARY"], rows)?;
         if let Some(next) = list.next {
             out.note(format!("there are more: drydock jobs --before {next}"));
         }
@@ -66,11 +66,10 @@ impl List {
     }
 }
 
-fn row(job: &JobView, now_ms: i64) -> [String; 7] {
+fn row(job: &JobView, now_ms: i64) -> [String; 6] {
     [
         job.id.to_string(),
         job.state.clone(),
-        job.kind.clone(),
         shorten(&job.model, 40),
         shorten(&job.dataset, 40),
         ago(job.submitted_ms, now_ms),
@@ -100,7 +99,7 @@ impl One {
         if out.json {
             out.document(&job)?
         } else {
-            out.line(format!("{id} {}: {}", job.state, one_line(&job.summary)))?
+            out.line(format!("{id} {}", standing(&job)))?
         }
         Ok(Exit::Ok)
     }
@@ -139,6 +138,12 @@ impl Named {
 
 fn not_found(name: &str) -> CliError {
     CliError::mistaken(format!("no job `{name}`"), "`drydock jobs` lists the jobs there are")
+}
+
+/// The state and the summary, which often begins with it.
+pub(super) fn standing(job: &JobView) -> String {
+    let summary = one_line(&job.summary);
+    if summary.starts_with(&job.state) { summary } else { format!("{}: {summary}", job.state) }
 }
 
 fn print(job: &JobView, out: &mut Out) -> Result<(), CliError> {

@@ -5,7 +5,7 @@
 
 use std::io::{self, IsTerminal, Write};
 
-use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table, presets};
+use comfy_table::{Attribute, Cell, Color, ColumnConstraint, ContentArrangement, Table, presets};
 use serde::Serialize;
 
 use super::error::CliError;
@@ -115,8 +115,12 @@ impl Out {
                 }
             }));
         }
-        for column in table.column_iter_mut() {
+        for (index, column) in table.column_iter_mut().enumerate() {
             column.set_padding((0, 2));
+            // Names and ids are there to be copied: a narrow terminal wraps other columns.
+            if index == 0 {
+                column.set_constraint(ColumnConstraint::ContentWidth);
+            }
         }
         let text: String = table.lines().map(|line| format!("{}\n", line.trim_end())).collect();
         self.raw(text.as_bytes())

@@ -8,6 +8,10 @@ use tracing_subscriber::EnvFilter;
 
 use super::error::{CliError, Exit};
 use crate::config::{Config, Flag, LogConfig, LogFormat};
+use crate::store::StoreError;
+
+/// How often a gateway of another process is looked for.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Settings that often differ from one start to the next; the configuration has them all.
 #[derive(Debug, clap::Args)]
@@ -68,8 +72,8 @@ pub(super) async fn serve(config: Config) -> Result<Exit, CliError> {
     Ok(Exit::Ok)
 }
 
-/// Speaks MCP over stdin and stdout until stdin ends. If no gateway answers at the configured address, one is run in
-/// this process meanwhile; a gateway that was named with `--gateway` is somebody else's to start.
+/// Speaks MCP over stdin and stdout until stdin ends. As long as no other gateway answers at the configured address,
+/// one is run in this process; a gateway that was named with `--gateway` is somebody else's to run.
 pub(super) async fn stdio(config: Config, gateway: Option<&str>) -> Result<Exit, CliError> {
     start_log(&config.log);
     let shutdown = shutdown_on_signals()?;
@@ -77,29 +81,35 @@ pub(super) async fn stdio(config: Config, gateway: Option<&str>) -> Result<Exit,
         bridge(url, &shutdown).await?;
         return Ok(Exit::Ok);
     }
-    let url = super::gateway_url(&config);
-    if answers(&url).await {
-        bridge(&url, &shutdown).await?;
-        return Ok(Exit::Ok);
-    }
-    let mut own = tokio::spawn(crate::serve::serve(config.clone(), shutdown.clone()));
+    let mut keeper = tokio::spawn(keep_one_running(config.clone(), shutdown.clone()));
     let url = tokio::select! {
-        url = until_it_answers(&config) => url,
-        ended = &mut own => {
-            // Two hosts may have started us at the same time: then the other's gateway is the one.
-            let url = super::gateway_url(&config);
-            if !answers(&url).await {
-                ended.map_err(anyhow::Error::from)??;
-            }
-            url
+        url = until_one_answers(&config) => url,
+        ended = &mut keeper => {
+            ended.map_err(anyhow::Error::from)??;
+            return Ok(Exit::Ok);
         }
     };
     let bridged = bridge(&url, &shutdown).await;
     shutdown.cancel();
-    if !own.is_finished() {
-        own.await.map_err(anyhow::Error::from)??;
-    }
+    keeper.await.map_err(anyhow::Error::from)??;
     bridged.map(|()| Exit::Ok)
+}
+
+/// Runs a gateway whenever none answers. Several hosts may do this at a time: the state folder's lock lets one of them
+/// be the gateway, and when its host leaves, another one takes its place.
+async fn keep_one_running(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+    while !shutdown.is_cancelled() {
+        if !answers(&super::gateway_url(&config)).await
+            && let Err(error) = crate::serve::serve(config.clone(), shutdown.clone()).await
+            && !matches!(error.downcast_ref(), Some(StoreError::InUse(_)))
+        {
+            tracing::error!(%error, "no gateway can be run");
+            return Err(error);
+        }
+        // Nobody tells that another process's gateway has ended.
+        let _ = tokio::time::timeout(LOOK_AGAIN, shutdown.cancelled()).await;
+    }
+    Ok(())
 }
 
 async fn bridge(url: &str, shutdown: &CancellationToken) -> Result<(), CliError> {
@@ -108,7 +118,7 @@ async fn bridge(url: &str, shutdown: &CancellationToken) -> Result<(), CliError>
 }
 
 /// The address of the gateway of this configuration, once it answers.
-async fn until_it_answers(config: &Config) -> String {
+async fn until_one_answers(config: &Config) -> String {
     loop {
         let url = super::gateway_url(config);
         if answers(&url).await {

@@ -79,7 +79,7 @@ async fn follow(
 
 /// The end of the story, for people.
 fn conclude(job: &JobView, out: &mut Out) -> Result<(), CliError> {
-    out.line(format!("{} {}: {}", job.id, job.state, one_line(&job.summary)))?;
+    out.line(format!("{} {}", job.id, jobs::standing(job)))?;
     jobs::print_findings(job, out)?;
     match &job.failure {
         Some(failure) => out.line(format!("  hint: {}", one_line(&failure.hint))),

@@ -41,13 +41,14 @@ pub(super) struct Tally<'a> {
     format: Option<Format>,
     pub(super) rows: u64,
     pub(super) blank: u64,
+    pub(super) text_bytes: u64,
     pub(super) most_tokens: u64,
     pub(super) first: Vec<Example>,
 }
 
 impl<'a> Tally<'a> {
     pub(super) fn new(columns: &'a Columns) -> Self {
-        Self { columns, format: None, rows: 0, blank: 0, most_tokens: 0, first: Vec::new() }
+        Self { columns, format: None, rows: 0, blank: 0, text_bytes: 0, most_tokens: 0, first: Vec::new() }
     }
 
     /// Reads all rows of a file; `file` is its name.
@@ -202,6 +203,7 @@ impl<'a> Tally<'a> {
             return;
         }
         self.rows += 1;
+        self.text_bytes += texts(&example).iter().map(|text| text.len() as u64).sum::<u64>();
         self.most_tokens = self.most_tokens.max(most_tokens(&example));
         if self.first.len() < FIRST {
             self.first.push(example);
@@ -220,16 +222,25 @@ fn is_blank(example: &Example) -> bool {
     }
 }
 
-/// What a tokenizer makes of a row at most: a token for each byte, and what a chat template adds.
+/// The texts of a row.
+fn texts(example: &Example) -> Vec<&str> {
+    match example {
+        Example::Chat(turns) => turns.iter().map(|turn| turn.content.as_str()).collect(),
+        Example::Completion { prompt, completion } => vec![prompt, completion],
+        Example::Text(text) => vec![text],
+    }
+}
+
+/// More tokens than a tokenizer makes of a row in practice. Letters come several to a token, digits and signs often
+/// alone, other scripts at worst byte by byte; a chat template adds to every turn, and perhaps a system prompt.
 fn most_tokens(example: &Example) -> u64 {
-    const A_TURN: usize = 16;
-    const A_ROW: usize = 128;
-    let bytes: usize = match example {
-        Example::Chat(turns) => turns.iter().map(|turn| turn.content.len() + A_TURN).sum(),
-        Example::Completion { prompt, completion } => prompt.len() + completion.len(),
-        Example::Text(text) => text.len(),
+    const A_TURN: u64 = 8;
+    const A_ROW: u64 = 64;
+    let tokens = |text: &str| {
+        let letters = text.bytes().filter(|byte| byte.is_ascii_alphabetic() || *byte == b' ').count() as u64;
+        letters / 2 + (text.len() as u64 - letters) + A_TURN
     };
-    (bytes + A_ROW) as u64
+    texts(example).into_iter().map(tokens).sum::<u64>() + A_ROW
 }
 
 fn broken_document(file: &str, text: &[u8], mark: usize, error: &serde_json::Error) -> DatasetError {

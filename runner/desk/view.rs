@@ -1,7 +1,7 @@
 //! A job in the words of people: one sentence, how far it has come, and why it waits.
 
 use drydock_gpu::{Capacity, Shortage};
-use drydock_spec::{JobEvent, JobState, Outcome, Report, ReportLine};
+use drydock_spec::{JobEvent, JobState, Outcome, Report, ReportLine, TraceId};
 
 use super::{Desk, DeskError};
 use crate::api::{AttemptReport, EntryView, JobView, LogLineView, Progress, WaitsFor};
@@ -150,10 +150,11 @@ fn size(bytes: u64) -> String {
 
 /// A line of the log for everybody to see.
 #[must_use]
-pub fn log_line(line: LogLine) -> LogLineView {
+pub fn log_line(line: LogLine, trace_id: &TraceId) -> LogLineView {
     LogLineView {
         seq: line.seq,
         at_ms: line.at_ms,
+        trace_id: trace_id.clone(),
         entry: match line.entry {
             Entry::Event(event) => EntryView::Event(event),
             Entry::Report { attempt, line } => EntryView::Report(AttemptReport { attempt: attempt.0, line }),

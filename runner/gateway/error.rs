@@ -11,6 +11,7 @@ use crate::api::{ErrorBody, ErrorView};
 use crate::blobs::BlobError;
 use crate::datasets::DatasetError;
 use crate::desk::DeskError;
+use crate::hub::HubError;
 use crate::models::ModelError;
 use crate::plan::PlanError;
 use crate::preview::PreviewError;
@@ -141,9 +142,26 @@ impl From<ModelError> for Refusal {
             }
             ModelError::Name(error) => Self::unprocessable("bad_name", &error),
             ModelError::Path(error) => Self::unprocessable("bad_path", &error),
+            ModelError::Hub(error) => error.into(),
             ModelError::Blob(error) => error.into(),
             ModelError::Store(error) => error.into(),
         }
+    }
+}
+
+impl From<HubError> for Refusal {
+    fn from(error: HubError) -> Self {
+        let (status, code) = match error {
+            HubError::Blob(error) => return error.into(),
+            HubError::Setup(_) => return Self::internal(&error),
+            HubError::Offline(_) => (StatusCode::CONFLICT, "hub_offline"),
+            HubError::Reference(_) => (StatusCode::BAD_REQUEST, "bad_reference"),
+            HubError::NotFound { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "not_on_the_hub"),
+            HubError::Denied { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "hub_denied"),
+            HubError::Unavailable { .. } => (StatusCode::SERVICE_UNAVAILABLE, "hub_unavailable"),
+            HubError::Corrupt { .. } => (StatusCode::BAD_GATEWAY, "hub_corrupt"),
+        };
+        Self::said(status, code, &error)
     }
 }
 
@@ -185,6 +203,7 @@ impl From<DatasetError> for Refusal {
             }
             DatasetError::Name(error) => Self::unprocessable("bad_name", &error),
             DatasetError::Path(error) => Self::unprocessable("bad_path", &error),
+            DatasetError::Hub(error) => error.into(),
             DatasetError::Blob(error) => error.into(),
             DatasetError::Store(error) => error.into(),
         }

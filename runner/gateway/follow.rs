@@ -12,7 +12,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use drydock_spec::{JobEvent, JobId};
+use drydock_spec::{JobEvent, JobId, TraceId};
 use futures::Stream;
 use serde::Deserialize;
 
@@ -57,6 +57,7 @@ pub(super) async fn events(
     }
     let follow = Follow {
         id,
+        trace_id: job.trace_id,
         // A number from the future would wait for a line that it has never seen.
         after: known.min(job.last_seq),
         page: VecDeque::new(),
@@ -98,6 +99,7 @@ enum Stage {
 struct Follow {
     gateway: Arc<Gateway>,
     id: JobId,
+    trace_id: TraceId,
     /// Number of the last line that was handed out.
     after: i64,
     page: VecDeque<LogLine>,
@@ -164,7 +166,7 @@ impl Follow {
             }
         };
         let event = Event::default().id(line.seq.to_string()).event(name);
-        event.json_data(log_line(line)).map_err(unwritable)
+        event.json_data(log_line(line, &self.trace_id)).map_err(unwritable)
     }
 
     async fn is_over(&self) -> Result<bool, DeskError> {

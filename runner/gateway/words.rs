@@ -298,7 +298,13 @@ mod tests {
     use super::*;
 
     fn logs(count: i64) -> Logs {
-        let line = |seq| LogLineView { seq, at_ms: 0, entry: EntryView::Event(JobEvent::CancelRequested) };
+        let trace_id = drydock_spec::TraceId::from_bits(1);
+        let line = |seq| LogLineView {
+            seq,
+            at_ms: 0,
+            trace_id: trace_id.clone(),
+            entry: EntryView::Event(JobEvent::CancelRequested),
+        };
         Logs { lines: (1..=count).map(line).collect(), last_words: None, next_after: count }
     }
 

@@ -90,6 +90,11 @@ impl Config {
         }
     }
 
+    /// The decoder, before its weights are known.
+    pub(super) fn announced(&self) -> Decoder {
+        self.decoder(self.tie_word_embeddings.unwrap_or(false))
+    }
+
     /// The decoder with these weights. A configuration that leaves the tie open is settled by the weights.
     pub(super) fn with(&self, tensors: &Tensors) -> Decoder {
         self.decoder(self.tie_word_embeddings.unwrap_or_else(|| !tensors.contains_key(&HUGGING_FACE.head())))

@@ -16,6 +16,8 @@ const MOST_ELEMENTS: u64 = 16 << 20;
 /// Longest text that is kept; longer ones, such as long chat templates, are passed over.
 const LONGEST_KEPT: u64 = 64 << 10;
 const LONGEST_NAME: u64 = 1 << 10;
+/// Ways to cut text before its tokens are merged that the worker knows, as llama.cpp names them.
+const PRE_TOKENIZERS: [&str; 5] = ["smollm", "gpt-2", "default", "llama-bpe", "qwen2"];
 /// Lists within lists.
 const DEEPEST: u32 = 2;
 
@@ -35,24 +37,17 @@ struct Header {
     tensors: Tensors,
 }
 
-/// What a GGUF file of `length` bytes holds.
-pub(super) fn read(file: impl Read + Seek, length: u64) -> Result<Facts, Unusable> {
+/// What a GGUF file of `length` bytes holds. Its own tokenizer matters only where no `tokenizer.json` lies beside it.
+pub(super) fn read(file: impl Read + Seek, length: u64, tokenizer_beside: bool) -> Result<Facts, Unusable> {
     let header = Header::read(file, length)?;
     let architecture = header.text("general.architecture")?;
     architecture::check(&architecture)?;
     let decoder = header.decoder(&architecture)?;
     architecture::check_decoder(&decoder)?;
     tensors::check(&decoder, &tensors::GGUF, &header.tensors)?;
-    match header.metadata.get("tokenizer.ggml.tokens") {
-        Some(Value::List(tokens)) if *tokens == u64::from(decoder.vocabulary) => {}
-        Some(Value::List(tokens)) => {
-            let problem = format!("the tokenizer has {tokens} tokens, the embedding {}", decoder.vocabulary);
-            return Err(Unusable::damaged(problem, "convert the model again"));
-        }
-        _ => {
-            let next = "convert the model again with its tokenizer, or import its Hugging Face folder";
-            return Err(Unusable::damaged("no tokenizer inside: `tokenizer.ggml.tokens` is missing", next));
-        }
+    header.check_rope(&architecture)?;
+    if !tokenizer_beside {
+        header.check_tokenizer(&decoder)?;
     }
     Ok(Facts {
         max_positions: u32::try_from(header.whole(&format!("{architecture}.context_length"))?).unwrap_or(u32::MAX),
@@ -117,6 +112,47 @@ impl Header {
             Some(_) => Err(broken(format!("metadata `{key}` is not a text"))),
             None => Err(broken(format!("metadata `{key}` is missing"))),
         }
+    }
+
+    fn check_rope(&self, architecture: &str) -> Result<(), Unusable> {
+        match self.metadata.get(&format!("{architecture}.rope.scaling.type")) {
+            Some(Value::Text(kind)) if !matches!(kind.as_str(), "none" | "linear") => Err(Unusable::unsupported(
+                format!("the rope scaling is `{kind}`; none and linear are known, and llama3's factors as a tensor"),
+                "choose another model",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses a tokenizer that the worker cannot rebuild from the metadata.
+    fn check_tokenizer(&self, decoder: &Decoder) -> Result<(), Unusable> {
+        const BESIDE: &str = "put the model's tokenizer.json beside the file and import the folder";
+        let list = |key: &str| match self.metadata.get(key) {
+            Some(Value::List(count)) => Ok(*count),
+            _ => Err(Unusable::damaged(format!("no whole tokenizer inside: `{key}` is missing"), BESIDE)),
+        };
+        let tokens = list("tokenizer.ggml.tokens")?;
+        if tokens != u64::from(decoder.vocabulary) {
+            let problem = format!("the tokenizer has {tokens} tokens, the embedding {}", decoder.vocabulary);
+            return Err(Unusable::damaged(problem, BESIDE));
+        }
+        let text = |key: &str| match self.metadata.get(key) {
+            Some(Value::Text(text)) => text.as_str(),
+            _ => "(none)",
+        };
+        let kind = text("tokenizer.ggml.model");
+        if kind != "gpt2" {
+            let problem = format!("the tokenizer is of the kind `{kind}`; `gpt2` (byte-level BPE) is known");
+            return Err(Unusable::unsupported(problem, BESIDE));
+        }
+        list("tokenizer.ggml.merges")?;
+        list("tokenizer.ggml.token_type")?;
+        let cut = text("tokenizer.ggml.pre");
+        if cut != "(none)" && !PRE_TOKENIZERS.contains(&cut) {
+            let problem = format!("the pre-tokenizer is `{cut}`; known are {}", PRE_TOKENIZERS.join(", "));
+            return Err(Unusable::unsupported(problem, BESIDE));
+        }
+        Ok(())
     }
 
     fn decoder(&self, architecture: &str) -> Result<Decoder, Unusable> {

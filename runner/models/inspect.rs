@@ -11,18 +11,15 @@ use super::{Facts, ModelError, Unusable, WeightsFormat, gguf, safetensors};
 use crate::data_dirs::OpenFile;
 
 /// Files beside the weights that the worker reads, where they are there.
-const BESIDE: [&str; 5] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "generation_config.json",
-    "special_tokens_map.json",
-];
+pub(super) const BESIDE: [&str; 5] =
+    [TOKENIZER, TOKENIZER_CONFIG, TEMPLATE, "generation_config.json", "special_tokens_map.json"];
 /// Longest text file; the largest tokenizers have some 35 MB.
 const LONGEST_TEXT: u64 = 128 << 20;
-const CONFIG: &str = "config.json";
-const TOKENIZER: &str = "tokenizer.json";
-const INDEX: &str = "model.safetensors.index.json";
+pub(super) const CONFIG: &str = "config.json";
+pub(super) const TOKENIZER: &str = "tokenizer.json";
+pub(super) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+pub(super) const TEMPLATE: &str = "chat_template.jinja";
+pub(super) const INDEX: &str = "model.safetensors.index.json";
 /// What a GGUF file is called in a model's folder, whatever it was called before: so the same file is the same model.
 const GGUF_NAME: &str = "model.gguf";
 
@@ -112,7 +109,8 @@ struct Heap(BTreeMap<String, OpenFile>);
 impl Heap {
     fn gguf(&mut self, name: &str) -> Result<Inspected, ModelError> {
         let weights = self.take(name, name)?;
-        let mut facts = gguf::read(&weights.file, weights.bytes).map_err(|problem| problem.of(name))?;
+        let beside = self.0.contains_key(TOKENIZER);
+        let mut facts = gguf::read(&weights.file, weights.bytes, beside).map_err(|problem| problem.of(name))?;
         let mut files = vec![Needed { file: weights, path: GGUF_NAME.into() }];
         self.beside(&mut files, &mut facts)?;
         Ok(Inspected { format: WeightsFormat::Gguf, facts, files })
@@ -192,10 +190,10 @@ impl Heap {
                 TOKENIZER => {
                     config::check_tokenizer(&text, &facts.decoder).map_err(|problem| problem.of(name))?;
                 }
-                "tokenizer_config.json" => {
+                TOKENIZER_CONFIG => {
                     facts.has_chat_template |= config::has_chat_template(&text).map_err(|problem| problem.of(name))?;
                 }
-                "chat_template.jinja" => facts.has_chat_template = true,
+                TEMPLATE => facts.has_chat_template = true,
                 _ => {}
             }
             files.push(Needed { path: name.to_owned(), file });

@@ -21,6 +21,8 @@ pub(super) struct Needs {
     trainable: u64,
     decoder: Decoder,
     spec: FinetuneSpec,
+    /// What the rows take of the memory, however small the batch is.
+    rows_bytes: u64,
     /// Tokens of a row at most: what rows are cut to, or less where none is as long.
     length: u32,
 }
@@ -51,17 +53,20 @@ pub(super) fn check(spec: &FinetuneSpec, facts: &Facts, data: &Data) -> Result<(
 /// What the job needs in memory, on the disk and from the hub.
 pub(super) fn needs(spec: &FinetuneSpec, model: &models::Resolved, data: &Data) -> Needs {
     let decoder = model.facts.decoder;
-    let all = std::iter::once(&data.train).chain(&data.eval);
-    let longest = all.map(|rows| rows.manifest.longest_row_tokens).max().unwrap_or(u64::MAX);
+    let all = || std::iter::once(&data.train).chain(&data.eval).map(|rows| &rows.manifest);
+    let longest = all().map(|rows| rows.longest_row_tokens).max().unwrap_or(u64::MAX);
     let length = spec.seq_length(model.facts.max_positions).min(u32::try_from(longest).unwrap_or(u32::MAX));
+    let file_bytes = all().flat_map(|rows| &rows.files).map(|file| file.bytes).sum();
+    let rows_bytes = estimate::rows_memory(file_bytes, all().map(|rows| rows.text_bytes).sum());
     let batch = Batch::new(spec.per_device_train_batch_size, length);
     Needs {
-        memory_bytes: estimate::finetune_memory(&decoder, spec, batch),
+        memory_bytes: estimate::finetune_memory(&decoder, spec, batch).saturating_add(rows_bytes),
         disk_bytes: estimate::finetune_disk(&decoder, spec),
         download_bytes: model.download_bytes,
         trainable: decoder.trainable(&spec.target_modules, spec.lora_r),
         decoder,
         spec: spec.clone(),
+        rows_bytes,
         length,
     }
 }
@@ -98,11 +103,15 @@ impl Needs {
         let needed = estimate::with_margin(self.memory_bytes);
         let problem = format!("the job needs about {}, jobs may use {} on this host", size(needed), size(budget));
         let rows = self.spec.per_device_train_batch_size;
-        let fits = |batch| estimate::with_margin(estimate::finetune_memory(&self.decoder, &self.spec, batch)) <= budget;
+        let fits = |batch| {
+            let peak = estimate::finetune_memory(&self.decoder, &self.spec, batch).saturating_add(self.rows_bytes);
+            estimate::with_margin(peak) <= budget
+        };
         let next = match estimate::shrink(&self.spec, self.length, fits) {
             None => format!(
-                "choose a smaller model (the weights alone take {}), or give jobs more with capacity.memory",
-                size(4 * self.decoder.parameters())
+                "choose a smaller model (the weights take {}) or dataset (the rows take {}), or raise capacity.memory",
+                size(4 * self.decoder.parameters()),
+                size(self.rows_bytes)
             ),
             Some(fit) => match self.shorter(rows, fits) {
                 Some(length) if fit.max_seq_length == self.length => {

@@ -50,6 +50,8 @@ async fn the_gateway_is_found_where_its_state_folder_says() {
     let published = drydock::config::AddressFile::publish(state.path(), fake.address).unwrap();
     let list = ["jobs", "--state-dir", state.path().to_str().unwrap()];
     assert_eq!(drydock(&list).output().await.unwrap().status.code(), Some(0));
+    // An empty variable is no address.
+    assert_eq!(drydock(&list).env("DRYDOCK_URL", "").output().await.unwrap().status.code(), Some(0));
     drop(published);
     // A port that nobody may listen on: what the configuration says counts again.
     let configured = drydock(&list).env("DRYDOCK_GATEWAY__LISTEN", "127.0.0.1:1").output().await.unwrap();

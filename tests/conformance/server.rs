@@ -39,9 +39,8 @@ async fn main() {
     let folder = tempfile::tempdir().unwrap();
     let mut config = Config { state_dir: folder.path().to_owned(), ..Config::default() };
     config.gateway.listen.set_port(port);
-    let house = house::whole(config).await;
-    let desk = house.desk.clone();
-    let store = desk.store.clone();
+    let whole = house::whole(config).await;
+    let (desk, store) = (whole.desk.clone(), whole.desk.store.clone());
     let app = gateway::router_around(desk, CancellationToken::new(), |server| Fixtures { server, store });
     let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
     axum::serve(listener, app).await.unwrap();

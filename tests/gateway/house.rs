@@ -86,7 +86,7 @@ pub(crate) async fn open() -> House {
     open_with(|_| ()).await
 }
 
-/// All of a house but its gateway, with nothing going on in it.
+/// Everything behind the gateway's faces, with an engine that runs nothing.
 pub(crate) async fn whole(config: Config) -> drydock::house::House {
     let whole = drydock::house::House::open(config, Some(Arc::new(Idle)), Clock::System).await.unwrap();
     whole.probe_once().await;
@@ -105,17 +105,8 @@ pub(crate) async fn open_with(change: impl FnOnce(&mut Config)) -> House {
     let shutdown = CancellationToken::new();
     let serving = tokio::spawn(gateway::serve(listener, desk, shutdown.clone()));
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    House {
-        _whole: whole,
-        store,
-        url: format!("http://127.0.0.1:{port}"),
-        port,
-        shutdown,
-        serving,
-        client,
-        config,
-        _folder: folder,
-    }
+    let url = format!("http://127.0.0.1:{port}");
+    House { store, url, port, shutdown, serving, client, config, _whole: whole, _folder: folder }
 }
 
 impl House {

@@ -3,17 +3,21 @@
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "for tests, each of which uses its own part of it")]
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
 use drydock::api::{AddModel, LoadDataset, LoadedDataset, ModelView};
 use drydock::blobs::Blobs;
 use drydock::clock::Clock;
 use drydock::config::Config;
 use drydock::datasets::{DatasetError, Datasets};
+use drydock::hub::{Hub, Patience};
 use drydock::models::{ModelError, Models};
 use drydock::store::Store;
+use tempfile::TempDir;
 
 pub struct House {
-    root: tempfile::TempDir,
+    root: Arc<TempDir>,
     pub store: Store,
     pub blobs: Blobs,
     pub models: Models,
@@ -28,7 +32,16 @@ impl House {
 
     /// A house whose configuration is changed before it opens.
     pub async fn with(change: impl FnOnce(&mut Config)) -> Self {
-        let root = tempfile::tempdir().unwrap();
+        Self::at(Arc::new(tempfile::tempdir().unwrap()), change).await
+    }
+
+    /// The house after a restart, with another configuration.
+    pub async fn reopen(self, change: impl FnOnce(&mut Config)) -> Self {
+        self.store.close().await;
+        Self::at(self.root, change).await
+    }
+
+    async fn at(root: Arc<TempDir>, change: impl FnOnce(&mut Config)) -> Self {
         let mut config = Config {
             state_dir: root.path().join("state"),
             data_dirs: vec![root.path().join("data")],
@@ -40,8 +53,11 @@ impl House {
         }
         let store = Store::open(&config.state_dir.join("drydock.db"), Clock::manual(1_000)).await.unwrap();
         let blobs = Blobs::open(&config.state_dir).unwrap();
-        let models = Models::new(store.clone(), blobs.clone(), &config);
-        let datasets = Datasets::new(store.clone(), blobs.clone(), &config);
+        // Tests that have a hub answer wrongly on purpose do not wait long for it.
+        let patience = Patience { tries: 4, first: Duration::from_millis(5), longest: Duration::from_secs(5) };
+        let hub = Hub::with_patience(&config.hub, blobs.clone(), patience).unwrap();
+        let models = Models::new(store.clone(), blobs.clone(), hub.clone(), &config);
+        let datasets = Datasets::new(store.clone(), blobs.clone(), hub, &config);
         Self { root, store, blobs, models, datasets, config }
     }
 

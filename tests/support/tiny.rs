@@ -47,6 +47,13 @@ pub fn strings(count: u64) -> Vec<u8> {
     bytes
 }
 
+/// A metadata value of kind list of numbers.
+pub fn numbers(count: u64) -> Vec<u8> {
+    let mut bytes = [&9u32.to_le_bytes()[..], &5u32.to_le_bytes(), &count.to_le_bytes()].concat();
+    (0..count).for_each(|_| bytes.extend(1i32.to_le_bytes()));
+    bytes
+}
+
 impl Gguf {
     /// A llama of two layers.
     pub fn tiny() -> Self {
@@ -59,7 +66,10 @@ impl Gguf {
             ("llama.attention.head_count", number(2)),
             ("llama.attention.head_count_kv", number(1)),
             ("tokenizer.ggml.model", string("gpt2")),
+            ("tokenizer.ggml.pre", string("smollm")),
             ("tokenizer.ggml.tokens", strings(VOCABULARY)),
+            ("tokenizer.ggml.token_type", numbers(VOCABULARY)),
+            ("tokenizer.ggml.merges", strings(3)),
             ("tokenizer.chat_template", string("{{ messages }}")),
         ];
         let mut tensors = vec![weights("token_embd.weight", &[HIDDEN, VOCABULARY])];

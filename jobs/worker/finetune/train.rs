@@ -13,7 +13,7 @@ use crate::ending::{Ending, Result};
 use crate::kernels::adamw::{AdamW, Constants, global_norm};
 use crate::kernels::linear::mix;
 use crate::kernels::read;
-use crate::model::decoder::{Decoder, Pass};
+use crate::model::decoder::Decoder;
 use crate::model::lora::Trainable;
 use crate::report::{Reporter, resident_bytes};
 use crate::schedule::Schedule;
@@ -139,7 +139,7 @@ impl<'a> Trainer<'a> {
 
     /// Adds the gradients of `scale` times the batch's loss, and returns the loss itself.
     fn add_gradients(&mut self, batch: &Batch, dropout_seed: u64, scale: f64) -> Result<f64> {
-        let loss = self.decoder.loss(batch, Pass::Training { seed: dropout_seed })?;
+        let loss = self.decoder.loss(batch, dropout_seed)?;
         let gradients = (&loss * scale)?.backward()?;
         for (var, sum) in self.variables.iter().zip(&mut self.gradients) {
             let gradient = gradients

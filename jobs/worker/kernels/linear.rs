@@ -1,39 +1,35 @@
 //! Linear projections `y = x Wᵀ` with a frozen weight, with and without a LoRA adapter (Hu et al. 2021).
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor};
+use std::borrow::Cow;
 
+use super::add::add_to;
 use super::matrix::{Matrix, MatrixMut, Threads, Write, multiplied, product, scaled};
-use super::memory::Parts;
-use super::memory::by_rows;
-use super::{argument, gradient, output, read};
+use super::memory::{Parts, by_rows};
 
-/// `x Wᵀ` for rows that need no gradient; `w` is `[out, width]`.
-pub fn linear(x: &[f32], w: &[f32], width: usize) -> Vec<f32> {
-    multiplied(Matrix::new(x, width), Matrix::new(w, width).t())
+/// A projection as it lies in memory; nothing is ever computed for its weight's gradient.
+#[derive(Clone, Copy)]
+pub struct Linear<'a> {
+    /// `[out, width]`
+    pub weight: &'a [f32],
+    pub width: usize,
+    pub lora: Option<Lora<'a>>,
 }
 
-/// A projection that is not trained: the weight `[out, in]` lies outside the tape.
-pub struct FrozenLinear {
-    pub weight: Tensor,
+/// An adapter: adds `scale * drop(x) Aᵀ Bᵀ`.
+#[derive(Clone, Copy)]
+pub struct Lora<'a> {
+    /// `[rank, width]`
+    pub a: &'a [f32],
+    /// `[out, rank]`
+    pub b: &'a [f32],
+    pub scale: f32,
+    pub dropout: Option<Dropout>,
 }
 
-impl CustomOp1 for FrozenLinear {
-    fn name(&self) -> &'static str {
-        "frozen-linear"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (out, width) = self.weight.dims2()?;
-        let x = argument(storage, layout)?;
-        let y = read(&self.weight, |w| Ok(linear(x, w, width)))?;
-        Ok(output(y, (x.len() / width, out)))
-    }
-
-    fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let (out, width) = self.weight.dims2()?;
-        let dx = read(dy, |dy| read(&self.weight, |w| Ok(multiplied(Matrix::new(dy, out), Matrix::new(w, width)))))?;
-        gradient(dx, x.shape()).map(Some)
-    }
+/// Where the gradients of an adapter go; what is there is overwritten.
+pub struct LoraGradient<'a> {
+    pub a: &'a mut [f32],
+    pub b: &'a mut [f32],
 }
 
 /// Which of an adapter's inputs are dropped in a forward pass. The mask is a function of the seed and the place, so
@@ -75,123 +71,94 @@ pub fn mix(x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-/// `y = x Wᵀ + scale * drop(x) Aᵀ Bᵀ` as a node of the tape over `x`, `A` and `B`; `A` is `[rank, in]`, `B` is
-/// `[out, rank]`, the frozen `W` is `[out, in]`.
-pub struct LoraLinear {
-    pub weight: Tensor,
-    pub scale: f32,
-    pub dropout: Option<Dropout>,
-    /// Whether `x` needs a gradient; the first layer's input does not.
-    pub input_gradient: bool,
+/// `x Wᵀ`; `w` is `[out, width]`.
+pub fn linear(x: &[f32], w: &[f32], width: usize) -> Vec<f32> {
+    multiplied(Matrix::new(x, width), Matrix::new(w, width).t())
 }
 
-impl LoraLinear {
+impl Lora<'_> {
     /// What the adapter sees of `x`.
-    fn seen<'a>(&self, x: &'a [f32]) -> std::borrow::Cow<'a, [f32]> {
-        match self.dropout {
-            Some(dropout) => dropout.apply(x).into(),
-            None => x.into(),
-        }
+    fn seen<'x>(&self, x: &'x [f32]) -> Cow<'x, [f32]> {
+        self.dropout.map_or(x.into(), |dropout| dropout.apply(x).into())
+    }
+}
+
+impl Linear<'_> {
+    fn out(&self) -> usize {
+        self.weight.len() / self.width
     }
 
-    fn forward(&self, x: &[f32], a: &[f32], b: &[f32], w: &[f32], width: usize) -> Vec<f32> {
-        let rank = a.len() / width;
-        let out = b.len() / rank;
-        let mut y = linear(x, w, width);
-        let reduced = linear(&self.seen(x), a, width);
-        let (reduced, b) = (Matrix::new(&reduced, rank), Matrix::new(b, rank));
-        product(MatrixMut::new(&mut y, out), Write::Add, self.scale, reduced, b.t(), Threads::All);
+    /// `[tokens, out]` of `[tokens, width]`.
+    pub fn forward(&self, x: &[f32]) -> Vec<f32> {
+        let mut y = linear(x, self.weight, self.width);
+        if let Some(lora) = self.lora {
+            let rank = lora.a.len() / self.width;
+            let reduced = linear(&lora.seen(x), lora.a, self.width);
+            let (reduced, b) = (Matrix::new(&reduced, rank), Matrix::new(lora.b, rank));
+            product(MatrixMut::new(&mut y, self.out()), Write::Add, lora.scale, reduced, b.t(), Threads::All);
+        }
         y
     }
 
-    /// The gradients of `x` (where it is asked for), `A` and `B`. `drop(x) Aᵀ` is computed again: its rank is small.
-    fn backward(
-        &self,
-        x: &[f32],
-        a: &[f32],
-        b: &[f32],
-        w: &[f32],
-        dy: &[f32],
-        width: usize,
-    ) -> (Option<Vec<f32>>, Vec<f32>, Vec<f32>) {
-        let rank = a.len() / width;
-        let dy = Matrix::new(dy, b.len() / rank);
-        let seen = self.seen(x);
-        let reduced = linear(&seen, a, width);
-        let dreduced = scaled(self.scale, dy, Matrix::new(b, rank));
-        let dreduced = Matrix::new(&dreduced, rank);
-        let db = scaled(self.scale, dy.t(), Matrix::new(&reduced, rank));
-        let da = multiplied(dreduced.t(), Matrix::new(&seen, width));
-        let dx = self.input_gradient.then(|| {
-            let mut dx = multiplied(dy, Matrix::new(w, width));
-            let a = Matrix::new(a, width);
-            match self.dropout {
-                None => product(MatrixMut::new(&mut dx, width), Write::Add, 1.0, dreduced, a, Threads::All),
-                Some(dropout) => {
-                    let dropped = dropout.apply(&multiplied(dreduced, a));
-                    dx.iter_mut().zip(dropped).for_each(|(dx, more)| *dx += more);
-                }
+    /// Adds the gradient of `x` to `dx`, where one is asked for (an empty one is begun), and writes those of the
+    /// adapter. `drop(x) Aᵀ` is computed again: its rank is small.
+    pub fn backward(&self, x: &[f32], dy: &[f32], dx: Option<&mut Vec<f32>>, gradient: Option<LoraGradient<'_>>) {
+        let width = self.width;
+        let dy = Matrix::new(dy, self.out());
+        let dx = dx.map(|dx| {
+            let weight = Matrix::new(self.weight, width);
+            if dx.is_empty() {
+                *dx = multiplied(dy, weight);
+            } else {
+                product(MatrixMut::new(dx, width), Write::Add, 1.0, dy, weight, Threads::All);
             }
             dx
         });
-        (dx, da, db)
-    }
-}
-
-impl CustomOp3 for LoraLinear {
-    fn name(&self) -> &'static str {
-        "lora-linear"
-    }
-
-    fn cpu_fwd(
-        &self,
-        s1: &CpuStorage,
-        l1: &Layout,
-        s2: &CpuStorage,
-        l2: &Layout,
-        s3: &CpuStorage,
-        l3: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (out, width) = self.weight.dims2()?;
-        let (x, a, b) = (argument(s1, l1)?, argument(s2, l2)?, argument(s3, l3)?);
-        let y = read(&self.weight, |w| Ok(self.forward(x, a, b, w, width)))?;
-        Ok(output(y, (x.len() / width, out)))
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        a: &Tensor,
-        b: &Tensor,
-        _y: &Tensor,
-        dy: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let (_, width) = self.weight.dims2()?;
-        let (dx, da, db) = read(x, |x| {
-            read(a, |a| read(b, |b| read(dy, |dy| read(&self.weight, |w| Ok(self.backward(x, a, b, w, dy, width))))))
-        })?;
-        let dx = dx.map(|dx| gradient(dx, x.shape())).transpose()?;
-        Ok((dx, Some(gradient(da, a.shape())?), Some(gradient(db, b.shape())?)))
+        let (Some(lora), Some(gradient)) = (self.lora, gradient) else { return };
+        let rank = lora.a.len() / width;
+        let seen = lora.seen(x);
+        let reduced = linear(&seen, lora.a, width);
+        let dreduced = scaled(lora.scale, dy, Matrix::new(lora.b, rank));
+        let dreduced = Matrix::new(&dreduced, rank);
+        let write = |out: &mut [f32], cols, scale, a, b| {
+            product(MatrixMut::new(out, cols), Write::Replace, scale, a, b, Threads::All);
+        };
+        write(gradient.b, rank, lora.scale, dy.t(), Matrix::new(&reduced, rank));
+        write(gradient.a, width, 1.0, dreduced.t(), Matrix::new(&seen, width));
+        if let Some(dx) = dx {
+            let a = Matrix::new(lora.a, width);
+            match lora.dropout {
+                None => product(MatrixMut::new(dx, width), Write::Add, 1.0, dreduced, a, Threads::All),
+                Some(dropout) => add_to(dx, &dropout.apply(&multiplied(dreduced, a))),
+            }
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Var;
+    use candle_core::{Tensor, Var};
 
     use super::*;
-    use crate::kernels::testing::{assert_close, random, weighted_sum_gradients};
-
-    fn frozen(name: &str, shape: (usize, usize)) -> Tensor {
-        random(name, shape).as_tensor().detach()
-    }
+    use crate::kernels::testing::{Kernel, assert_close, frozen, random, weighted_sum_gradients};
 
     #[test]
     fn a_frozen_projection_and_its_gradient_are_those_of_matmul() {
         for (tokens, width, out) in [(1, 7, 5), (65, 33, 17)] {
-            let (x, weight) = (random("x", (tokens, width)), frozen("w", (out, width)));
+            let (x, (weight, values)) = (random("x", (tokens, width)), frozen("w", (out, width)));
+            let op = || {
+                let (weight, again) = (values.clone(), values.clone());
+                Kernel::new(
+                    (tokens, out),
+                    move |x| Linear { weight: &weight, width, lora: None }.forward(x[0]),
+                    move |x, dy| {
+                        let mut dx = Vec::new();
+                        Linear { weight: &again, width, lora: None }.backward(x[0], dy, Some(&mut dx), None);
+                        vec![dx]
+                    },
+                )
+            };
             let (y, want) = weighted_sum_gradients(|x| x[0].matmul(&weight.t()?), &[&x]).unwrap();
-            let op = || FrozenLinear { weight: weight.clone() };
             let (fast_y, got) = weighted_sum_gradients(|x| x[0].apply_op1(op()), &[&x]).unwrap();
             assert_close(&fast_y, &y, 1e-5);
             assert_close(&got[0], &want[0], 1e-5);
@@ -202,7 +169,7 @@ mod tests {
     fn an_adapted_projection_and_its_gradients_are_those_of_matmul() {
         for dropout in [None, Some(Dropout { rate: 0.4, seed: 7 })] {
             for (tokens, width, out, rank) in [(1, 7, 5, 3), (65, 33, 17, 4)] {
-                let weight = frozen("w", (out, width));
+                let (weight, values) = frozen("w", (out, width));
                 let inputs: [&Var; 3] =
                     [&random("x", (tokens, width)), &random("a", (rank, width)), &random("b", (out, rank))];
                 let mask: Vec<f32> = (0..tokens * width).map(|i| dropout.map_or(1.0, |d| d.factor(i))).collect();
@@ -211,12 +178,26 @@ mod tests {
                     let reduced = (x[0] * &mask)?.matmul(&x[1].t()?)?;
                     x[0].matmul(&weight.t()?)? + (reduced.matmul(&x[2].t()?)? * 1.7)?
                 };
-                let fast = |x: &[&Tensor]| {
-                    let op = LoraLinear { weight: weight.clone(), scale: 1.7, dropout, input_gradient: true };
-                    x[0].apply_op3(x[1], x[2], op)
+                let op = || {
+                    let (weight, again) = (values.clone(), values.clone());
+                    Kernel::new(
+                        (tokens, out),
+                        move |x| {
+                            let lora = Some(Lora { a: x[1], b: x[2], scale: 1.7, dropout });
+                            Linear { weight: &weight, width, lora }.forward(x[0])
+                        },
+                        move |x, dy| {
+                            let lora = Some(Lora { a: x[1], b: x[2], scale: 1.7, dropout });
+                            let (mut dx, mut a, mut b) = (Vec::new(), vec![0.0; x[1].len()], vec![0.0; x[2].len()]);
+                            let gradient = LoraGradient { a: &mut a, b: &mut b };
+                            let linear = Linear { weight: &again, width, lora };
+                            linear.backward(x[0], dy, Some(&mut dx), Some(gradient));
+                            vec![dx, a, b]
+                        },
+                    )
                 };
                 let (y, want) = weighted_sum_gradients(slow, &inputs).unwrap();
-                let (fast_y, got) = weighted_sum_gradients(fast, &inputs).unwrap();
+                let (fast_y, got) = weighted_sum_gradients(|x| x[0].apply_op3(x[1], x[2], op()), &inputs).unwrap();
                 assert_close(&fast_y, &y, 1e-5);
                 for (got, want) in got.iter().zip(&want) {
                     assert_close(got, want, 1e-5);

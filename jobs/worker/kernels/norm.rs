@@ -1,16 +1,7 @@
 //! RMSNorm with a frozen weight: `y = x / sqrt(mean(x^2) + epsilon) * weight`, row by row.
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
-
-use super::memory::{Fresh, by_rows};
-use super::simd::{dispatched, dot};
-use super::{argument, gradient, output, read};
-
-pub struct RmsNorm {
-    /// `[width]`, outside the tape.
-    pub weight: Tensor,
-    pub epsilon: f32,
-}
+use super::memory::{Fresh, Parts, by_rows};
+use super::simd::{dispatched, dot, dot3};
 
 dispatched! {
     fn normalise(x: &[f32], weight: &[f32], epsilon: f32, y: &mut [f32]) {
@@ -25,17 +16,14 @@ dispatched! {
 }
 
 dispatched! {
-    /// With `g = dy * weight` and `r = 1 / rms`: `dx = r * (g - x * r^2 * mean(g * x))`.
-    fn normalise_backward(x: &[f32], weight: &[f32], epsilon: f32, dy: &[f32], dx: &mut [f32]) {
+    /// With `g = dy * weight` and `r = 1 / rms`: `dx += r * (g - x * r^2 * mean(g * x))`.
+    fn add_gradient(x: &[f32], weight: &[f32], epsilon: f32, dy: &[f32], dx: &mut [f32]) {
         let width = weight.len();
         for ((x, dy), dx) in x.chunks_exact(width).zip(dy.chunks_exact(width)).zip(dx.chunks_exact_mut(width)) {
             let inverse = inverse_rms(x, epsilon);
-            for ((dx, dy), w) in dx.iter_mut().zip(dy).zip(weight) {
-                *dx = dy * w;
-            }
-            let share = dot(dx, x) * inverse * inverse / width as f32;
-            for (dx, x) in dx.iter_mut().zip(x) {
-                *dx = inverse * (*dx - x * share);
+            let share = dot3(dy, weight, x) * inverse * inverse / width as f32;
+            for ((dx, x), (dy, w)) in dx.iter_mut().zip(x).zip(dy.iter().zip(weight)) {
+                *dx += inverse * (dy * w - x * share);
             }
         }
     }
@@ -49,7 +37,7 @@ fn inverse_rms(x: &[f32], epsilon: f32) -> f32 {
     if mean.is_infinite() { f32::NAN } else { 1.0 / (mean + epsilon).sqrt() }
 }
 
-/// What [`RmsNorm`] does, for rows that need no gradient.
+/// Rows of `x`, normalised.
 pub fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32) -> Vec<f32> {
     let width = weight.len();
     let mut y = Fresh::new(x.len());
@@ -63,43 +51,23 @@ pub fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32) -> Vec<f32> {
     unsafe { y.filled() }
 }
 
-impl CustomOp1 for RmsNorm {
-    fn name(&self) -> &'static str {
-        "rms-norm"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x = argument(storage, layout)?;
-        let y = read(&self.weight, |weight| Ok(rms_norm(x, weight, self.epsilon)))?;
-        Ok(output(y, layout.shape()))
-    }
-
-    fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let dx = read(x, |x| {
-            read(dy, |dy| {
-                read(&self.weight, |weight| {
-                    let width = weight.len();
-                    let mut dx = Fresh::new(x.len());
-                    let parts = dx.parts();
-                    by_rows(x.len() / width, |rows| {
-                        let at = rows.start * width..rows.end * width;
-                        // SAFETY: no row is given out twice, and each value is written before it is read.
-                        let dx = unsafe { parts.part(at.clone()) };
-                        normalise_backward(&x[at.clone()], weight, self.epsilon, &dy[at], dx);
-                    });
-                    // SAFETY: every row has been written.
-                    Ok(unsafe { dx.filled() })
-                })
-            })
-        })?;
-        gradient(dx, x.shape()).map(Some)
-    }
+/// Adds the gradient of `x` to `dx`, which holds that of the stream around the norm already.
+pub fn rms_norm_backward(x: &[f32], weight: &[f32], epsilon: f32, dy: &[f32], dx: &mut [f32]) {
+    let width = weight.len();
+    let parts = Parts::of(dx);
+    by_rows(x.len() / width, |rows| {
+        let at = rows.start * width..rows.end * width;
+        // SAFETY: `by_rows` gives no row out twice.
+        add_gradient(&x[at.clone()], weight, epsilon, &dy[at.clone()], unsafe { parts.part(at) });
+    });
 }
 
 #[cfg(test)]
 mod tests {
+    use candle_core::{Result, Tensor};
+
     use super::*;
-    use crate::kernels::testing::{assert_close, random, weighted_sum_gradients};
+    use crate::kernels::testing::{Kernel, assert_close, frozen, random, weighted_sum_gradients};
 
     #[test]
     fn an_overflow_is_not_hidden() {
@@ -110,15 +78,28 @@ mod tests {
     #[test]
     fn rms_norm_and_its_gradient_are_those_of_the_slow_operations() {
         for (rows, width) in [(1, 7), (5, 64), (67, 33)] {
-            let x = random("x", (rows, width));
-            let weight = random("w", width).as_tensor().detach();
+            let (x, (weight, values)) = (random("x", (rows, width)), frozen("w", (1, width)));
             let slow = |x: &Tensor| -> Result<Tensor> {
                 let rms = (x.sqr()?.mean_keepdim(1)? + 1e-5)?.sqrt()?;
-                x.broadcast_div(&rms)?.broadcast_mul(&weight)
+                x.broadcast_div(&rms)?.broadcast_mul(&weight)? + x
             };
-            let fast = |x: &Tensor| x.apply_op1(RmsNorm { weight: weight.clone(), epsilon: 1e-5 });
+            // With the stream around the norm, since the gradients of both are summed up here.
+            let op = || {
+                let (weight, again) = (values.clone(), values.clone());
+                let forward = move |x: &[&[f32]]| {
+                    let mut y = rms_norm(x[0], &weight, 1e-5);
+                    y.iter_mut().zip(x[0]).for_each(|(y, x)| *y += x);
+                    y
+                };
+                let backward = move |x: &[&[f32]], dy: &[f32]| {
+                    let mut dx = dy.to_vec();
+                    rms_norm_backward(x[0], &again, 1e-5, dy, &mut dx);
+                    vec![dx]
+                };
+                Kernel::new((rows, width), forward, backward)
+            };
             let (y, gradients) = weighted_sum_gradients(|x| slow(x[0]), &[&x]).unwrap();
-            let (fast_y, fast_gradients) = weighted_sum_gradients(|x| fast(x[0]), &[&x]).unwrap();
+            let (fast_y, fast_gradients) = weighted_sum_gradients(|x| x[0].apply_op1(op()), &[&x]).unwrap();
             assert_close(&fast_y, &y, 1e-5);
             assert_close(&fast_gradients[0], &gradients[0], 1e-5);
         }

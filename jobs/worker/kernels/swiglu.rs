@@ -1,12 +1,7 @@
 //! SwiGLU: `y = silu(gate) * up`, value by value.
 
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
-
 use super::memory::{Fresh, by_rows};
 use super::simd::{dispatched, exp};
-use super::{argument, gradient, output, read};
-
-pub struct SwiGlu;
 
 /// Values that one call of a kernel takes on at least.
 const BLOCK: usize = 4096;
@@ -31,7 +26,7 @@ dispatched! {
     }
 }
 
-/// What [`SwiGlu`] does, for rows that need no gradient.
+/// `silu(gate) * up`.
 pub fn swiglu(gate: &[f32], up: &[f32]) -> Vec<f32> {
     assert_eq!(gate.len(), up.len());
     let mut y = Fresh::new(gate.len());
@@ -45,7 +40,8 @@ pub fn swiglu(gate: &[f32], up: &[f32]) -> Vec<f32> {
     unsafe { y.filled() }
 }
 
-fn swiglu_backward(gate: &[f32], up: &[f32], dy: &[f32]) -> (Vec<f32>, Vec<f32>) {
+/// The gradients of `gate` and `up`.
+pub fn swiglu_backward(gate: &[f32], up: &[f32], dy: &[f32]) -> (Vec<f32>, Vec<f32>) {
     let len = gate.len();
     let (mut dgate, mut dup) = (Fresh::new(len), Fresh::new(len));
     let (gate_parts, up_parts) = (dgate.parts(), dup.parts());
@@ -59,32 +55,27 @@ fn swiglu_backward(gate: &[f32], up: &[f32], dy: &[f32]) -> (Vec<f32>, Vec<f32>)
     unsafe { (dgate.filled(), dup.filled()) }
 }
 
-impl CustomOp2 for SwiGlu {
-    fn name(&self) -> &'static str {
-        "swiglu"
-    }
-
-    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
-        Ok(output(swiglu(argument(s1, l1)?, argument(s2, l2)?), l1.shape()))
-    }
-
-    fn bwd(&self, gate: &Tensor, up: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (dgate, dup) = read(gate, |g| read(up, |u| read(dy, |dy| Ok(swiglu_backward(g, u, dy)))))?;
-        Ok((Some(gradient(dgate, gate.shape())?), Some(gradient(dup, up.shape())?)))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::testing::{assert_close, random, weighted_sum_gradients};
+    use crate::kernels::testing::{Kernel, assert_close, random, weighted_sum_gradients};
 
     #[test]
     fn swiglu_and_its_gradients_are_those_of_the_slow_operations() {
         for (rows, width) in [(1, 7), (3, 65), (41, 333)] {
             let (gate, up) = (random("gate", (rows, width)), random("up", (rows, width)));
+            let op = || {
+                Kernel::new(
+                    (rows, width),
+                    |x| swiglu(x[0], x[1]),
+                    |x, dy| {
+                        let (dgate, dup) = swiglu_backward(x[0], x[1], dy);
+                        vec![dgate, dup]
+                    },
+                )
+            };
             let (y, slow) = weighted_sum_gradients(|x| x[0].silu()?.mul(x[1]), &[&gate, &up]).unwrap();
-            let (fast_y, fast) = weighted_sum_gradients(|x| x[0].apply_op2(x[1], SwiGlu), &[&gate, &up]).unwrap();
+            let (fast_y, fast) = weighted_sum_gradients(|x| x[0].apply_op2(x[1], op()), &[&gate, &up]).unwrap();
             assert_close(&fast_y, &y, 1e-5);
             assert_close(&fast[0], &slow[0], 1e-5);
             assert_close(&fast[1], &slow[1], 1e-5);

@@ -1,6 +1,108 @@
 //! What the kernels' tests share: made-up values, and gradients through candle's tape.
 
-use candle_core::{Device, Result, Shape, Tensor, Var};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Tensor, Var};
+
+use super::{argument, gradient, output, read};
+
+type Forward = dyn Fn(&[&[f32]]) -> Vec<f32> + Send + Sync;
+type Backward = dyn Fn(&[&[f32]], &[f32]) -> Vec<Vec<f32>> + Send + Sync;
+
+/// A kernel and its backward pass as a node of candle's tape, so that both can be held against candle's own gradients.
+pub(crate) struct Kernel {
+    shape: Shape,
+    forward: Box<Forward>,
+    backward: Box<Backward>,
+}
+
+impl Kernel {
+    pub(crate) fn new(
+        shape: impl Into<Shape>,
+        forward: impl Fn(&[&[f32]]) -> Vec<f32> + Send + Sync + 'static,
+        backward: impl Fn(&[&[f32]], &[f32]) -> Vec<Vec<f32>> + Send + Sync + 'static,
+    ) -> Self {
+        Self { shape: shape.into(), forward: Box::new(forward), backward: Box::new(backward) }
+    }
+
+    fn forward(&self, arguments: &[(&CpuStorage, &Layout)]) -> Result<(CpuStorage, Shape)> {
+        let arguments: Result<Vec<&[f32]>> =
+            arguments.iter().map(|(storage, layout)| argument(storage, layout)).collect();
+        Ok(output((self.forward)(&arguments?), self.shape.clone()))
+    }
+
+    fn backward(&self, arguments: &[&Tensor], dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        let values: Result<Vec<Vec<f32>>> = arguments.iter().map(|x| read(x, |x| Ok(x.to_vec()))).collect();
+        let values = values?;
+        let slices: Vec<&[f32]> = values.iter().map(Vec::as_slice).collect();
+        let gradients = read(dy, |dy| Ok((self.backward)(&slices, dy)))?;
+        gradients.into_iter().zip(arguments).map(|(values, x)| gradient(values, x.shape()).map(Some)).collect()
+    }
+}
+
+impl CustomOp1 for Kernel {
+    fn name(&self) -> &'static str {
+        "kernel"
+    }
+
+    fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.forward(&[(s, l)])
+    }
+
+    fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        Ok(self.backward(&[x], dy)?.remove(0))
+    }
+}
+
+impl CustomOp2 for Kernel {
+    fn name(&self) -> &'static str {
+        "kernel"
+    }
+
+    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.forward(&[(s1, l1), (s2, l2)])
+    }
+
+    fn bwd(&self, a: &Tensor, b: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let mut gradients = self.backward(&[a, b], dy)?.into_iter();
+        Ok((gradients.next().flatten(), gradients.next().flatten()))
+    }
+}
+
+impl CustomOp3 for Kernel {
+    fn name(&self) -> &'static str {
+        "kernel"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        self.forward(&[(s1, l1), (s2, l2), (s3, l3)])
+    }
+
+    fn bwd(
+        &self,
+        a: &Tensor,
+        b: &Tensor,
+        c: &Tensor,
+        _y: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let mut gradients = self.backward(&[a, b, c], dy)?.into_iter();
+        Ok((gradients.next().flatten(), gradients.next().flatten(), gradients.next().flatten()))
+    }
+}
+
+/// A weight outside the tape, as a tensor and as values.
+pub(crate) fn frozen(name: &str, shape: (usize, usize)) -> (Tensor, Vec<f32>) {
+    let weight = random(name, shape).as_tensor().detach();
+    let values = weight.flatten_all().unwrap().to_vec1().unwrap();
+    (weight, values)
+}
 
 /// Values between -1 and 1 that look random and depend on the name and the index only.
 pub(crate) fn random(name: &str, shape: impl Into<Shape>) -> Var {

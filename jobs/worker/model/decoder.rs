@@ -1,4 +1,4 @@
-//! The decoder: Llama's arithmetic for training, scoring and answering, out of the operations in [`crate::kernels`].
+//! The decoder: Llama's arithmetic for training, scoring and answering.
 
 use std::sync::Arc;
 
@@ -8,106 +8,24 @@ use drydock_spec::finetune::TargetModule;
 
 use super::ModelFiles;
 use super::config::Config;
-use super::lora::{Lora, LoraShape, Trainable, peft_name, projection_name};
+use super::head::{LastLayer, TrainedLoss};
+use super::layer::{Layer, LoraPlace, Projection, TrainedLayer, TrainingPass};
+use super::lora::{AdapterMatrix, LoraShape, Trainable, peft_name, projection_name};
 use crate::data::batch::Batch;
 use crate::ending::{Result, failed};
 use crate::kernels::attention::{Attention, Cache};
-use crate::kernels::cross_entropy::CrossEntropy;
-use crate::kernels::linear::{Dropout, FrozenLinear, LoraLinear, mix};
-use crate::kernels::norm::RmsNorm;
 use crate::kernels::read;
 use crate::kernels::rope::Rope;
-use crate::kernels::swiglu::SwiGlu;
-
-/// What a forward pass is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pass {
-    /// A backward pass will follow; the seed is that of this pass's dropout.
-    Training { seed: u64 },
-    /// Nothing is kept for a backward pass, and nothing is dropped.
-    Scoring,
-}
 
 pub struct Decoder {
     pub config: Config,
     /// `[vocabulary, hidden]`
-    embedding: Tensor,
-    layers: Vec<Layer>,
-    norm: Tensor,
-    /// `[vocabulary, hidden]`; the embedding where the two are tied.
-    head: Tensor,
+    embedding: Arc<Vec<f32>>,
+    layers: Vec<Arc<Layer>>,
+    /// The adapters of each layer; none before [`Decoder::adapt`].
+    adapters: Vec<Var>,
+    last: Arc<LastLayer>,
     rope: Arc<Rope>,
-}
-
-struct Layer {
-    input_norm: Tensor,
-    attention: [Projection; 4],
-    post_attention_norm: Tensor,
-    mlp: [Projection; 3],
-}
-
-/// A linear projection: a frozen weight `[out, in]`, and perhaps an adapter.
-struct Projection {
-    weight: Tensor,
-    lora: Option<Lora>,
-}
-
-impl Projection {
-    fn forward(&self, x: &Tensor, pass: Pass) -> candle_core::Result<Tensor> {
-        let Some(lora) = &self.lora else {
-            return x.apply_op1(FrozenLinear { weight: self.weight.clone() });
-        };
-        let op = |dropout| LoraLinear {
-            weight: self.weight.clone(),
-            scale: lora.scale,
-            dropout,
-            input_gradient: x.track_op(),
-        };
-        match pass {
-            Pass::Training { seed } => {
-                let dropout = Dropout { rate: lora.dropout, seed: mix(seed ^ mix(lora.place)) };
-                x.apply_op3(&lora.a, &lora.b, op((lora.dropout > 0.0).then_some(dropout)))
-            }
-            Pass::Scoring => x.apply_op3(&lora.a.detach(), &lora.b.detach(), op(None)),
-        }
-    }
-}
-
-impl Layer {
-    /// `attend` makes of queries, keys and values what the layer's attention says.
-    fn forward(
-        &self,
-        x: &Tensor,
-        epsilon: f32,
-        pass: Pass,
-        attend: impl FnOnce(Tensor, Tensor, Tensor) -> candle_core::Result<Tensor>,
-    ) -> candle_core::Result<Tensor> {
-        let norm = |x: &Tensor, weight: &Tensor| x.apply_op1(RmsNorm { weight: weight.clone(), epsilon });
-        let [q, k, v, o] = &self.attention;
-        let [gate, up, down] = &self.mlp;
-        let h = norm(x, &self.input_norm)?;
-        let attended = attend(q.forward(&h, pass)?, k.forward(&h, pass)?, v.forward(&h, pass)?)?;
-        let x = (x + o.forward(&attended, pass)?)?;
-        let h = norm(&x, &self.post_attention_norm)?;
-        let inner = gate.forward(&h, pass)?.apply_op2(&up.forward(&h, pass)?, SwiGlu)?;
-        x + down.forward(&inner, pass)?
-    }
-
-    fn projection_mut(&mut self, module: TargetModule) -> &mut Projection {
-        match module {
-            TargetModule::QProj => &mut self.attention[0],
-            TargetModule::KProj => &mut self.attention[1],
-            TargetModule::VProj => &mut self.attention[2],
-            TargetModule::OProj => &mut self.attention[3],
-            TargetModule::GateProj => &mut self.mlp[0],
-            TargetModule::UpProj => &mut self.mlp[1],
-            TargetModule::DownProj => &mut self.mlp[2],
-        }
-    }
-
-    fn projections(&self) -> impl Iterator<Item = &Projection> {
-        self.attention.iter().chain(&self.mlp)
-    }
 }
 
 impl Decoder {
@@ -118,113 +36,122 @@ impl Decoder {
         mut layer_read: impl FnMut(usize) -> Result<()>,
     ) -> Result<Self> {
         let config = files.config.clone();
-        let Config { hidden, vocabulary, intermediate, heads, .. } = config;
-        let (q_width, kv_width) = (heads.query_width(), heads.key_value_width());
-        let embedding = files.tensor("model.embed_tokens.weight", &[vocabulary, hidden])?;
+        let (vocabulary, hidden, epsilon) = (config.vocabulary, config.hidden, config.norm_epsilon);
+        let embedding = Arc::new(values(files, "model.embed_tokens.weight", &[vocabulary, hidden])?);
         let mut layers = Vec::with_capacity(config.layers);
         for index in 0..config.layers {
-            let mut projection = |module, out, width| -> Result<Projection> {
-                let name = format!("{}.weight", projection_name(index, module));
-                Ok(Projection { weight: files.tensor(&name, &[out, width])?, lora: None })
-            };
-            let attention = [
-                projection(TargetModule::QProj, q_width, hidden)?,
-                projection(TargetModule::KProj, kv_width, hidden)?,
-                projection(TargetModule::VProj, kv_width, hidden)?,
-                projection(TargetModule::OProj, hidden, q_width)?,
-            ];
-            let mlp = [
-                projection(TargetModule::GateProj, intermediate, hidden)?,
-                projection(TargetModule::UpProj, intermediate, hidden)?,
-                projection(TargetModule::DownProj, hidden, intermediate)?,
-            ];
-            let mut norm = |name: &str| files.tensor(&format!("model.layers.{index}.{name}.weight"), &[hidden]);
-            let (input_norm, post_attention_norm) = (norm("input_layernorm")?, norm("post_attention_layernorm")?);
-            layers.push(Layer { input_norm, attention, post_attention_norm, mlp });
+            layers.push(Arc::new(load_layer(files, index)?));
             layer_read(index + 1)?;
         }
-        let norm = files.tensor("model.norm.weight", &[hidden])?;
-        let tied = config.tied || !files.has("lm_head.weight");
-        let head = if tied { embedding.clone() } else { files.tensor("lm_head.weight", &[vocabulary, hidden])? };
-        let rope = Arc::new(Rope::new(&config.rope.inverse_frequencies(heads.dim), positions));
-        Ok(Self { config, embedding, layers, norm, head, rope })
+        let norm = values(files, "model.norm.weight", &[hidden])?;
+        let weight = if config.tied || !files.has("lm_head.weight") {
+            embedding.clone()
+        } else {
+            Arc::new(values(files, "lm_head.weight", &[vocabulary, hidden])?)
+        };
+        let rope = Arc::new(Rope::new(&config.rope.inverse_frequencies(config.heads.dim), positions));
+        let last = Arc::new(LastLayer { norm, epsilon, weight });
+        Ok(Self { config, embedding, layers, adapters: Vec::new(), last, rope })
     }
 
-    /// Gives every target an adapter; `values` makes A `[rank, in]` and B `[out, rank]` for the projection at a layer.
+    /// Gives every target an adapter; `start` makes A `[rank, in]` and B `[out, rank]` for the projection at a layer.
     pub fn adapt(
         &mut self,
         shape: &LoraShape,
-        mut values: impl FnMut(usize, TargetModule, [usize; 3]) -> Result<(Tensor, Tensor)>,
+        mut start: impl FnMut(usize, TargetModule, [usize; 3]) -> Result<(Tensor, Tensor)>,
     ) -> Result<Vec<Trainable>> {
         let mut trainables = Vec::new();
         for (index, layer) in self.layers.iter_mut().enumerate() {
-            for (number, &module) in shape.targets.iter().enumerate() {
-                let projection = layer.projection_mut(module);
-                let (out, width) = projection.weight.dims2()?;
-                let (a, b) = values(index, module, [shape.rank, width, out])?;
-                if a.dims() != [shape.rank, width] || b.dims() != [out, shape.rank] {
-                    let message = format!(
-                        "the adapter of layer {index}'s {} is {:?} and {:?}; {:?} and {:?} fit the model",
-                        module.name(),
-                        a.dims(),
-                        b.dims(),
-                        [shape.rank, width],
-                        [out, shape.rank]
-                    );
-                    return failed(FailureKind::BadModel, message);
-                }
-                let (a, b) = (Var::from_tensor(&a)?, Var::from_tensor(&b)?);
-                for (matrix, var) in [('A', &a), ('B', &b)] {
-                    trainables.push(Trainable { name: peft_name(index, module, matrix), var: var.clone() });
-                }
-                let scale = (shape.alpha / shape.rank as f64) as f32;
-                let place = (index * TargetModule::ALL.len() + number) as u64;
-                projection.lora = Some(Lora { a, b, scale, dropout: shape.dropout, place });
+            let layer = Arc::get_mut(layer).expect("nothing trains before there are adapters");
+            let (mut adapters, mut matrices) = (Vec::new(), Vec::new());
+            for &module in &shape.targets {
+                let projection = &mut layer.projections[module as usize];
+                let (a, b) = start(index, module, [shape.rank, projection.width, projection.out])?;
+                check_adapter(&a, &b, [shape.rank, projection.width, projection.out], &peft_name(index, module, 'A'))?;
+                let mut place = |matrix: char, tensor: &Tensor| -> Result<std::ops::Range<usize>> {
+                    let from = adapters.len();
+                    adapters.extend(tensor.flatten_all()?.to_vec1::<f32>()?);
+                    let (name, shape) = (peft_name(index, module, matrix), tensor.dims2()?.into());
+                    matrices.push(AdapterMatrix { name, shape, range: from..adapters.len() });
+                    Ok(from..adapters.len())
+                };
+                projection.lora = Some(LoraPlace {
+                    a: place('A', &a)?,
+                    b: place('B', &b)?,
+                    scale: (shape.alpha / shape.rank as f64) as f32,
+                    dropout: shape.dropout,
+                    number: (index * TargetModule::ALL.len() + module as usize) as u64,
+                });
             }
+            let len = adapters.len();
+            let var = Var::from_tensor(&Tensor::from_vec(adapters, len, &Device::Cpu)?)?;
+            self.adapters.push(var.clone());
+            trainables.push(Trainable { var, matrices });
         }
         Ok(trainables)
     }
 
     /// Numbers in the model, without adapters.
     pub fn parameters(&self) -> u64 {
-        let layer = |layer: &Layer| {
-            let projections: usize = layer.projections().map(|projection| projection.weight.elem_count()).sum();
-            projections + layer.input_norm.elem_count() + layer.post_attention_norm.elem_count()
+        let layer = |layer: &Arc<Layer>| {
+            let projections: usize = layer.projections.iter().map(|projection| projection.weight.len()).sum();
+            projections + layer.input_norm.len() + layer.post_attention_norm.len()
         };
-        let untied = if self.head.id() == self.embedding.id() { 0 } else { self.head.elem_count() };
-        let rest = self.embedding.elem_count() + self.norm.elem_count() + untied;
+        let untied = if Arc::ptr_eq(&self.last.weight, &self.embedding) { 0 } else { self.last.weight.len() };
+        let rest = self.embedding.len() + self.last.norm.len() + untied;
         (self.layers.iter().map(layer).sum::<usize>() + rest) as u64
     }
 
-    /// The hidden states `[tokens, hidden]` after the last layer, normalised.
-    fn hidden(&self, ids: &[u32], bounds: &Arc<[usize]>, pass: Pass) -> candle_core::Result<Tensor> {
-        let mut x = self.embed(ids)?;
-        for layer in &self.layers {
-            let attention = Attention { heads: self.config.heads, rope: self.rope.clone(), bounds: bounds.clone() };
-            x = layer.forward(&x, self.config.norm_epsilon, pass, |q, k, v| q.apply_op3(&k, &v, attention))?;
+    /// The loss of a batch (the sum over its targets, in nats) on candle's tape, ready for a backward pass into the
+    /// adapters' variables.
+    pub fn loss(&self, batch: &Batch, dropout_seed: u64) -> candle_core::Result<Tensor> {
+        let mut x = Tensor::from_vec(self.embed(&batch.ids), (batch.ids.len(), self.config.hidden), &Device::Cpu)?;
+        for (layer, adapters) in self.layers.iter().zip(&self.adapters) {
+            let pass =
+                TrainingPass { attention: self.attention(&batch.bounds), dropout_seed, input_gradient: x.track_op() };
+            x = x.apply_op2(adapters, TrainedLayer::new(layer.clone(), pass))?;
         }
-        x.apply_op1(RmsNorm { weight: self.norm.clone(), epsilon: self.config.norm_epsilon })
+        x.apply_op1(TrainedLoss::new(self.last.clone(), batch.targets.clone()))
     }
 
-    fn embed(&self, ids: &[u32]) -> candle_core::Result<Tensor> {
-        let width = self.config.hidden;
-        let x: Vec<f32> = read(&self.embedding, |table| {
-            Ok(ids.iter().flat_map(|&id| &table[id as usize * width..(id as usize + 1) * width]).copied().collect())
-        })?;
-        Tensor::from_vec(x, (ids.len(), width), &Device::Cpu)
-    }
-
-    /// The loss of a batch: the sum over its targets, in nats.
-    pub fn loss(&self, batch: &Batch, pass: Pass) -> candle_core::Result<Tensor> {
-        let trained = pass != Pass::Scoring;
-        let hidden = self.hidden(&batch.ids, &batch.bounds, pass)?;
-        hidden.apply_op1(CrossEntropy::new(self.head.clone(), batch.targets.clone(), trained))
+    /// The loss of a batch (the sum over its targets, in nats) for its own sake.
+    pub fn score(&self, batch: &Batch) -> candle_core::Result<f64> {
+        let x = self.stream(&batch.ids, &batch.bounds)?;
+        Ok(self.last.head().loss(&x, &batch.targets, None))
     }
 
     /// The logits `[tokens, vocabulary]` of one row.
     pub fn logits(&self, ids: &[u32]) -> candle_core::Result<Tensor> {
-        let hidden = self.hidden(ids, &Arc::from([0, ids.len()]), Pass::Scoring)?;
-        hidden.apply_op1(FrozenLinear { weight: self.head.clone() })
+        let x = self.stream(ids, &Arc::from([0, ids.len()]))?;
+        Tensor::from_vec(self.last.head().logits(&x), (ids.len(), self.config.vocabulary), &Device::Cpu)
+    }
+
+    /// What comes out of the last layer, `[tokens, hidden]`.
+    fn stream(&self, ids: &[u32], bounds: &Arc<[usize]>) -> candle_core::Result<Vec<f32>> {
+        let attention = self.attention(bounds);
+        let mut x = self.embed(ids);
+        for (index, layer) in self.layers.iter().enumerate() {
+            x =
+                self.with_adapters(index, |adapters| layer.score(&x, adapters, |q, k, v| attention.forward(q, k, v)))?;
+        }
+        Ok(x)
+    }
+
+    fn embed(&self, ids: &[u32]) -> Vec<f32> {
+        let width = self.config.hidden;
+        ids.iter().flat_map(|&id| &self.embedding[id as usize * width..(id as usize + 1) * width]).copied().collect()
+    }
+
+    fn attention(&self, bounds: &Arc<[usize]>) -> Attention {
+        Attention { heads: self.config.heads, rope: self.rope.clone(), bounds: bounds.clone() }
+    }
+
+    /// Lends a layer's adapters to `f`; there may be none.
+    fn with_adapters<R>(&self, layer: usize, f: impl FnOnce(&[f32]) -> R) -> candle_core::Result<R> {
+        match self.adapters.get(layer) {
+            Some(var) => read(var, |adapters| Ok(f(adapters))),
+            None => Ok(f(&[])),
+        }
     }
 
     /// A conversation with nothing said yet.
@@ -244,16 +171,47 @@ impl Conversation<'_> {
     /// Takes in more tokens, at least one, and returns the logits `[vocabulary]` of what follows them. All tokens
     /// together must fit the positions that the decoder was loaded for.
     pub fn take_in(&mut self, ids: &[u32]) -> candle_core::Result<Vec<f32>> {
-        let Decoder { config, layers, rope, head, norm, .. } = self.decoder;
-        let mut x = self.decoder.embed(ids)?;
-        for (layer, cache) in layers.iter().zip(&mut self.caches) {
-            x = layer.forward(&x, config.norm_epsilon, Pass::Scoring, |q, k, v| {
-                let y = read(&q, |q| read(&k, |k| read(&v, |v| Ok(cache.attend(rope, q, k, v)))))?;
-                Tensor::from_vec(y, q.shape(), &Device::Cpu)
-            })?;
+        let Decoder { config, layers, rope, last, .. } = self.decoder;
+        let mut x = self.decoder.embed(ids);
+        for (index, (layer, cache)) in layers.iter().zip(&mut self.caches).enumerate() {
+            x = self
+                .decoder
+                .with_adapters(index, |adapters| layer.score(&x, adapters, |q, k, v| cache.attend(rope, q, k, v)))?;
         }
-        let last = x.narrow(0, ids.len() - 1, 1)?;
-        let last = last.apply_op1(RmsNorm { weight: norm.clone(), epsilon: config.norm_epsilon })?;
-        last.apply_op1(FrozenLinear { weight: head.clone() })?.flatten_all()?.to_vec1()
+        Ok(last.head().logits(&x[(ids.len() - 1) * config.hidden..]))
     }
+}
+
+fn load_layer(files: &mut ModelFiles, index: usize) -> Result<Layer> {
+    let Config { hidden, intermediate, heads, norm_epsilon, .. } = files.config;
+    let (q_width, kv_width) = (heads.query_width(), heads.key_value_width());
+    let mut projection = |module| -> Result<Projection> {
+        let (out, width) = match module {
+            TargetModule::QProj => (q_width, hidden),
+            TargetModule::KProj | TargetModule::VProj => (kv_width, hidden),
+            TargetModule::OProj => (hidden, q_width),
+            TargetModule::GateProj | TargetModule::UpProj => (intermediate, hidden),
+            TargetModule::DownProj => (hidden, intermediate),
+        };
+        let weight = values(files, &format!("{}.weight", projection_name(index, module)), &[out, width])?;
+        Ok(Projection { weight, out, width, lora: None })
+    };
+    let [q, k, v, o, gate, up, down] = TargetModule::ALL.map(&mut projection);
+    let projections = [q?, k?, v?, o?, gate?, up?, down?];
+    let mut norm = |name: &str| values(files, &format!("model.layers.{index}.{name}.weight"), &[hidden]);
+    let (input_norm, post_attention_norm) = (norm("input_layernorm")?, norm("post_attention_layernorm")?);
+    Ok(Layer { input_norm, post_attention_norm, epsilon: norm_epsilon, projections })
+}
+
+fn values(files: &mut ModelFiles, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+    Ok(files.tensor(name, shape)?.flatten_all()?.to_vec1()?)
+}
+
+fn check_adapter(a: &Tensor, b: &Tensor, [rank, width, out]: [usize; 3], name: &str) -> Result<()> {
+    if a.dims() == [rank, width] && b.dims() == [out, rank] {
+        return Ok(());
+    }
+    let (a, b) = (a.dims(), b.dims());
+    let message = format!("`{name}` is {a:?} and its B is {b:?}; [{rank}, {width}] and [{out}, {rank}] fit the model");
+    failed(FailureKind::BadModel, message)
 }

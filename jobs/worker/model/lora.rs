@@ -1,5 +1,6 @@
 //! Adapters: which projections have one, what it starts from, and how PEFT names it.
 
+use std::ops::Range;
 use std::path::Path;
 
 use candle_core::{Device, Tensor, Var};
@@ -12,19 +13,6 @@ use super::hf::{Shards, read_json};
 use crate::ending::{OrFail, Result};
 use crate::random::Chance;
 
-/// The adapter of one projection.
-pub struct Lora {
-    /// `[rank, in]`
-    pub a: Var,
-    /// `[out, rank]`
-    pub b: Var,
-    /// alpha / rank
-    pub scale: f32,
-    pub dropout: f32,
-    /// A number that no other projection of the model has, for its dropout.
-    pub place: u64,
-}
-
 /// What all adapters of a model share.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoraShape {
@@ -34,10 +22,20 @@ pub struct LoraShape {
     pub targets: Vec<TargetModule>,
 }
 
-/// A variable that is trained, under PEFT's name.
+/// The adapters of one layer: matrices one after the other in one variable.
 pub struct Trainable {
-    pub name: String,
     pub var: Var,
+    pub matrices: Vec<AdapterMatrix>,
+}
+
+/// One matrix of an adapter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdapterMatrix {
+    /// PEFT's name.
+    pub name: String,
+    pub shape: [usize; 2],
+    /// Where it lies in its layer's variable.
+    pub range: Range<usize>,
 }
 
 /// PEFT's name of a projection's adapter matrix; `matrix` is `A` or `B`.

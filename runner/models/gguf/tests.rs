@@ -8,7 +8,7 @@ mod tiny;
 use tiny::{Gguf, number, string, strings, weights};
 
 fn read_bytes(bytes: &[u8]) -> Result<Facts, Unusable> {
-    read(Cursor::new(bytes), bytes.len() as u64)
+    read(Cursor::new(bytes), bytes.len() as u64, false)
 }
 
 fn refusal(gguf: &Gguf) -> String {
@@ -70,9 +70,28 @@ fn what_does_not_fit_together_is_told_with_both_values() {
     assert!(refusal(&wide).contains("`blk.0.ffn_gate.weight` has shape [16, 8], the configuration says [17, 8]"));
     let tokens = Gguf::tiny().with("tokenizer.ggml.tokens", strings(31));
     assert!(refusal(&tokens).contains("the tokenizer has 31 tokens, the embedding 32"));
-    assert!(refusal(&Gguf::tiny().without("tokenizer.ggml.tokens")).contains("no tokenizer inside"));
     assert!(refusal(&Gguf::tiny().without("output_norm.weight")).contains("`output_norm.weight` is missing"));
     assert!(refusal(&Gguf::tiny().without("llama.block_count")).contains("metadata `llama.block_count` is missing"));
+}
+
+#[test]
+fn a_tokenizer_that_the_worker_cannot_rebuild_needs_one_beside_it() {
+    for (gguf, said) in [
+        (Gguf::tiny().without("tokenizer.ggml.tokens"), "`tokenizer.ggml.tokens` is missing"),
+        (Gguf::tiny().without("tokenizer.ggml.merges"), "`tokenizer.ggml.merges` is missing"),
+        (
+            Gguf::tiny().with("tokenizer.ggml.model", string("llama")),
+            "of the kind `llama`; `gpt2` (byte-level BPE) is known",
+        ),
+        (Gguf::tiny().with("tokenizer.ggml.pre", string("tekken")), "the pre-tokenizer is `tekken`; known are smollm"),
+    ] {
+        let refusal = refusal(&gguf);
+        assert!(refusal.contains(said) && refusal.contains("put the model's tokenizer.json beside"), "{refusal}");
+        let bytes = gguf.bytes();
+        assert!(read(Cursor::new(&bytes), bytes.len() as u64, true).is_ok());
+    }
+    let yarn = Gguf::tiny().with("llama.rope.scaling.type", string("yarn"));
+    assert!(self::refusal(&yarn).contains("the rope scaling is `yarn`"));
 }
 
 #[test]

@@ -22,6 +22,7 @@ fn needs(rows: u32, length: u32) -> Needs {
         trainable: 0,
         decoder: SMOLLM2_135M,
         spec,
+        rows_bytes: 0,
         length,
     }
 }
@@ -34,7 +35,7 @@ fn number_after(text: &str, words: &str) -> Option<u32> {
 #[test]
 fn the_refusal_names_need_budget_and_both_ways_out() {
     let refusal = needs(16, 512).too_large(4 << 30).to_string();
-    let expected = "per_device_train_batch_size = 16: the job needs about 11.1 GiB, jobs may use 4.0 GiB on this host; \
+    let expected = "per_device_train_batch_size = 16: the job needs about 12.4 GiB, jobs may use 4.0 GiB on this host; \
                     lower per_device_train_batch_size to 4 and raise gradient_accumulation_steps to 4, or lower \
                     max_seq_length to 128";
     assert_eq!(refusal, expected);
@@ -43,7 +44,10 @@ fn the_refusal_names_need_budget_and_both_ways_out() {
 #[test]
 fn a_model_that_never_fits_is_refused_with_the_size_of_its_weights() {
     let refusal = needs(1, 64).too_large(512 << 20).to_string();
-    assert!(refusal.contains("choose a smaller model (the weights alone take 513.1 MiB)"), "{refusal}");
+    assert!(
+        refusal.contains("choose a smaller model (the weights take 513.1 MiB) or dataset (the rows take 0 B)"),
+        "{refusal}"
+    );
 }
 
 proptest! {
