@@ -2,16 +2,19 @@
 """Uses a running gateway as a client of the Python SDK does (PyPI `mcp` 2.3.0), in both eras of the protocol.
 
     mcp_python.py URL MODEL DATASET
+    mcp_python.py "stdio:drydock stdio" MODEL DATASET
 
-URL is the gateway's MCP endpoint; MODEL and DATASET are names from its stores. Exits with 1 at the first thing that is
-not as it should be.
+URL is the gateway's MCP endpoint, or the command that a host would start; MODEL and DATASET are names from its stores.
+Exits with 1 at the first thing that is not as it should be.
 """
 
 import asyncio
+import os
+import shlex
 import sys
 import uuid
 
-from mcp import Client
+from mcp import Client, StdioServerParameters
 
 TOOLS = {
     "finetune", "get_job", "list_jobs", "wait_for_job", "get_logs", "get_metrics", "cancel_job", "list_models",
@@ -49,12 +52,20 @@ async def wait(client, job):
     sys.exit(f"mcp_python: job {job} does not end: {view}")
 
 
-async def use(url, model, dataset, mode):
+def server(address):
+    """What the SDK connects to."""
+    if not address.startswith("stdio:"):
+        return address
+    command, *arguments = shlex.split(address.removeprefix("stdio:"))
+    return StdioServerParameters(command=command, args=arguments, env=dict(os.environ))
+
+
+async def use(address, model, dataset, mode):
     small = {
         "model": model, "dataset": dataset, "max_steps": 3, "per_device_train_batch_size": 1, "max_seq_length": 48,
         "lora_r": 4, "test_size": 0.1, "logging_steps": 1,
     }
-    async with Client(url, mode=mode) as client:
+    async with Client(server(address), mode=mode) as client:
         listed = await client.list_tools()
         names = {tool.name for tool in listed.tools}
         expect(names == TOOLS, f"the tools are {sorted(names)}")
