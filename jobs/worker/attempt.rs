@@ -102,3 +102,26 @@ pub fn start_threads(count: u32) -> anyhow::Result<()> {
     let threads = usize::try_from(count.max(1)).context("the spec's `threads`")?;
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("cannot start threads")
 }
+
+#[cfg(test)]
+mod tests {
+    use drydock_spec::ReportLine;
+
+    use super::*;
+
+    #[test]
+    fn a_panic_is_reported_with_its_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("events.jsonl");
+        let default = std::panic::take_hook();
+        report_panics(Arc::new(Reporter::open(&path).unwrap()));
+        let outcome = std::thread::spawn(|| panic!("the ballast shifted")).join();
+        std::panic::set_hook(default);
+        assert!(outcome.is_err());
+        let line: ReportLine = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        let Report::Failed(failure) = line.report else { panic!("{line:?}") };
+        assert_eq!(failure.kind, FailureKind::Crashed);
+        assert!(failure.message.contains("attempt.rs:"), "{}", failure.message);
+        assert!(failure.message.contains("the ballast shifted"), "{}", failure.message);
+    }
+}

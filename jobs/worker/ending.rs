@@ -25,7 +25,7 @@ impl From<Failure> for Ending {
 /// candle complains about shapes and types only, all of which are checked before it sees them: a fault of the worker.
 impl From<candle_core::Error> for Ending {
     fn from(error: candle_core::Error) -> Self {
-        Failure::new(FailureKind::Crashed, format!("a tensor operation failed: {error}")).into()
+        Failure::new(FailureKind::Crashed, format!("a tensor operation failed: {}", first_line(&error))).into()
     }
 }
 
@@ -42,8 +42,13 @@ pub trait OrFail<T> {
 
 impl<T, E: Display> OrFail<T> for std::result::Result<T, E> {
     fn or_fail(self, kind: FailureKind, what: impl Display) -> Result<T> {
-        self.map_err(|error| Failure::new(kind, format!("{what}: {error}")).into())
+        self.map_err(|error| Failure::new(kind, format!("{what}: {}", first_line(&error))).into())
     }
+}
+
+/// candle's errors carry a backtrace below their message where one is asked for; that belongs into a log.
+fn first_line(error: &impl Display) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 /// What a failed write means: a full disk, or a fault that nobody foresaw.

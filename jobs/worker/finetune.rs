@@ -129,7 +129,7 @@ fn evaluate(decoder: &Decoder, rows: &[Row], phase: Phase, reporter: &Reporter) 
     Ok(Some(evaluation))
 }
 
-/// Runs of rows with at most so many tokens, or a single row with more.
+/// Neighbouring rows with at most so many tokens together, or a single row with more.
 fn by_tokens(rows: &[Row], most: usize) -> impl Iterator<Item = &[Row]> {
     let mut rest = rows;
     std::iter::from_fn(move || {
@@ -149,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_are_scored_in_runs_that_fit() {
+    fn rows_are_scored_in_parts_that_fit() {
         let rows: Vec<Row> = [3, 4, 9, 2, 2].map(|len| Row { ids: vec![0; len], counts: vec![true; len] }).to_vec();
         let lengths: Vec<usize> = by_tokens(&rows, 7).map(<[Row]>::len).collect();
         assert_eq!(lengths, [2, 1, 2]);

@@ -51,15 +51,19 @@ impl ModelFiles {
     /// Tokenizer and chat template. A `tokenizer.json` beside a GGUF file wins: what is rebuilt from a GGUF's metadata
     /// is as good as can be, but not the original.
     pub fn text(&self) -> Result<Text> {
-        match &self.weights {
-            Weights::Gguf(file) if !self.folder.join("tokenizer.json").exists() => file.text(),
+        let mut text = match &self.weights {
+            Weights::Gguf(file) if !self.folder.join("tokenizer.json").exists() => file.text()?,
             Weights::Gguf(file) => {
                 let mut text = Text::from_folder(&self.folder)?;
-                text.chat_template = text.chat_template.or_else(|| file.chat_template());
-                Ok(text)
+                if let (None, Some(template)) = (&text.chat_template, file.chat_template()) {
+                    text.set_chat_template(&template);
+                }
+                text
             }
-            Weights::Safetensors(_) => Text::from_folder(&self.folder),
-        }
+            Weights::Safetensors(_) => Text::from_folder(&self.folder)?,
+        };
+        text.end_with(&self.config.eos);
+        Ok(text)
     }
 
     /// Whether the model has a tensor of this name (as Hugging Face names it).

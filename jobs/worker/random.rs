@@ -1,4 +1,4 @@
-//! Everything that chance decides, from one seed: the same seed gives the same training run.
+//! Everything that chance decides, from one seed: the same seed gives the same training.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};

@@ -7,16 +7,16 @@ use crate::ending::{Ending, Result};
 static ASKED: AtomicBool = AtomicBool::new(false);
 
 extern "C" fn on_signal(_signal: libc::c_int) {
-    // An atomic store is among the few things that a signal handler may do.
+    // An atomic store is among the few things that are allowed while a signal is taken.
     ASKED.store(true, Ordering::Relaxed);
 }
 
 /// Listens to SIGTERM, and to SIGINT for those who run the worker by hand.
 pub fn listen() {
     for signal in [libc::SIGTERM, libc::SIGINT] {
-        let handler: extern "C" fn(libc::c_int) = on_signal;
-        // SAFETY: the handler only stores to an atomic.
-        unsafe { libc::signal(signal, handler as libc::sighandler_t) };
+        let action: extern "C" fn(libc::c_int) = on_signal;
+        // SAFETY: the action only stores to an atomic.
+        unsafe { libc::signal(signal, action as libc::sighandler_t) };
     }
 }
 

@@ -102,7 +102,8 @@ impl Layer {
         (y, Kept { q, k, v, attended, middle, gate, up })
     }
 
-    /// [`Layer::forward`] without a backward pass to come.
+    /// `[tokens, hidden]` to `[tokens, hidden]`, without a backward pass to come. `attend` makes of queries, keys and
+    /// values what attention says.
     pub fn score(
         &self,
         x: &[f32],

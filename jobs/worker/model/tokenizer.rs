@@ -21,7 +21,6 @@ pub struct Text {
     pub chat_template: Option<String>,
     pub bos: Option<String>,
     pub eos: Option<String>,
-    pub pad: Option<String>,
     /// Tokens that end an answer.
     pub stops: Vec<u32>,
 }
@@ -79,7 +78,6 @@ impl Text {
             chat_template,
             bos,
             eos,
-            pad,
             stops: Vec::new(),
         };
         let eos = text.eos.as_deref().and_then(|eos| text.tokenizer.token_to_id(eos));
@@ -92,6 +90,19 @@ impl Text {
         self.stops.extend(ids);
         self.stops.sort_unstable();
         self.stops.dedup();
+    }
+
+    /// Ends answers with these tokens as well, and texts with the first of them where the tokenizer's files name none.
+    pub(super) fn end_with(&mut self, ids: &[u32]) {
+        self.also_stop_at(ids.iter().copied());
+        if self.eos.is_some() {
+            return;
+        }
+        self.eos = ids.first().and_then(|&id| self.tokenizer.id_to_token(id));
+        if let Some(eos) = &self.eos {
+            self.tokenizer_config.insert("eos_token".into(), eos.as_str().into());
+            self.tokenizer_config.entry("pad_token").or_insert_with(|| eos.as_str().into());
+        }
     }
 
     /// The tokens of a text. `special`: with the beginning (and end) that the tokenizer adds by itself, but never with
@@ -307,7 +318,7 @@ mod tests {
         assert_eq!(tokens.ids, [7, 8, 4, 5, 1]);
         assert_eq!(tokens.starts, [0, 2, 4, 5, 6]);
         assert_eq!(text.decode(&tokens.ids, true).unwrap(), "ab a12");
-        assert_eq!((text.stops.as_slice(), text.pad.as_deref()), (&[1][..], Some("</s>")));
+        assert_eq!((text.stops.as_slice(), text.tokenizer_config["pad_token"].as_str()), (&[1][..], Some("</s>")));
     }
 
     #[test]

@@ -208,6 +208,29 @@ fn a_finetune_reports_in_order_and_leaves_what_peft_needs() {
 }
 
 #[test]
+fn given_held_out_rows_are_measured_and_all_others_trained_on() {
+    let mut scene = Scene::new(json!({"eval_dataset": "other", "max_steps": 10, "logging_steps": 4}));
+    fs::create_dir(scene.path("eval")).unwrap();
+    fs::write(scene.path("eval/rows.jsonl"), rows(6)).unwrap();
+    scene.spec["inputs"]["eval_dataset"] = json!(scene.path("eval"));
+    let (code, reports) = scene.run("run");
+    assert_eq!(code, EXIT_FINISHED, "{reports:?}");
+    let dataset = reports.iter().find_map(|report| match report {
+        Report::Dataset(dataset) => Some((dataset.train_rows, dataset.eval_rows)),
+        _ => None,
+    });
+    assert_eq!(dataset, Some((40, 6)));
+    let steps: Vec<u64> = reports
+        .iter()
+        .filter_map(|report| match report {
+            Report::Metrics(metrics) => Some(metrics.step),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(steps, [4, 8, 10], "every fourth step, and the last");
+}
+
+#[test]
 fn a_preview_shows_rows_as_they_are_trained_on() {
     let scene = Scene::new(json!({}));
     let (code, reports) = scene.run("preview");
