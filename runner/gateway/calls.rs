@@ -125,7 +125,7 @@ pub(super) async fn list_jobs(gateway: &Gateway, args: ListArgs) -> Told {
 
 pub(super) async fn get_logs(gateway: &Gateway, args: PageArgs) -> Told {
     let id = job_id(&args.id)?;
-    let limit = within(args.limit.unwrap_or(30), 200)?;
+    let limit = within(args.limit.unwrap_or(20), 100)?;
     let logs = gateway.desk.logs(id, args.after.map(|after| after.max(0)), limit).await?;
     let logs = words::short_logs(logs, args.after.is_some());
     told(words::logs(id, &logs), &logs)
@@ -133,7 +133,7 @@ pub(super) async fn get_logs(gateway: &Gateway, args: PageArgs) -> Told {
 
 pub(super) async fn get_metrics(gateway: &Gateway, args: PageArgs) -> Told {
     let id = job_id(&args.id)?;
-    let limit = within(args.limit.unwrap_or(30), 200)?;
+    let limit = within(args.limit.unwrap_or(20), 100)?;
     let view = match args.after {
         Some(after) => gateway.desk.metrics(id, after.max(0), limit).await?,
         None => newest_metrics(gateway, id, limit).await?,
@@ -159,8 +159,10 @@ async fn newest_metrics(gateway: &Gateway, id: drydock_spec::JobId, limit: u32) 
 }
 
 pub(super) async fn list_models(gateway: &Gateway, NoArgs {}: NoArgs) -> Told {
-    let list = ModelList { models: gateway.desk.models.list().await? };
-    told(words::models(&list), &list)
+    let mut list = ModelList { models: gateway.desk.models.list().await? };
+    let text = words::models(&list);
+    list.models.truncate(words::MOST_ENTRIES);
+    told(text, &list)
 }
 
 pub(super) async fn load_dataset(gateway: &Gateway, request: LoadDataset) -> Told {
@@ -172,6 +174,8 @@ pub(super) async fn load_dataset(gateway: &Gateway, request: LoadDataset) -> Tol
 
 pub(super) async fn list_artifacts(gateway: &Gateway, JobArgs { id }: JobArgs) -> Told {
     let id = job_id(&id)?;
-    let list = gateway.desk.artifacts(id).await?;
-    told(words::artifacts(id, &list), &list)
+    let mut list = gateway.desk.artifacts(id).await?;
+    let text = words::artifacts(id, &list);
+    list.artifacts.truncate(words::MOST_ENTRIES);
+    told(text, &list)
 }

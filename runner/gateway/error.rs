@@ -36,6 +36,20 @@ impl Refusal {
         Self::new(StatusCode::BAD_REQUEST, code, message)
     }
 
+    /// What an error says, which ends with the next step after a semicolon.
+    fn said(status: StatusCode, code: &str, error: &dyn std::error::Error) -> Self {
+        let text = error.to_string();
+        match text.rsplit_once("; ") {
+            Some((message, hint)) => Self::new(status, code, message).hint(hint),
+            None => Self::new(status, code, text),
+        }
+    }
+
+    /// Something that was understood, and cannot be done as it was asked.
+    fn unprocessable(code: &str, error: &dyn std::error::Error) -> Self {
+        Self::said(StatusCode::UNPROCESSABLE_ENTITY, code, error)
+    }
+
     /// Names the next step.
     #[must_use]
     pub(super) fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -47,12 +61,6 @@ impl Refusal {
         let limit = bytesize::ByteSize(limit).display().iec();
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", format!("the body is larger than {limit}"))
             .hint("put large files with PUT /v1/blobs/{sha256}, or raise gateway.max_body in the configuration")
-    }
-
-    pub(super) fn upload_too_large(limit: u64) -> Self {
-        let limit = bytesize::ByteSize(limit).display().iec();
-        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", format!("the file is larger than {limit}"))
-            .hint("raise gateway.max_upload in the configuration")
     }
 
     /// Something that only the operator can mend. Its insides go to the log, its trace id to both.
@@ -125,12 +133,15 @@ impl From<ModelError> for Refusal {
             ModelError::Unknown { name, next } => {
                 Self::new(StatusCode::UNPROCESSABLE_ENTITY, "unknown_model", format!("no model `{name}`")).hint(next)
             }
-            ModelError::Request(_) => Self::bad_request("bad_request", error.to_string()),
-            ModelError::Name(_) => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "bad_name", error.to_string()),
-            ModelError::Path(_) => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "bad_path", error.to_string()),
-            ModelError::Unusable { .. } => {
-                Self::new(StatusCode::UNPROCESSABLE_ENTITY, "unusable_model", error.to_string())
+            ModelError::Unusable { file, problem } => {
+                let message = format!("{file}: {}", problem.problem);
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, "unusable_model", message).hint(problem.next)
             }
+            ModelError::Request(next) => {
+                Self::bad_request("bad_request", "it is not clear where the model comes from").hint(next)
+            }
+            ModelError::Name(error) => Self::unprocessable("bad_name", &error),
+            ModelError::Path(error) => Self::unprocessable("bad_path", &error),
             ModelError::Hub(error) => error.into(),
             ModelError::Blob(error) => error.into(),
             ModelError::Store(error) => error.into(),
@@ -150,7 +161,7 @@ impl From<HubError> for Refusal {
             HubError::Unavailable { .. } => (StatusCode::SERVICE_UNAVAILABLE, "hub_unavailable"),
             HubError::Corrupt { .. } => (StatusCode::BAD_GATEWAY, "hub_corrupt"),
         };
-        Self::new(status, code, error.to_string())
+        Self::said(status, code, &error)
     }
 }
 
@@ -166,26 +177,36 @@ impl From<BlobError> for Refusal {
             BlobError::Missing(_) => (StatusCode::UNPROCESSABLE_ENTITY, "missing_blob"),
             BlobError::Io { .. } => return Self::internal(&error),
         };
-        Self::new(status, code, error.to_string())
+        Self::said(status, code, &error)
     }
 }
 
 impl From<DatasetError> for Refusal {
     fn from(error: DatasetError) -> Self {
-        let code = match error {
+        match error {
             DatasetError::Unknown { name, next } => {
                 let message = format!("no dataset `{name}`");
-                return Self::new(StatusCode::UNPROCESSABLE_ENTITY, "unknown_dataset", message).hint(next);
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, "unknown_dataset", message).hint(next)
             }
-            DatasetError::Request(_) => return Self::bad_request("bad_request", error.to_string()),
-            DatasetError::Hub(error) => return error.into(),
-            DatasetError::Blob(error) => return error.into(),
-            DatasetError::Store(error) => return error.into(),
-            DatasetError::Name(_) => "bad_name",
-            DatasetError::Path(_) => "bad_path",
-            DatasetError::Row(_) | DatasetError::File { .. } => "unusable_dataset",
-        };
-        Self::new(StatusCode::UNPROCESSABLE_ENTITY, code, error.to_string())
+            DatasetError::File { file, problem, next } => {
+                let message = format!("{file}: {problem}");
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, "unusable_dataset", message).hint(next)
+            }
+            DatasetError::Row(row) => {
+                let message =
+                    format!("{}, {}: {}; the text there: `{}`", row.file, row.place, row.problem, row.excerpt);
+                let next = if row.next.is_empty() { "mend the row and load the dataset again" } else { &row.next };
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, "unusable_dataset", message).hint(next)
+            }
+            DatasetError::Request(next) => {
+                Self::bad_request("bad_request", "it is not clear where the rows come from").hint(next)
+            }
+            DatasetError::Name(error) => Self::unprocessable("bad_name", &error),
+            DatasetError::Path(error) => Self::unprocessable("bad_path", &error),
+            DatasetError::Hub(error) => error.into(),
+            DatasetError::Blob(error) => error.into(),
+            DatasetError::Store(error) => error.into(),
+        }
     }
 }
 

@@ -40,9 +40,9 @@ pub(super) fn document(routes: &[Route]) -> Value {
         if !route.parameters.is_empty() {
             operation["parameters"] = route.parameters.iter().map(parameter).collect();
         }
-        if let Some(body) = route.body {
-            let schema = body(&mut schemas);
-            operation["requestBody"] = json!({"required": true, "content": {"application/json": {"schema": schema}}});
+        if let Some((media, schema)) = route.body {
+            let schema = schema.map(|schema| json!({"schema": schema(&mut schemas)})).unwrap_or_else(|| json!({}));
+            operation["requestBody"] = json!({"required": true, "content": {media: schema}});
         }
         let path = route.path.replace("{*", "{");
         let entry = paths.entry(path).or_insert_with(|| json!({}));
@@ -78,7 +78,7 @@ fn described(answer: &Answer, schemas: &mut schemars::SchemaGenerator) -> Value 
 /// The statuses with which a route may refuse, besides those that any server may send.
 fn refusals(route: &Route) -> &'static [&'static str] {
     match (route.body.is_some(), route.parameters.iter().any(|parameter| parameter.place == "path")) {
-        (true, _) => &["400", "403", "409", "413", "415", "422", "500", "503", "507"],
+        (true, _) => &["400", "403", "409", "413", "415", "422", "500", "502", "503", "507"],
         (false, true) => &["400", "403", "404", "500"],
         (false, false) => &["400", "403", "500"],
     }

@@ -46,8 +46,8 @@ pub(super) struct Route {
     pub(super) name: &'static str,
     pub(super) told: &'static str,
     pub(super) parameters: Vec<Parameter>,
-    /// The shape of the JSON body, if one is read.
-    pub(super) body: Option<SchemaOf>,
+    /// Media type and shape of the body, if one is read.
+    pub(super) body: Option<(&'static str, Option<SchemaOf>)>,
     pub(super) answers: Vec<Answer>,
     serve: MethodRouter<Arc<Gateway>>,
 }
@@ -99,19 +99,12 @@ impl Route {
     }
 
     fn job(self) -> Self {
-        let id = serde_json::json!({"type": "string", "pattern": "^[0-7][0-9A-HJKMNP-TV-Z]{25}$"});
-        self.parameter("path", "id", "The job's id.", id)
-    }
-
-    fn digest(self) -> Self {
-        let digest = serde_json::json!({"type": "string", "pattern": "^[0-9a-f]{64}$"});
-        self.parameter("path", "sha256", "The file's SHA-256, in lower-case hex.", digest)
+        self.parameter("path", "id", "The job's id.", job_id())
     }
 
     fn page(self, most: u32) -> Self {
-        let number = serde_json::json!({"type": "integer", "minimum": 0});
         let limit = serde_json::json!({"type": "integer", "minimum": 1, "maximum": most});
-        self.parameter("query", "after", "Number of the last line that is known.", number).parameter(
+        self.parameter("query", "after", "Number of the last line that is known.", line_number()).parameter(
             "query",
             "limit",
             "Lines at most.",
@@ -120,8 +113,18 @@ impl Route {
     }
 
     fn reads<T: JsonSchema>(mut self) -> Self {
-        self.body = Some(|generator| generator.subschema_for::<T>());
+        self.body = Some(("application/json", Some(|generator| generator.subschema_for::<T>())));
         self
+    }
+
+    fn takes(mut self, media: &'static str) -> Self {
+        self.body = Some((media, None));
+        self
+    }
+
+    fn digest(self) -> Self {
+        let digest = serde_json::json!({"type": "string", "pattern": "^[0-9a-f]{64}$"});
+        self.parameter("path", "sha256", "The content's SHA-256 in lower-case hex.", digest)
     }
 
     fn answers<T: JsonSchema>(self, status: u16, told: &'static str) -> Self {
@@ -140,6 +143,14 @@ impl Route {
         self.answers.push(Answer { status, told, body });
         self
     }
+}
+
+fn job_id() -> serde_json::Value {
+    serde_json::json!({"type": "string", "pattern": "^[0-7][0-9A-HJKMNP-TV-Z]{25}$"})
+}
+
+fn line_number() -> serde_json::Value {
+    serde_json::json!({"type": "integer", "minimum": 0, "maximum": i64::MAX})
 }
 
 /// The table.
@@ -166,7 +177,7 @@ fn jobs() -> Vec<Route> {
                 "Jobs at most.",
                 serde_json::json!({"type": "integer", "minimum": 1, "maximum": 200}),
             )
-            .parameter("query", "before", "Only jobs older than this one.", serde_json::json!({"type": "string"}))
+            .parameter("query", "before", "Only jobs older than this one.", job_id())
             .answers::<JobList>(200, "A page of jobs."),
         Route::get("/v1/jobs/{id}", "get_job", "A job as it stands.", rest::job)
             .job()
@@ -181,18 +192,8 @@ fn jobs() -> Vec<Route> {
         .answers::<JobView>(200, "The job."),
         Route::get("/v1/jobs/{id}/events", "follow_job", "A job's log as server-sent events.", follow::events)
             .job()
-            .parameter(
-                "query",
-                "after",
-                "As Last-Event-ID, which goes before it.",
-                serde_json::json!({"type": "integer", "minimum": 0}),
-            )
-            .parameter(
-                "header",
-                "Last-Event-ID",
-                "Resume after this line.",
-                serde_json::json!({"type": "integer", "minimum": 0}),
-            )
+            .parameter("query", "after", "As Last-Event-ID, which goes before it.", line_number())
+            .parameter("header", "Last-Event-ID", "Resume after this line.", line_number())
             .says(
                 200,
                 "Each line of the log, `event` or `report`; at the end `done` with the job.",
@@ -237,17 +238,18 @@ fn catalog() -> Vec<Route> {
         Route::post("/v1/datasets", "load_dataset", "Register a dataset and see its first rows.", rest::load_dataset)
             .reads::<LoadDataset>()
             .answers::<LoadedDataset>(201, "The dataset."),
+        Route::delete("/v1/datasets/{name}", "remove_dataset", "Forget a dataset.", rest::remove_dataset)
+            .path("name", "The dataset's name.")
+            .empty(204, "Forgotten."),
         Route::new(Method::HEAD, "/v1/blobs/{sha256}", "has_blob", "Whether a file is in the store.", uploads::has)
             .digest()
             .empty(200, "It is.")
             .empty(404, "It is not."),
         Route::new(Method::PUT, "/v1/blobs/{sha256}", "put_blob", "Put a file into the store.", uploads::put)
             .digest()
-            .empty(200, "It was there before.")
-            .empty(201, "It is there now."),
-        Route::delete("/v1/datasets/{name}", "remove_dataset", "Forget a dataset.", rest::remove_dataset)
-            .path("name", "The dataset's name.")
-            .empty(204, "Forgotten."),
+            .takes("application/octet-stream")
+            .empty(200, "It was there already.")
+            .empty(201, "Stored."),
     ]
 }
 

@@ -82,9 +82,9 @@ pub(super) struct PageArgs {
     #[serde(default)]
     #[schemars(range(min = 0))]
     pub(super) after: Option<i64>,
-    /// Lines at most, 1 to 200. Default 30.
+    /// Lines at most, 1 to 100. Default 20.
     #[serde(default)]
-    #[schemars(range(min = 1, max = 200))]
+    #[schemars(range(min = 1, max = 100))]
     pub(super) limit: Option<u32>,
 }
 

@@ -1,35 +1,37 @@
-//! Files that models and datasets are made of, put into the store by their content before they are named.
+//! Files on their way in: a client names a file by its digest and sends what the house does not have yet.
 
 use std::sync::Arc;
 
-use axum::body::Body;
-use axum::extract::{Path, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::extract::{Path, Request, State};
+use axum::http::{StatusCode, header};
 
 use super::Gateway;
 use super::error::Refusal;
 
-/// Whether a file is there already, so that nobody sends it twice.
-pub(super) async fn has(State(gateway): State<Arc<Gateway>>, Path(sha256): Path<String>) -> StatusCode {
-    if gateway.desk.blobs.has(&sha256).await { StatusCode::OK } else { StatusCode::NOT_FOUND }
+pub(super) async fn has(
+    State(gateway): State<Arc<Gateway>>,
+    Path(sha256): Path<String>,
+) -> Result<StatusCode, Refusal> {
+    gateway.desk.blobs.path(&sha256)?;
+    Ok(if gateway.desk.blobs.has(&sha256).await { StatusCode::OK } else { StatusCode::NOT_FOUND })
 }
 
-/// Stores a file as it comes in. It appears only when all of it is there and is what its name says.
+/// Stores the body as it comes; what breaks off or has another digest leaves nothing behind.
 pub(super) async fn put(
     State(gateway): State<Arc<Gateway>>,
     Path(sha256): Path<String>,
-    headers: HeaderMap,
-    body: Body,
+    request: Request,
 ) -> Result<StatusCode, Refusal> {
+    let blobs = &gateway.desk.blobs;
     let limit = gateway.desk.config.gateway.max_upload.0;
-    let announced = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
     if let Some(bytes) = announced {
+        // Better now than after an hour of sending.
         if bytes > limit {
-            return Err(Refusal::upload_too_large(limit));
+            return Err(crate::blobs::BlobError::TooLarge { limit }.into());
         }
-        // Better now than after most of it has been sent.
-        gateway.desk.blobs.check_room(bytes)?;
+        blobs.check_room(bytes)?;
     }
-    let new = gateway.desk.blobs.put(&sha256, body.into_data_stream(), limit).await?;
+    let new = blobs.put(&sha256, request.into_body().into_data_stream(), limit).await?;
     Ok(if new { StatusCode::CREATED } else { StatusCode::OK })
 }

@@ -16,6 +16,9 @@ const LINE_CHARS: usize = 1500;
 /// Characters of the container's last words in one answer.
 const LAST_WORDS: usize = 2000;
 
+/// Models or artifacts in one answer.
+pub(super) const MOST_ENTRIES: usize = 50;
+
 /// What to do with a job that stands like this.
 pub(super) fn next(job: &JobView) -> String {
     let id = job.id;
@@ -196,6 +199,7 @@ pub(super) fn models(list: &ModelList) -> String {
     let mut lines: Vec<_> = list
         .models
         .iter()
+        .take(MOST_ENTRIES)
         .map(|model| {
             format!(
                 "{}: {}, {} parameters, {}, up to {} tokens{}",
@@ -208,6 +212,7 @@ pub(super) fn models(list: &ModelList) -> String {
             )
         })
         .collect();
+    lines.extend(left_out(list.models.len(), "/v1/models"));
     lines.push("next: call load_dataset, then finetune".into());
     lines.join("\n")
 }
@@ -239,13 +244,20 @@ pub(super) fn artifacts(id: JobId, list: &ArtifactList) -> String {
     let mut lines: Vec<_> = list
         .artifacts
         .iter()
+        .take(MOST_ENTRIES)
         .map(|artifact| {
             let role = artifact.role.as_deref().map(|role| format!(" ({role})")).unwrap_or_default();
             format!("{}{role}, {}, GET {}", artifact.path, size(artifact.bytes), artifact.href)
         })
         .collect();
+    lines.extend(left_out(list.artifacts.len(), &format!("/v1/jobs/{id}/artifacts")));
     lines.extend(list.folder.as_ref().map(|folder| format!("on the gateway's host: {folder}")));
     lines.join("\n")
+}
+
+fn left_out(entries: usize, path: &str) -> Option<String> {
+    let more = entries.checked_sub(MOST_ENTRIES).filter(|more| *more > 0)?;
+    Some(format!("and {more} more: GET {path} lists them all"))
 }
 
 /// Text that somebody else wrote, between marks that it cannot forge because it cannot know them.

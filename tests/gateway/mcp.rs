@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use drydock::artifacts::Artifact;
 use drydock_spec::{FailureKind, JobId, Outcome};
 use futures::StreamExt;
 use reqwest::{Method, StatusCode};
@@ -145,6 +146,20 @@ async fn a_job_is_looked_at_read_and_cancelled() {
     assert_eq!(artifacts["structuredContent"], json!({"artifacts": []}));
     let models = call(&house, "list_models", json!({})).await;
     assert!(models["structuredContent"]["models"].is_array());
+}
+
+#[tokio::test]
+async fn a_long_list_is_cut_and_says_so() {
+    let house = open().await;
+    let lease = house.run().await;
+    let id = lease.job().id;
+    let files: Vec<_> = (0..60)
+        .map(|n| Artifact { path: format!("checkpoint/{n:02}"), role: None, bytes: 1, sha256: "00".into() })
+        .collect();
+    lease.finish(Outcome::Succeeded, &files, 0).await.unwrap();
+    let result = call(&house, "list_artifacts", json!({"id": id})).await;
+    assert_eq!(result["structuredContent"]["artifacts"].as_array().unwrap().len(), 50);
+    assert!(text(&result).contains(&format!("and 10 more: GET /v1/jobs/{id}/artifacts")), "{result}");
 }
 
 #[tokio::test]

@@ -4,9 +4,9 @@ use futures::StreamExt;
 use reqwest::Method;
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 
-use crate::house::open;
+use crate::house::{open, open_with};
 
 #[tokio::test]
 async fn open_streams_and_waits_do_not_hold_up_a_shutdown() {
@@ -45,4 +45,21 @@ async fn a_client_that_never_finishes_its_request_does_not_hold_up_a_shutdown() 
     house.shutdown.cancel();
     house.serving.await.unwrap().unwrap();
     assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_download_that_goes_on_does_not_hold_up_a_shutdown() {
+    let hub = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("http://{}", hub.local_addr().unwrap());
+    let house = open_with(|config| config.hub.endpoint = Some(endpoint)).await;
+    let body = json!({"source": "hf:somebody/something"});
+    let adding = tokio::spawn(house.ask(Method::POST, "/v1/models").json(&body).send());
+    // A hub that takes the request and says nothing.
+    let asked = tokio::time::timeout(Duration::from_secs(10), hub.accept()).await.unwrap().unwrap();
+    let begun = Instant::now();
+    house.shutdown.cancel();
+    house.serving.await.unwrap().unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    adding.abort();
+    drop(asked);
 }
