@@ -72,6 +72,8 @@ fn failure(ending: &Ending, code: Option<i64>) -> Failure {
     }
     match code.unwrap_or_default() {
         0 => Failure::new(FailureKind::ContractBroken, "the worker ended with exit code 0 and without a final report"),
+        // An engine can miss the kernel's kill, most of all right after the start; memory at its limit speaks for itself.
+        code if code == SIGNALS + SIGKILL && at_its_limit(ending) => out_of_memory(ending),
         code if code == SIGNALS + SIGKILL => cut_short("the worker was killed (SIGKILL), and not by drydock"),
         code if code == SIGNALS + SIGTERM => cut_short("the worker was asked to stop (SIGTERM), and not by drydock"),
         code @ 125..=128 => Failure::new(
@@ -115,6 +117,11 @@ fn our_own_doing(ending: &Ending) -> Option<Failure> {
             ending.broken.clone().unwrap_or_else(|| "the events file cannot be read".into()),
         ),
     })
+}
+
+/// Whether the worker's last words on its memory leave less than a tenth of the limit.
+fn at_its_limit(ending: &Ending) -> bool {
+    ending.peak_rss_bytes.is_some_and(|peak| peak >= ending.limits.memory_bytes / 10 * 9)
 }
 
 fn out_of_memory(ending: &Ending) -> Failure {
@@ -258,6 +265,13 @@ mod tests {
     fn a_child_killed_for_memory_does_not_undo_a_success() {
         let ending = Ending { exit: Some(Exit { code: 0, oom_killed: true }), last: finished(), ..ending() };
         assert_eq!(diagnose(&ending), Outcome::Succeeded);
+    }
+
+    #[test]
+    fn a_kill_at_the_memory_limit_is_for_memory_even_if_the_engine_missed_it() {
+        let at = |peak_rss_bytes| Ending { peak_rss_bytes: Some(peak_rss_bytes), ..exited(137) };
+        assert_eq!(kind(&at((3 << 30) - 1)), FailureKind::OutOfMemory);
+        assert_eq!(kind(&at(2 << 30)), FailureKind::EngineLost);
     }
 
     #[test]

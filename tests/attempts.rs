@@ -185,6 +185,14 @@ async fn memory_that_ran_out_is_told_from_a_crash() {
 }
 
 #[tokio::test]
+async fn memory_that_ran_out_is_not_tried_again_though_the_engine_tells_it_late() {
+    let world = World::with(scripted([vec![Step::Say(started()), Step::OomToldLate]])).await;
+    let id = world.submit(limits()).await;
+    let job = world.until_done(id).await;
+    assert_eq!((kind(&job), job.attempt), (FailureKind::OutOfMemory, 1));
+}
+
+#[tokio::test]
 async fn what_breaks_the_contract_is_no_success() {
     let nonsense = vec![b'x'; 1 << 20];
     for steps in [

@@ -20,6 +20,11 @@ const TICK: Duration = Duration::from_secs(1);
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// How long one question for a container's end is held open.
 const WAIT: Duration = Duration::from_secs(60);
+/// Exit code of a container that was killed: 128 and the number of SIGKILL.
+const KILLED: i64 = 137;
+/// How long news of a kill for memory may come after the end.
+const LATE_NEWS: Duration = Duration::from_secs(1);
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// Bytes of reports that a job may write.
 const MOST_EVENTS_BYTES: u64 = 256 << 20;
 /// Files that a job may make before counting stops.
@@ -181,7 +186,7 @@ impl Attempts {
             match self.sandbox.inspect(name).await {
                 Ok(None) => return None,
                 Ok(Some(found)) => match found.status {
-                    Status::Exited(exit) => return Some(exit),
+                    Status::Exited(exit) => return Some(self.once_settled(name, exit).await),
                     Status::Running | Status::Created { .. } => {
                         if let Err(error) = self.sandbox.wait(name, WAIT).await {
                             tracing::warn!(%error, "waiting for the container was cut; nothing is concluded from that");
@@ -195,6 +200,27 @@ impl Attempts {
                 }
             }
         }
+    }
+}
+
+impl Attempts {
+    /// The engine hears of the kernel's kill and of the container's end on different ways, and may tell the end first.
+    /// A kill that is not explained yet is looked at again for a moment: an out-of-memory must not pass for a lost
+    /// engine, which would be tried again.
+    async fn once_settled(&self, name: &ContainerName, exit: Exit) -> Exit {
+        if exit.code != KILLED || exit.oom_killed {
+            return exit;
+        }
+        for _ in 0..LATE_NEWS.as_millis() / LOOK_AGAIN.as_millis() {
+            tokio::time::sleep(LOOK_AGAIN).await;
+            if let Ok(Some(found)) = self.sandbox.inspect(name).await
+                && let Status::Exited(later) = found.status
+                && later.oom_killed
+            {
+                return later;
+            }
+        }
+        exit
     }
 }
 

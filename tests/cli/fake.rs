@@ -131,7 +131,7 @@ pub(crate) fn view(id: &str, state: &str) -> Value {
 
 /// A line of a log.
 pub(crate) fn line(seq: usize, entry: Value) -> Value {
-    let mut line = json!({"seq": seq, "at_ms": 1_764_000_000_000_i64 + 667 * seq as i64});
+    let mut line = json!({"seq": seq, "at_ms": 1_764_000_000_000_i64 + 667 * seq as i64, "trace_id": "ab"});
     line.as_object_mut().unwrap().extend(entry.as_object().unwrap().clone());
     line
 }

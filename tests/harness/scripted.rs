@@ -29,6 +29,8 @@ pub enum Step {
     Pause,
     /// Ends.
     Exit { code: i64, oom_killed: bool },
+    /// Is killed for memory, which the engine tells only when it has been looked at twice.
+    OomToldLate,
 }
 
 /// What a well-behaved worker does.
@@ -59,6 +61,7 @@ struct Container {
     steps: VecDeque<Step>,
     starts: u32,
     ignores_sigterm: bool,
+    looks_until_oom: Option<u32>,
 }
 
 #[derive(Default)]
@@ -167,6 +170,7 @@ impl Scripted {
             steps: VecDeque::from([Step::Pause]),
             starts: 1,
             ignores_sigterm: true,
+            looks_until_oom: None,
         };
         self.world().containers.insert(name, container);
     }
@@ -212,6 +216,10 @@ impl Container {
                     std::fs::write(path, content).unwrap();
                 }
                 Some(Step::Exit { code, oom_killed }) => self.status = Status::Exited(Exit { code, oom_killed }),
+                Some(Step::OomToldLate) => {
+                    self.status = Status::Exited(Exit { code: 137, oom_killed: false });
+                    self.looks_until_oom = Some(2);
+                }
             }
             self.steps.pop_front();
         }
@@ -252,6 +260,7 @@ impl Sandbox for Scripted {
                 steps: world.scripts.pop_front().unwrap_or_else(success).into(),
                 starts: 0,
                 ignores_sigterm: world.ignore_sigterm,
+                looks_until_oom: None,
             };
             world.containers.insert(launch.name.clone(), container);
             Ok(())
@@ -271,7 +280,14 @@ impl Sandbox for Scripted {
     }
 
     async fn inspect(&self, name: &ContainerName) -> Result<Option<Found>, SandboxError> {
-        Ok(self.ask()?.containers.get(name).map(Container::found))
+        Ok(self.ask()?.containers.get_mut(name).map(|container| {
+            match &mut container.looks_until_oom {
+                Some(0) => container.status = Status::Exited(Exit { code: 137, oom_killed: true }),
+                Some(looks) => *looks -= 1,
+                None => {}
+            }
+            container.found()
+        }))
     }
 
     async fn wait(&self, name: &ContainerName, limit: Duration) -> Result<(), SandboxError> {

@@ -8,6 +8,7 @@ mod syscalls;
 use std::fs::{File, OpenOptions};
 use std::io::{Error, Write};
 use std::process::{Command, ExitCode, abort};
+use std::time::Duration;
 
 pub(crate) const EVENTS: &str = "/job/events.jsonl";
 
@@ -28,6 +29,9 @@ fn main() -> ExitCode {
     }
     ExitCode::SUCCESS
 }
+
+/// Time in which an engine notices things.
+const NOTICE: Duration = Duration::from_millis(500);
 
 /// Appends a fact to the events file.
 pub(crate) fn tell(fact: &str, value: &str) {
@@ -81,6 +85,8 @@ fn raise(signal: i32) {
 }
 
 fn eat_memory() {
+    // The engine begins to watch a container's memory only a moment after its start; a kill before goes unseen.
+    std::thread::sleep(NOTICE);
     let mut eaten = Vec::new();
     loop {
         eaten.push(vec![1_u8; 4 << 20]);
@@ -90,6 +96,8 @@ fn eat_memory() {
 /// Ends well itself, as a program does that starts another and ignores how that ended.
 fn child_eats_memory() {
     let child = Command::new("/drydock-worker").arg("eat-memory").status();
+    // And it must have heard of the kill before the container is gone.
+    std::thread::sleep(NOTICE);
     tell("child", &child.map_or_else(|error| error_name(&error), |status| status.to_string()));
 }
 

@@ -29,14 +29,16 @@ async fn exit_codes_arrive_as_they_are_and_signals_as_128_more() {
 async fn a_memory_eater_is_killed_and_known_as_one() {
     let stage = Stage::new();
     let act = stage.act_within(Limits { memory_bytes: 32 << 20, ..limits() }, &["eat-memory"]);
-    assert_eq!(stage.play(&act).await, Exit { code: 137, oom_killed: true });
+    stage.begin(&act).await;
+    assert_eq!(stage.end_for_want_of_memory(&act).await.code, 137);
 }
 
 #[tokio::test]
 async fn a_child_that_eats_memory_is_known_even_if_the_rest_ends_well() {
     let stage = Stage::new();
     let act = stage.act_within(Limits { memory_bytes: 32 << 20, ..limits() }, &["child-eats-memory"]);
-    assert_eq!(stage.play(&act).await, Exit { code: 0, oom_killed: true });
+    stage.begin(&act).await;
+    assert_eq!(stage.end_for_want_of_memory(&act).await.code, 0);
 }
 
 #[tokio::test]

@@ -91,6 +91,20 @@ impl Stage {
         }
     }
 
+    /// The same for a container in which the kernel kills something for memory: the engine may tell that after the end.
+    pub(crate) async fn end_for_want_of_memory(&self, act: &Act) -> Exit {
+        let told = async {
+            loop {
+                let exit = self.end(act).await;
+                if exit.oom_killed {
+                    return exit;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, told).await.expect("the engine tells of the kill in time")
+    }
+
     /// Creates and starts the attempt's container, and says how it ends.
     pub(crate) async fn play(&self, act: &Act) -> Exit {
         self.begin(act).await;
