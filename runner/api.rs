@@ -124,6 +124,9 @@ pub struct SubmittedView {
     pub job: JobView,
     /// False if the same submission was accepted before under its idempotency key.
     pub created: bool,
+    /// What is doubtful about the job.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     /// What to do next.
     pub next: String,
 }
@@ -368,6 +371,8 @@ pub struct LoadDataset {
 pub struct LoadedDataset {
     pub dataset: DatasetView,
     pub preview: RowsPreview,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// The host and its engine.

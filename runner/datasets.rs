@@ -155,7 +155,8 @@ impl Datasets {
         self.store.put_dataset(&name, &digest, &manifest).await?;
         tracing::info!(dataset = name, digest, rows = manifest.rows, "dataset loaded");
         let added_ms = self.store.clock().now_ms();
-        Ok(LoadedDataset { dataset: view(CatalogEntry { name, digest, manifest, added_ms }), preview })
+        let dataset = view(CatalogEntry { name, digest, manifest, added_ms });
+        Ok(LoadedDataset { dataset, preview, warnings: Vec::new() })
     }
 
     /// Forgets a dataset's name; says whether it was known. Its files stay for the jobs that were accepted with it.

@@ -90,13 +90,13 @@ impl Desk {
     pub async fn submit(&self, owner: Owner, submission: Submission) -> Result<Answer, DeskError> {
         let digest = digest(&submission);
         // A repeated submission gets its job, even if it could not be planned again today.
-        if let Some(key) = &submission.idempotency_key
+        if let Some(key) = submission.idempotency_key.as_ref().filter(|_| !submission.dry_run)
             && let Some((job, before)) = self.store.job_by_key(&owner, key).await?
         {
             if before != digest {
                 return Err(StoreError::KeyReused { key: key.clone(), job: job.id }.into());
             }
-            return Ok(Answer::Submitted(Box::new(submitted(self.view(&job).await?, false))));
+            return Ok(Answer::Submitted(Box::new(submitted(self.view(&job).await?, false, Vec::new()))));
         }
         let plan = self.planner.plan(submission.job, &submission.limits).await?;
         if submission.dry_run {
@@ -115,7 +115,8 @@ impl Desk {
         };
         let accepted = self.store.submit(new).await?;
         tracing::info!(job = %accepted.job.id, trace_id = %accepted.job.trace_id, created = accepted.created, "job accepted");
-        Ok(Answer::Submitted(Box::new(submitted(self.view(&accepted.job).await?, accepted.created))))
+        let view = self.view(&accepted.job).await?;
+        Ok(Answer::Submitted(Box::new(submitted(view, accepted.created, plan.warnings))))
     }
 
     /// The job as it stands.
@@ -285,14 +286,14 @@ impl Wait {
     }
 }
 
-fn submitted(job: JobView, created: bool) -> SubmittedView {
+fn submitted(job: JobView, created: bool, warnings: Vec<String>) -> SubmittedView {
     let next = format!("call wait_for_job or get_job with id {}", job.id);
-    SubmittedView { job, created, next }
+    SubmittedView { job, created, warnings, next }
 }
 
 /// What makes two submissions the same: everything but the key itself.
 fn digest(submission: &Submission) -> String {
-    let what = (&submission.job, submission.priority, &submission.limits, submission.dry_run);
+    let what = (&submission.job, submission.priority, &submission.limits);
     // The types are plain data; they always serialize.
     let text = serde_json::to_string(&what).unwrap_or_default();
     Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()

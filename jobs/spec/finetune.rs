@@ -196,7 +196,8 @@ impl FinetuneArgs {
             eval_dataset: self.eval_dataset,
             columns: self.columns,
             lora_r,
-            lora_alpha: self.lora_alpha.unwrap_or(2.0 * f64::from(lora_r)),
+            // Of a rank that is refused anyway, no second complaint should follow.
+            lora_alpha: self.lora_alpha.unwrap_or(2.0 * f64::from(lora_r.max(1))),
             lora_dropout: self.lora_dropout.unwrap_or(0.0),
             target_modules: self.target_modules.unwrap_or_else(|| TargetModule::ALL.to_vec()),
             num_train_epochs: self.num_train_epochs.unwrap_or(1.0),

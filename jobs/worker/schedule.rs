@@ -15,10 +15,7 @@ pub struct Schedule {
 
 impl Schedule {
     pub fn new(spec: &FinetuneSpec, train_rows: u64) -> Self {
-        let batches = train_rows.div_ceil(u64::from(spec.per_device_train_batch_size));
-        let steps_per_epoch = batches.div_ceil(u64::from(spec.gradient_accumulation_steps)).max(1);
-        let by_epochs = (spec.num_train_epochs * steps_per_epoch as f64).ceil() as u64;
-        let total_steps = spec.max_steps.map_or(by_epochs, u64::from).max(1);
+        let (steps_per_epoch, total_steps) = spec.steps(train_rows);
         let warmup_steps = match (spec.warmup_steps, spec.warmup_ratio) {
             (Some(steps), _) => u64::from(steps),
             (None, ratio) => (total_steps as f64 * ratio.unwrap_or(0.0)).ceil() as u64,

@@ -99,7 +99,11 @@ impl Add {
         }
         out.line(&loaded.dataset.name)?;
         out.note(format!("{} rows in the form {}", count(loaded.dataset.rows), format_name(loaded.dataset.format)));
-        print_rows(&loaded.preview, out)
+        print_rows(&loaded.preview, out)?;
+        for warning in &loaded.warnings {
+            out.note(format!("warning: {}", one_line(warning)));
+        }
+        Ok(())
     }
 
     fn columns(&self) -> Result<Option<Columns>, CliError> {

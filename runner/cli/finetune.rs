@@ -55,6 +55,9 @@ impl Finetune {
         }
         let submitted: SubmittedView = client.post(&["v1", "jobs"], &submission).await?;
         let id = submitted.job.id;
+        for warning in &submitted.warnings {
+            out.note(format!("warning: {}", one_line(warning)));
+        }
         match (out.json, watch) {
             (true, true) => out.json_line(&submitted)?,
             (true, false) => out.document(&submitted)?,

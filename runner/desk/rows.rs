@@ -1,10 +1,11 @@
 //! What a job's rows look like to its worker, for plans and for datasets that are loaded.
 
+use drydock_spec::dataset::Columns;
 use drydock_spec::{JobArgs, JobSpec, Preview};
 
 use super::{Desk, DeskError};
 use crate::api::{LoadDataset, LoadedDataset, PlanView, RenderedRow, RowsPreview};
-use crate::plan::{DatasetInput, ModelSource, Plan, ResolvedInputs};
+use crate::plan::{DatasetInput, ModelSource, Plan, PlanError, ResolvedInputs};
 use crate::preview::PreviewError;
 use crate::sandbox::attempt_dir::InputFolders;
 
@@ -40,8 +41,26 @@ impl Desk {
     /// Registers a dataset and shows its first rows: rendered and tokenized by a model if one is named.
     pub async fn load_dataset(&self, request: LoadDataset) -> Result<LoadedDataset, DeskError> {
         let (model, columns) = (request.model.clone(), request.columns.clone());
+        if let Some(model) = &model {
+            // A name that nobody knows is better refused before anything is registered.
+            self.models.resolve(model).await?;
+        }
         let mut loaded = self.datasets.load(request).await?;
         let Some(model) = model else { return Ok(loaded) };
+        // From here on the dataset is registered, whatever this model makes of it.
+        match self.rows_for(model, columns, &loaded).await {
+            Ok(preview) => loaded.preview = rendered(preview),
+            Err(error) => loaded.warnings.push(format!("not rendered with the model: {error}")),
+        }
+        Ok(loaded)
+    }
+
+    async fn rows_for(
+        &self,
+        model: String,
+        columns: Option<Columns>,
+        loaded: &LoadedDataset,
+    ) -> Result<Preview, NoRows> {
         let args = drydock_spec::FinetuneArgs {
             model,
             dataset: loaded.dataset.name.clone(),
@@ -49,12 +68,7 @@ impl Desk {
             ..drydock_spec::FinetuneArgs::default()
         };
         let plan = self.planner.plan(JobArgs::Finetune(args), &drydock_spec::LimitArgs::default()).await?;
-        match self.rows(&plan.spec, &plan.inputs).await {
-            Ok(preview) => loaded.preview = rendered(preview),
-            Err(NoRows::Preview(error)) => return Err(error.into()),
-            Err(NoRows::NotFetched) => {}
-        }
-        Ok(loaded)
+        self.rows(&plan.spec, &plan.inputs).await
     }
 
     async fn rows(&self, spec: &JobSpec, inputs: &ResolvedInputs) -> Result<Preview, NoRows> {
@@ -76,6 +90,8 @@ enum NoRows {
     NotFetched,
     #[error(transparent)]
     Preview(#[from] PreviewError),
+    #[error(transparent)]
+    Plan(#[from] PlanError),
 }
 
 fn rendered(preview: Preview) -> RowsPreview {

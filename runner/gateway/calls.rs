@@ -68,13 +68,16 @@ pub(super) async fn finetune(gateway: &Gateway, given: JsonObject) -> Told {
                 words::brief_rows(rows);
             }
             let next = "call finetune again without dry_run".to_owned();
-            told(words::plan(&plan), &FinetuneAnswer { job: None, created: None, plan: Some(*plan), next })
+            told(
+                words::plan(&plan),
+                &FinetuneAnswer { job: None, created: None, plan: Some(*plan), warnings: vec![], next },
+            )
         }
         Answer::Submitted(submitted) => {
             let job = words::brief(submitted.job);
             let text = words::job(&job);
             let (created, next) = (Some(submitted.created), words::next(&job));
-            told(text, &FinetuneAnswer { job: Some(job), created, plan: None, next })
+            told(text, &FinetuneAnswer { job: Some(job), created, plan: None, warnings: submitted.warnings, next })
         }
     }
 }

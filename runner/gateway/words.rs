@@ -221,7 +221,8 @@ pub(super) fn dataset(loaded: &LoadedDataset) -> String {
     let dataset = &loaded.dataset;
     let head = format!("dataset {}: {} rows of {}", dataset.name, dataset.rows, json(&dataset.format));
     let next = format!("next: call finetune with dataset {}", dataset.name);
-    [head, rendered(&loaded.preview), next].join("\n")
+    let warnings = loaded.warnings.iter().map(|warning| format!("warning: {warning}"));
+    [head, rendered(&loaded.preview)].into_iter().chain(warnings).chain([next]).collect::<Vec<_>>().join("\n")
 }
 
 /// The preview with its texts cut.
