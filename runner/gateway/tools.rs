@@ -103,7 +103,7 @@ pub(super) struct FinetuneAnswer {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) plan: Option<PlanView>,
     /// What is doubtful about the job; a plan has its own.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) warnings: Vec<String>,
     /// What to do next.
     pub(super) next: String,

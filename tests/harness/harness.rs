@@ -11,4 +11,5 @@
 pub mod model;
 pub mod process;
 pub mod scripted;
+pub mod shape;
 pub mod world;

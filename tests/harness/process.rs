@@ -78,27 +78,28 @@ impl Gateway {
         self.client.post(format!("{}{path}", self.url)).json(&body).send().await.unwrap().json().await.unwrap()
     }
 
-    /// Calls a tool over MCP (revision 2026-07-28, which is stateless) and returns its whole result.
+    /// Calls a tool over MCP and returns its whole result.
     pub async fn call(&self, tool: &str, arguments: Value) -> Value {
-        let body = json!({
-            "jsonrpc": "2.0", "id": 1, "method": "tools/call",
-            "params": {
-                "name": tool, "arguments": arguments,
-                "_meta": {
-                    "io.modelcontextprotocol/protocolVersion": VERSION,
-                    "io.modelcontextprotocol/clientInfo": {"name": "voyage", "version": "1"},
-                    "io.modelcontextprotocol/clientCapabilities": {}
-                }
-            }
+        self.rpc("tools/call", json!({"name": tool, "arguments": arguments})).await
+    }
+
+    /// One request of revision 2026-07-28, which is stateless.
+    async fn rpc(&self, method: &str, mut params: Value) -> Value {
+        params["_meta"] = json!({
+            "io.modelcontextprotocol/protocolVersion": VERSION,
+            "io.modelcontextprotocol/clientInfo": {"name": "voyage", "version": "1"},
+            "io.modelcontextprotocol/clientCapabilities": {}
         });
-        let request = self
+        let mut request = self
             .client
             .post(format!("{}/mcp", self.url))
             .header("accept", "application/json, text/event-stream")
             .header("mcp-protocol-version", VERSION)
-            .header("mcp-method", "tools/call")
-            .header("mcp-name", tool)
-            .json(&body);
+            .header("mcp-method", method);
+        if let Some(name) = params["name"].as_str() {
+            request = request.header("mcp-name", name);
+        }
+        let request = request.json(&json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}));
         let text = request.send().await.unwrap().text().await.unwrap();
         // A single JSON object, or an event stream whose last message is the answer.
         let json = text.lines().filter_map(|line| line.strip_prefix("data:")).rfind(|data| !data.trim().is_empty());
@@ -107,11 +108,16 @@ impl Gateway {
         message["result"].clone()
     }
 
-    /// The structured content of a call that must succeed.
+    /// The structured content of a call that must succeed, and must have the shape that the tool promises.
     pub async fn ask(&self, tool: &str, arguments: Value) -> Value {
         let result = self.call(tool, arguments).await;
         assert_ne!(result["isError"], json!(true), "{result:#}");
-        result["structuredContent"].clone()
+        let content = &result["structuredContent"];
+        let tools = self.rpc("tools/list", json!({})).await;
+        let schema = tools["tools"].as_array().unwrap().iter().find(|known| known["name"] == tool).unwrap();
+        let schema = &schema["outputSchema"];
+        assert_eq!(super::shape::lacking(schema, schema, content, tool), None, "{content:#}");
+        content.clone()
     }
 
     /// Reads server-sent events of a job after number `after`, until `enough` says so or the stream ends.
