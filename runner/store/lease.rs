@@ -7,7 +7,8 @@ use std::collections::HashMap;
 
 use drydock_spec::{Attempt, JobEvent, JobId, JobState, Outcome, Report, ReportLine};
 use serde::{Deserialize, Serialize};
-use sqlx::sqlite::SqliteRow;
+use sqlx::query::Query;
+use sqlx::sqlite::{SqliteArguments, SqliteQueryResult, SqliteRow};
 use sqlx::{Row, Sqlite, Transaction};
 
 use super::jobs::{Job, apply, read};
@@ -187,38 +188,23 @@ impl Lease {
 
     /// Keeps the lease for another `lease_ms`.
     pub async fn renew(&self, lease_ms: i64) -> Result<(), StoreError> {
-        let changed = sqlx::query(
+        let statement = self.statement(
             "-- store::lease::renew
-             UPDATE attempts SET lease_until_ms = $1
-             WHERE job_id = $2 AND attempt = $3 AND token = $4 AND ended_ms IS NULL",
-        )
-        .bind(self.store.clock.now_ms() + lease_ms)
-        .bind(self.job.id.to_string())
-        .bind(i64::from(self.row.attempt.0))
-        .bind(&self.token)
-        .execute(&self.store.pool)
-        .await?
-        .rows_affected();
-        self.still_ours(changed)
+             UPDATE attempts SET lease_until_ms = $4
+             WHERE job_id = $1 AND attempt = $2 AND token = $3 AND ended_ms IS NULL",
+        );
+        self.still_ours(statement.bind(self.store.clock.now_ms() + lease_ms).execute(&self.store.pool).await?)
     }
 
     /// Writes down that a container is about to be created, before it is.
     pub async fn launching(&mut self, incarnation: &str) -> Result<(), StoreError> {
         let now = self.store.clock.now_ms();
-        let changed = sqlx::query(
+        let statement = self.statement(
             "-- store::lease::launching
-             UPDATE attempts SET launched_ms = $1, incarnation = $2
-             WHERE job_id = $3 AND attempt = $4 AND token = $5 AND ended_ms IS NULL",
-        )
-        .bind(now)
-        .bind(incarnation)
-        .bind(self.job.id.to_string())
-        .bind(i64::from(self.row.attempt.0))
-        .bind(&self.token)
-        .execute(&self.store.pool)
-        .await?
-        .rows_affected();
-        self.still_ours(changed)?;
+             UPDATE attempts SET launched_ms = $4, incarnation = $5
+             WHERE job_id = $1 AND attempt = $2 AND token = $3 AND ended_ms IS NULL",
+        );
+        self.still_ours(statement.bind(now).bind(incarnation).execute(&self.store.pool).await?)?;
         self.row.launched_ms = Some(now);
         self.row.incarnation = Some(incarnation.to_owned());
         Ok(())
@@ -230,20 +216,12 @@ impl Lease {
             return Ok(());
         }
         let now = self.store.clock.now_ms();
-        let changed = sqlx::query(
+        let statement = self.statement(
             "-- store::lease::terminating
-             UPDATE attempts SET terminated_ms = $1, termination = $2
-             WHERE job_id = $3 AND attempt = $4 AND token = $5 AND ended_ms IS NULL",
-        )
-        .bind(now)
-        .bind(to_json(&why)?)
-        .bind(self.job.id.to_string())
-        .bind(i64::from(self.row.attempt.0))
-        .bind(&self.token)
-        .execute(&self.store.pool)
-        .await?
-        .rows_affected();
-        self.still_ours(changed)?;
+             UPDATE attempts SET terminated_ms = $4, termination = $5
+             WHERE job_id = $1 AND attempt = $2 AND token = $3 AND ended_ms IS NULL",
+        );
+        self.still_ours(statement.bind(now).bind(to_json(&why)?).execute(&self.store.pool).await?)?;
         self.row.terminated = Some((now, why));
         Ok(())
     }
@@ -257,21 +235,13 @@ impl Lease {
         let mut tx = self.store.write().await?;
         let now = self.store.clock.now_ms();
         let last_report = if batch.lines.is_empty() { self.row.last_report_ms } else { Some(now) };
-        let changed = sqlx::query(
+        let statement = self.statement(
             "-- store::lease::record
-             UPDATE attempts SET report_offset = $1, last_report_ms = $2
-             WHERE job_id = $3 AND attempt = $4 AND token = $5 AND report_offset = $6 AND ended_ms IS NULL",
-        )
-        .bind(signed(batch.end_offset))
-        .bind(last_report)
-        .bind(self.job.id.to_string())
-        .bind(i64::from(self.row.attempt.0))
-        .bind(&self.token)
-        .bind(signed(self.row.report_offset))
-        .execute(&mut *tx)
-        .await?
-        .rows_affected();
-        self.still_ours(changed)?;
+             UPDATE attempts SET report_offset = $4, last_report_ms = $5
+             WHERE job_id = $1 AND attempt = $2 AND token = $3 AND report_offset = $6 AND ended_ms IS NULL",
+        );
+        let statement = statement.bind(signed(batch.end_offset)).bind(last_report).bind(signed(self.row.report_offset));
+        self.still_ours(statement.execute(&mut *tx).await?)?;
         let last_seq: i64 = sqlx::query_scalar(
             "-- store::lease::record
              UPDATE jobs SET last_seq = last_seq + $1 WHERE id = $2 RETURNING last_seq",
@@ -339,39 +309,24 @@ impl Lease {
 
     /// Keeps the end of what the container wrote to stdout and stderr, for people to read when it is gone.
     pub async fn keep_last_words(&self, text: &str) -> Result<(), StoreError> {
-        let changed = sqlx::query(
+        let statement = self.statement(
             "-- store::lease::keep_last_words
-             UPDATE attempts SET last_words = $1
-             WHERE job_id = $2 AND attempt = $3 AND token = $4 AND ended_ms IS NULL",
-        )
-        .bind(text)
-        .bind(self.job.id.to_string())
-        .bind(i64::from(self.row.attempt.0))
-        .bind(&self.token)
-        .execute(&self.store.pool)
-        .await?
-        .rows_affected();
-        self.still_ours(changed)
+             UPDATE attempts SET last_words = $4
+             WHERE job_id = $1 AND attempt = $2 AND token = $3 AND ended_ms IS NULL",
+        );
+        self.still_ours(statement.bind(text).execute(&self.store.pool).await?)
     }
 
     /// Ends the attempt: artifacts, event and job's row in one transaction. A retry waits until `retry_at_ms`.
     pub async fn finish(self, outcome: Outcome, artifacts: &[Artifact], retry_at_ms: i64) -> Result<Job, StoreError> {
         let mut tx = self.store.write().await?;
         let now = self.store.clock.now_ms();
-        let changed = sqlx::query(
+        let statement = self.statement(
             "-- store::lease::finish
-             UPDATE attempts SET ended_ms = $1, outcome = $2
-             WHERE job_id = $3 AND attempt = $4 AND token = $5 AND ended_ms IS NULL",
-        )
-        .bind(now)
-        .bind(to_json(&outcome)?)
-        .bind(self.job.id.to_string())
-        .bind(i64::from(self.row.attempt.0))
-        .bind(&self.token)
-        .execute(&mut *tx)
-        .await?
-        .rows_affected();
-        self.still_ours(changed)?;
+             UPDATE attempts SET ended_ms = $4, outcome = $5
+             WHERE job_id = $1 AND attempt = $2 AND token = $3 AND ended_ms IS NULL",
+        );
+        self.still_ours(statement.bind(now).bind(to_json(&outcome)?).execute(&mut *tx).await?)?;
         for artifact in artifacts {
             sqlx::query(
                 "-- store::lease::finish
@@ -398,8 +353,13 @@ impl Lease {
         Ok(after)
     }
 
-    fn still_ours(&self, rows_changed: u64) -> Result<(), StoreError> {
-        if rows_changed == 1 {
+    /// A statement whose first three parameters are what makes the attempt ours: job, attempt and token.
+    fn statement(&self, sql: &'static str) -> Query<'_, Sqlite, SqliteArguments> {
+        sqlx::query(sql).bind(self.job.id.to_string()).bind(i64::from(self.row.attempt.0)).bind(&self.token)
+    }
+
+    fn still_ours(&self, done: SqliteQueryResult) -> Result<(), StoreError> {
+        if done.rows_affected() == 1 {
             Ok(())
         } else {
             Err(StoreError::LeaseLost { job: self.job.id, attempt: self.row.attempt.0 })
