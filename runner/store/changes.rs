@@ -9,13 +9,20 @@ use tokio::sync::watch;
 /// Signals for every job that somebody waits for, and one for the queue as a whole.
 #[derive(Debug)]
 pub struct Changes {
-    jobs: Mutex<HashMap<JobId, watch::Sender<i64>>>,
+    watched: Mutex<Watched>,
     queue: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Watched {
+    jobs: HashMap<JobId, watch::Sender<i64>>,
+    /// Entries at which those that nobody waits for any more are thrown out.
+    sweep_at: usize,
 }
 
 impl Default for Changes {
     fn default() -> Self {
-        Self { jobs: Mutex::default(), queue: watch::Sender::new(0) }
+        Self { watched: Mutex::default(), queue: watch::Sender::new(0) }
     }
 }
 
@@ -36,8 +43,12 @@ impl Subscription {
 impl Changes {
     /// Waits for news of `job` from now on: subscribe first, read afterwards, and nothing slips through.
     pub fn subscribe(&self, job: JobId) -> Subscription {
-        let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
-        let sender = jobs.entry(job).or_insert_with(|| watch::Sender::new(0));
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        if watched.jobs.len() >= watched.sweep_at {
+            watched.jobs.retain(|_, sender| sender.receiver_count() > 0);
+            watched.sweep_at = 2 * watched.jobs.len() + 64;
+        }
+        let sender = watched.jobs.entry(job).or_insert_with(|| watch::Sender::new(0));
         Subscription(sender.subscribe())
     }
 
@@ -47,16 +58,34 @@ impl Changes {
     }
 
     pub(super) fn job_grew(&self, job: JobId, seq: i64) {
-        let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(sender) = jobs.get(&job)
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(sender) = watched.jobs.get(&job)
             && sender.send(seq).is_err()
         {
             // Nobody waits any more.
-            jobs.remove(&job);
+            watched.jobs.remove(&job);
         }
     }
 
     pub(super) fn queue_moved(&self) {
         self.queue.send_modify(|moves| *moves += 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jobs_that_nobody_waits_for_are_forgotten() {
+        let changes = Changes::default();
+        let kept = changes.subscribe(JobId::from_parts(0, 0));
+        for n in 1..10_000 {
+            changes.subscribe(JobId::from_parts(0, n));
+        }
+        let watched = changes.watched.lock().unwrap();
+        assert!(watched.jobs.len() < 200, "{}", watched.jobs.len());
+        assert!(watched.jobs.contains_key(&JobId::from_parts(0, 0)));
+        drop(kept);
     }
 }
