@@ -13,6 +13,7 @@ use drydock_spec::contract::{
 use drydock_spec::preview::FILE;
 use drydock_spec::{Attempt, AttemptSpec, Failure, Inputs, JobId, JobSpec, Limits, Preview, Report, TraceId};
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::attempt::reports::ReportReader;
@@ -52,11 +53,18 @@ pub struct Previews {
     instance: String,
     at_once: Arc<Semaphore>,
     tracker: TaskTracker,
+    shutdown: CancellationToken,
 }
 
 impl Previews {
-    pub fn new(sandbox: Arc<dyn Sandbox>, config: Arc<Config>, instance: String, tracker: TaskTracker) -> Self {
-        Self { sandbox, config, instance, at_once: Arc::new(Semaphore::new(AT_ONCE)), tracker }
+    pub fn new(
+        sandbox: Arc<dyn Sandbox>,
+        config: Arc<Config>,
+        instance: String,
+        tracker: TaskTracker,
+        shutdown: CancellationToken,
+    ) -> Self {
+        Self { sandbox, config, instance, at_once: Arc::new(Semaphore::new(AT_ONCE)), tracker, shutdown }
     }
 
     /// Removes what a process that died has left.
@@ -96,7 +104,11 @@ impl Previews {
             mounts: dir.mounts(folders),
             limits,
         };
-        let made = tokio::time::timeout(LIMIT, self.make(&launch, &dir)).await.unwrap_or(Err(PreviewError::TooLong));
+        let made = tokio::select! {
+            made = self.make(&launch, &dir) => made,
+            () = tokio::time::sleep(LIMIT) => Err(PreviewError::TooLong),
+            () = self.shutdown.cancelled() => Err(PreviewError::Broken("the gateway is shutting down".into())),
+        };
         if let Err(error) = self.sandbox.remove(&name).await {
             tracing::warn!(%error, container = %name, "a preview's container stays until the next sweep");
         }
