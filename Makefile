@@ -17,7 +17,7 @@ help: ## List the targets
 demo: compiler engine gateway image ## Finetune a small model from start to end: MCP, sandbox, live progress, artifacts
 	@jobs/demo/demo.sh
 
-test: image ## Run every test, also those that need a container engine
+test: image python ## Run every test, also those that need a container engine
 	@.ci/test.sh
 
 check: compiler ## Formatting, lints and the walls between the crates
@@ -55,3 +55,7 @@ compiler:
 
 engine:
 	@jobs/demo/setup.sh engine
+
+.PHONY: python
+python:
+	@jobs/demo/setup.sh python
