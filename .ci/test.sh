@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs every test of the workspace and ends with one line: N passed, N failed, N skipped.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 

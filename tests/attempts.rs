@@ -94,6 +94,30 @@ async fn an_attempt_that_died_with_the_engine_is_tried_again() {
 }
 
 #[tokio::test]
+async fn a_job_that_takes_the_engine_down_every_time_is_given_up() {
+    let dies = || vec![Step::Say(started()), exit(137)];
+    let world = World::with(scripted([dies(), dies(), dies()])).await;
+    let id = world.submit(Limits { max_attempts: 2, ..limits() }).await;
+    let job = world.until_done(id).await;
+    assert_eq!((kind(&job), job.attempt), (FailureKind::EngineLost, 2));
+    world.until_tidy().await;
+    assert_eq!(world.engine.starts(), [1, 1], "no third attempt");
+}
+
+#[tokio::test]
+async fn a_container_that_was_created_but_not_started_is_started_by_the_next_process() {
+    let world = World::with(scripted([])).await;
+    world.engine.refuse_starts(true);
+    let id = world.submit(limits()).await;
+    world.until_created().await;
+    let world = world.restart().await;
+    world.engine.refuse_starts(false);
+    let job = world.until_done(id).await;
+    assert_eq!((job.state.as_str(), job.attempt), ("succeeded", 1));
+    assert_eq!(world.engine.starts(), [1]);
+}
+
+#[tokio::test]
 async fn a_restart_loses_no_report_and_doubles_none() {
     let mut world = World::with(scripted([halfway()])).await;
     let id = world.submit(limits()).await;
@@ -222,7 +246,7 @@ async fn the_line_waits_for_memory_and_says_so() {
     let world = World::with(scripted([halfway(), halfway()])).await;
     let large = Limits { memory_bytes: 9 << 30, ..limits() };
     let first = world.submit(large).await;
-    world.until(first, |job| job.state == "running").await;
+    world.until(first, |job| job.progress.is_some()).await;
     let second = world.submit(large).await;
     let small = world.submit(limits()).await;
     let waits = world.until(second, |job| matches!(job.waits_for, Some(WaitsFor::Memory { .. }))).await;

@@ -68,6 +68,8 @@ struct Container {
 struct World {
     down: bool,
     incarnation: u32,
+    /// Starts are not answered and take no effect.
+    refuse_starts: bool,
     /// The next calls of this many that change something take effect, and the reply is lost.
     lose_replies: u32,
     containers: BTreeMap<ContainerName, Container>,
@@ -112,6 +114,11 @@ impl Scripted {
     /// The next `count` changes take effect, but their replies are lost.
     pub fn lose_replies(&self, count: u32) {
         self.world().lose_replies = count;
+    }
+
+    /// Whether starts are left without an answer and without effect.
+    pub fn refuse_starts(&self, refuse: bool) {
+        self.world().refuse_starts = refuse;
     }
 
     /// The engine dies and takes every container with it.
@@ -268,6 +275,9 @@ impl Sandbox for Scripted {
     }
 
     async fn start(&self, name: &ContainerName) -> Result<(), SandboxError> {
+        if self.ask()?.refuse_starts {
+            return Err(SandboxError::TimedOut(Duration::from_secs(1), "start the container"));
+        }
         self.change(|world| {
             *world.starts.entry(name.clone()).or_default() += 1;
             let container = world.containers.get_mut(name).ok_or(SandboxError::NoContainer(name.clone()))?;

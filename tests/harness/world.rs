@@ -98,6 +98,16 @@ impl World {
         self.until(id, |job| ["succeeded", "failed", "cancelled"].contains(&job.state.as_str())).await
     }
 
+    /// Returns when there is a container.
+    pub async fn until_created(&self) {
+        let wait = async {
+            while self.engine.container_count() == 0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, wait).await.expect("no container is created");
+    }
+
     /// Returns when no container is left.
     pub async fn until_tidy(&self) {
         let wait = async {
