@@ -4,6 +4,8 @@
 set -euo pipefail
 
 state=${DRYDOCK_TARGET:-target}/setup
+# dockerd lies where Debian lets only root look for programs; a user would find none and install it again.
+PATH=$PATH:/usr/sbin:/sbin
 
 say() { printf 'setup: %s\n' "$*"; }
 fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
