@@ -8,6 +8,7 @@
     reason = "no test uses all of it, and one that cannot go on says where"
 )]
 
+pub mod folder;
 pub mod model;
 pub mod process;
 pub mod scripted;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::process::{Child, Command};
 
+use super::folder::Folder;
 use super::world::PATIENCE;
 
 const VERSION: &str = "2026-07-28";
@@ -150,14 +151,14 @@ impl Gateway {
 
 /// A folder for one test: data in it, a state folder beside it.
 pub struct Folders {
-    pub root: tempfile::TempDir,
+    folder: Folder,
 }
 
 impl Folders {
     /// With the small model in `data/tiny`, and `rows` made-up rows in `data/rows.jsonl`.
     pub fn new(rows: usize) -> Self {
-        let root = tempfile::tempdir().unwrap();
-        super::model::write(&root.path().join("data/tiny"));
+        let folder = Folder::new();
+        super::model::write(&folder.data().join("tiny"));
         let lines: String = (0..rows)
             .map(|n| {
                 let row = json!({"messages": [
@@ -167,16 +168,16 @@ impl Folders {
                 format!("{row}\n")
             })
             .collect();
-        std::fs::write(root.path().join("data/rows.jsonl"), lines).unwrap();
-        Self { root }
+        std::fs::write(folder.data().join("rows.jsonl"), lines).unwrap();
+        Self { folder }
     }
 
     pub fn state(&self) -> PathBuf {
-        self.root.path().join("state")
+        self.folder.state()
     }
 
     pub fn data(&self) -> PathBuf {
-        self.root.path().join("data")
+        self.folder.data()
     }
 
     pub async fn gateway(&self) -> Gateway {

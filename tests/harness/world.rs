@@ -13,15 +13,16 @@ use drydock::sandbox::attempt_dir::OutputCap;
 use drydock::store::{Entry, NewJob};
 use drydock_spec::{FinetuneArgs, JobArgs, JobId, Limits, Owner, Priority, TraceId};
 
+use super::folder::Folder;
 use super::scripted::Scripted;
 
 /// Longest that any test waits for anything; reached only when something is wrong.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 pub struct World {
-    folder: tempfile::TempDir,
     pub engine: Scripted,
     pub house: House,
+    folder: Folder,
 }
 
 impl World {
@@ -32,22 +33,22 @@ impl World {
 
     /// The same on an engine that has been told what to do.
     pub async fn with(engine: Scripted) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = Folder::new();
         for input in ["models/aa", "datasets/bb"] {
-            std::fs::create_dir_all(folder.path().join(input)).unwrap();
+            std::fs::create_dir_all(folder.state().join(input)).unwrap();
         }
-        let house = open(folder.path(), &engine).await;
+        let house = open(&folder.state(), &engine).await;
         house.start().await.unwrap();
-        Self { folder, engine, house }
+        Self { engine, house, folder }
     }
 
     /// The process ends, and another one opens the same state folder. Containers notice nothing.
     pub async fn restart(self) -> Self {
-        let Self { folder, engine, house } = self;
+        let Self { engine, house, folder } = self;
         house.close().await;
-        let house = open(folder.path(), &engine).await;
+        let house = open(&folder.state(), &engine).await;
         house.start().await.unwrap();
-        Self { folder, engine, house }
+        Self { engine, house, folder }
     }
 
     /// Queues a job with these limits.
