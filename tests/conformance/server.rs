@@ -15,8 +15,9 @@ use drydock_spec::{Failure, FailureKind, JobState, Outcome};
 use rmcp::ServerHandler;
 use rmcp::model::{
     CallToolRequestParams, CallToolResponse, CancelTaskParams, CompleteRequestParams, CompleteResult, ErrorData,
-    GetTaskParams, GetTaskResult, JsonObject, ListPromptsResult, ListResourceTemplatesResult, ListResourcesResult,
-    ListToolsResult, PaginatedRequestParams, ServerConfig, Tool, UpdateTaskParams,
+    GetPromptRequestParams, GetPromptResponse, GetTaskParams, GetTaskResult, JsonObject, ListPromptsResult,
+    ListResourceTemplatesResult, ListResourcesResult, ListToolsResult, PaginatedRequestParams, PromptsCapability,
+    ReadResourceRequestParams, ReadResourceResponse, ResourcesCapability, ServerConfig, Tool, UpdateTaskParams,
 };
 use rmcp::service::{RequestContext, RoleServer};
 use serde_json::json;
@@ -26,6 +27,8 @@ use tokio_util::sync::CancellationToken;
 #[allow(dead_code, reason = "the tests of the gateway use the rest of it")]
 #[path = "../gateway/house.rs"]
 mod house;
+mod prompts;
+mod resources;
 mod tools;
 
 #[tokio::main]
@@ -85,7 +88,11 @@ async fn carry_out(store: Store, lease: Lease, time: Duration, outcome: Outcome)
 
 impl ServerHandler for Fixtures {
     fn get_info(&self) -> ServerConfig {
-        self.server.get_info()
+        let mut info = self.server.get_info();
+        info.capabilities.prompts = Some(PromptsCapability::default());
+        info.capabilities.resources = Some(ResourcesCapability::default());
+        info.capabilities.completions = Some(JsonObject::new());
+        info
     }
 
     async fn list_tools(
@@ -147,33 +154,49 @@ impl ServerHandler for Fixtures {
 
     async fn list_prompts(
         &self,
-        page: Option<PaginatedRequestParams>,
-        context: RequestContext<RoleServer>,
+        _: Option<PaginatedRequestParams>,
+        _: RequestContext<RoleServer>,
     ) -> Result<ListPromptsResult, ErrorData> {
-        self.server.list_prompts(page, context).await
+        Ok(prompts::list())
+    }
+
+    async fn get_prompt(
+        &self,
+        request: GetPromptRequestParams,
+        _: RequestContext<RoleServer>,
+    ) -> Result<GetPromptResponse, ErrorData> {
+        prompts::get(&request).map(GetPromptResponse::Complete)
     }
 
     async fn list_resources(
         &self,
-        page: Option<PaginatedRequestParams>,
-        context: RequestContext<RoleServer>,
+        _: Option<PaginatedRequestParams>,
+        _: RequestContext<RoleServer>,
     ) -> Result<ListResourcesResult, ErrorData> {
-        self.server.list_resources(page, context).await
+        Ok(resources::list())
     }
 
     async fn list_resource_templates(
         &self,
-        page: Option<PaginatedRequestParams>,
-        context: RequestContext<RoleServer>,
+        _: Option<PaginatedRequestParams>,
+        _: RequestContext<RoleServer>,
     ) -> Result<ListResourceTemplatesResult, ErrorData> {
-        self.server.list_resource_templates(page, context).await
+        Ok(resources::templates())
+    }
+
+    async fn read_resource(
+        &self,
+        request: ReadResourceRequestParams,
+        _: RequestContext<RoleServer>,
+    ) -> Result<ReadResourceResponse, ErrorData> {
+        resources::read(&request.uri).map(ReadResourceResponse::Complete)
     }
 
     async fn complete(
         &self,
         request: CompleteRequestParams,
-        context: RequestContext<RoleServer>,
+        _: RequestContext<RoleServer>,
     ) -> Result<CompleteResult, ErrorData> {
-        self.server.complete(request, context).await
+        prompts::complete(&request)
     }
 }

@@ -61,7 +61,7 @@ pub(crate) async fn answer(
     Some(Ok(CallToolResult::success(content)))
 }
 
-fn resource(uri: &str, media: &str, text: &str) -> ContentBlock {
+pub(crate) fn resource(uri: &str, media: &str, text: &str) -> ContentBlock {
     ContentBlock::resource(ResourceContents::text(text, uri).with_mime_type(media))
 }
 
