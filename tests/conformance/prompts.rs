@@ -5,18 +5,27 @@ use rmcp::model::{
     GetPromptResult, ListPromptsResult, Prompt, PromptArgument, PromptMessage, Reference, Role,
 };
 
+use crate::resources::TTL_MS;
 use crate::tools::{PIXEL, resource};
+
+/// The prompt that comes and goes.
+const PASSING: &str = "test_passing_prompt";
 
 /// What may stand for the arguments of `test_prompt_with_arguments`.
 const WORDS: [&str; 3] = ["testValue1", "testValue2", "something else"];
 
-pub(crate) fn all() -> Vec<Prompt> {
-    vec![
+/// The prompts there are, with or without the one that comes and goes.
+pub(crate) fn list(passing: bool) -> ListPromptsResult {
+    let mut prompts = vec![
         prompt("test_simple_prompt", &[]),
         prompt("test_prompt_with_arguments", &["arg1", "arg2"]),
         prompt("test_prompt_with_embedded_resource", &["resourceUri"]),
         prompt("test_prompt_with_image", &[]),
-    ]
+    ];
+    if passing {
+        prompts.push(prompt(PASSING, &[]));
+    }
+    ListPromptsResult::with_all_items(prompts).with_ttl_ms(TTL_MS)
 }
 
 fn prompt(name: &str, arguments: &[&str]) -> Prompt {
@@ -24,14 +33,10 @@ fn prompt(name: &str, arguments: &[&str]) -> Prompt {
     Prompt::new(name, Some("A prompt of the conformance tests."), Some(arguments))
 }
 
-pub(crate) fn list() -> ListPromptsResult {
-    ListPromptsResult::with_all_items(all()).with_ttl_ms(crate::resources::TTL_MS)
-}
-
 pub(crate) fn get(request: &GetPromptRequestParams) -> Result<GetPromptResult, ErrorData> {
     let text = |text: &str| PromptMessage::new_text(Role::User, text);
     let messages = match request.name.as_str() {
-        "test_simple_prompt" => vec![text("This is a simple prompt for testing.")],
+        "test_simple_prompt" | PASSING => vec![text("This is a simple prompt for testing.")],
         "test_prompt_with_arguments" => {
             let (one, two) = (argument(request, "arg1")?, argument(request, "arg2")?);
             vec![text(&format!("Prompt with arguments: arg1='{one}', arg2='{two}'"))]

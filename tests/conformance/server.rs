@@ -5,6 +5,7 @@
 //! `cargo run --example conformance -- PORT`
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(deprecated, reason = "what the newest revision advises against is tested all the same")]
 
 use std::time::Duration;
 
@@ -16,17 +17,21 @@ use rmcp::ServerHandler;
 use rmcp::model::{
     CallToolRequestParams, CallToolResponse, CancelTaskParams, CompleteRequestParams, CompleteResult, ErrorData,
     GetPromptRequestParams, GetPromptResponse, GetTaskParams, GetTaskResult, JsonObject, ListPromptsResult,
-    ListResourceTemplatesResult, ListResourcesResult, ListToolsResult, PaginatedRequestParams, PromptsCapability,
-    ReadResourceRequestParams, ReadResourceResponse, ResourcesCapability, ServerConfig, Tool, UpdateTaskParams,
+    ListResourceTemplatesResult, ListResourcesResult, ListToolsResult, PaginatedRequestParams,
+    ReadResourceRequestParams, ReadResourceResponse, ServerCapabilities, ServerConfig, SetLevelRequestParams,
+    SubscribeRequestParams, SubscriptionFilter, Tool, UnsubscribeRequestParams, UpdateTaskParams,
 };
-use rmcp::service::{RequestContext, RoleServer};
+use rmcp::service::{RequestContext, RoleServer, SubscriptionContext};
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use notices::Lists;
+
 #[allow(dead_code, reason = "the tests of the gateway use the rest of it")]
 #[path = "../gateway/house.rs"]
 mod house;
+mod notices;
 mod prompts;
 mod resources;
 mod tools;
@@ -39,7 +44,11 @@ async fn main() {
     config.gateway.listen.set_port(port);
     let whole = house::whole(config).await;
     let (desk, store) = (whole.desk.clone(), whole.desk.store.clone());
-    let app = gateway::router_around(desk, CancellationToken::new(), |server| Fixtures { server, store });
+    let app = gateway::router_around(desk, CancellationToken::new(), |server| Fixtures {
+        server,
+        store,
+        lists: Lists::new(),
+    });
     let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
     axum::serve(listener, app).await.unwrap();
 }
@@ -48,9 +57,14 @@ async fn main() {
 struct Fixtures {
     server: Server,
     store: Store,
+    lists: Lists,
 }
 
 impl Fixtures {
+    fn tools(&self) -> Vec<Tool> {
+        tools::all(*self.lists.tool.borrow())
+    }
+
     /// Starts a job that takes `seconds`, and waits for it as any client does.
     async fn job(
         &self,
@@ -89,9 +103,19 @@ async fn carry_out(store: Store, lease: Lease, time: Duration, outcome: Outcome)
 impl ServerHandler for Fixtures {
     fn get_info(&self) -> ServerConfig {
         let mut info = self.server.get_info();
-        info.capabilities.prompts = Some(PromptsCapability::default());
-        info.capabilities.resources = Some(ResourcesCapability::default());
-        info.capabilities.completions = Some(JsonObject::new());
+        let own = std::mem::take(&mut info.capabilities);
+        let mut all = ServerCapabilities::builder()
+            .enable_tools()
+            .enable_tool_list_changed()
+            .enable_prompts()
+            .enable_prompts_list_changed()
+            .enable_resources()
+            .enable_resources_subscribe()
+            .enable_completions()
+            .enable_logging()
+            .build();
+        all.extensions = own.extensions;
+        info.capabilities = all;
         info
     }
 
@@ -101,12 +125,12 @@ impl ServerHandler for Fixtures {
         context: RequestContext<RoleServer>,
     ) -> Result<ListToolsResult, ErrorData> {
         let mut list = self.server.list_tools(page, context).await?;
-        list.tools.extend(tools::all());
+        list.tools.extend(self.tools());
         Ok(list)
     }
 
     fn get_tool(&self, name: &str) -> Option<Tool> {
-        self.server.get_tool(name).or_else(|| tools::all().into_iter().find(|tool| tool.name == name))
+        self.server.get_tool(name).or_else(|| self.tools().into_iter().find(|tool| tool.name == name))
     }
 
     async fn call_tool(
@@ -120,6 +144,8 @@ impl ServerHandler for Fixtures {
         let seconds = request.arguments.as_ref().and_then(|arguments| arguments.get("seconds")?.as_f64());
         match request.name.as_ref() {
             "slow_compute" => self.job(seconds.unwrap_or(1.0), Outcome::Succeeded, context).await,
+            "test_trigger_tool_change" => Ok(notices::toggle(&self.lists.tool)),
+            "test_trigger_prompt_change" => Ok(notices::toggle(&self.lists.prompt)),
             "failing_job" => {
                 let failure = Failure::new(FailureKind::Diverged, "the loss is not a number");
                 self.job(1.0, Outcome::Failed(failure), context).await
@@ -157,7 +183,7 @@ impl ServerHandler for Fixtures {
         _: Option<PaginatedRequestParams>,
         _: RequestContext<RoleServer>,
     ) -> Result<ListPromptsResult, ErrorData> {
-        Ok(prompts::list())
+        Ok(prompts::list(*self.lists.prompt.borrow()))
     }
 
     async fn get_prompt(
@@ -190,6 +216,32 @@ impl ServerHandler for Fixtures {
         _: RequestContext<RoleServer>,
     ) -> Result<ReadResourceResponse, ErrorData> {
         resources::read(&request.uri).map(ReadResourceResponse::Complete)
+    }
+
+    fn accepted_subscription_filter(&self, requested: &SubscriptionFilter) -> Option<SubscriptionFilter> {
+        Some(requested.clone())
+    }
+
+    async fn listen(&self, subscription: SubscriptionContext) -> Result<(), ErrorData> {
+        self.lists.follow(&subscription).await
+    }
+
+    // Whoever watches a resource hears nothing, in either revision, for none ever changes.
+
+    async fn subscribe(&self, request: SubscribeRequestParams, _: RequestContext<RoleServer>) -> Result<(), ErrorData> {
+        resources::read(&request.uri).map(drop)
+    }
+
+    async fn unsubscribe(
+        &self,
+        request: UnsubscribeRequestParams,
+        _: RequestContext<RoleServer>,
+    ) -> Result<(), ErrorData> {
+        resources::read(&request.uri).map(drop)
+    }
+
+    async fn set_level(&self, _: SetLevelRequestParams, _: RequestContext<RoleServer>) -> Result<(), ErrorData> {
+        Ok(())
     }
 
     async fn complete(

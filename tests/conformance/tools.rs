@@ -9,10 +9,15 @@ use rmcp::model::{
 use rmcp::service::{RequestContext, RoleServer};
 use serde_json::{Value, json};
 
+use crate::notices;
+
 /// A PNG of one red pixel, and a WAV of no samples.
 pub(crate) const PIXEL: &str =
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGP4z8DwHwAFAAH/iZk9HQAAAABJRU5ErkJggg==";
 const SILENCE: &str = "UklGRiQAAABXQVZFZm10IBAAAAABAAEAQB8AAIA+AAACABAAZGF0YQAAAAA=";
+
+/// The tool that comes and goes.
+const PASSING: &str = "test_passing_tool";
 
 /// A tool's answer, or `None` if the tool is not one of these.
 pub(crate) async fn answer(
@@ -51,7 +56,11 @@ pub(crate) async fn answer(
             let name = argument("name").and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default();
             vec![ContentBlock::text(format!("Hello, {name}!"))]
         }
-        "test_x_mcp_header" | "test_logging_tool" => vec![ContentBlock::text("done")],
+        "test_tool_with_logging" | "test_logging_tool" => match notices::log_at_work(context).await {
+            Ok(()) => vec![ContentBlock::text("done")],
+            Err(error) => return Some(Err(error)),
+        },
+        "test_x_mcp_header" | PASSING => vec![ContentBlock::text("done")],
         "test_missing_capability" => {
             let Ok(needed) = serde_json::from_value(json!({"sampling": {}})) else { unreachable!("a capability") };
             return Some(Err(ErrorData::missing_required_client_capability(needed)));
@@ -74,7 +83,8 @@ fn tool_with(name: &'static str, schema: Value) -> Tool {
     Tool::new(name, "A tool of the conformance tests.", Arc::new(schema))
 }
 
-pub(crate) fn all() -> Vec<Tool> {
+/// The tools there are, with or without the one that comes and goes.
+pub(crate) fn all(passing: bool) -> Vec<Tool> {
     let mut tools: Vec<_> = [
         "test_simple_text",
         "test_image_content",
@@ -83,7 +93,10 @@ pub(crate) fn all() -> Vec<Tool> {
         "test_multiple_content_types",
         "test_error_handling",
         "test_tool_with_progress",
+        "test_tool_with_logging",
         "test_logging_tool",
+        "test_trigger_tool_change",
+        "test_trigger_prompt_change",
         "test_missing_capability",
         "failing_job",
     ]
@@ -94,6 +107,9 @@ pub(crate) fn all() -> Vec<Tool> {
     let region = json!({"type": "string", "x-mcp-header": "Region"});
     tools.push(tool("test_x_mcp_header", json!({"region": region})));
     tools.push(tool_with("json_schema_2020_12_tool", schema_2020_12()));
+    if passing {
+        tools.push(tool(PASSING, json!({})));
+    }
     tools
 }
 
