@@ -2,11 +2,14 @@
 
 use rmcp::model::{
     CompleteRequestParams, CompleteResult, CompletionInfo, ContentBlock, ErrorData, GetPromptRequestParams,
-    GetPromptResult, ListPromptsResult, Prompt, PromptArgument, PromptMessage, Reference, Role,
+    GetPromptResult, InputResponses, ListPromptsResult, Prompt, PromptArgument, PromptMessage, Reference, Role,
 };
 
 use crate::resources::TTL_MS;
 use crate::tools::{PIXEL, resource};
+
+/// The prompt that asks its client for something first.
+pub(crate) const ASKING: &str = "test_input_required_result_prompt";
 
 /// The prompt that comes and goes.
 const PASSING: &str = "test_passing_prompt";
@@ -21,6 +24,7 @@ pub(crate) fn list(passing: bool) -> ListPromptsResult {
         prompt("test_prompt_with_arguments", &["arg1", "arg2"]),
         prompt("test_prompt_with_embedded_resource", &["resourceUri"]),
         prompt("test_prompt_with_image", &[]),
+        prompt(ASKING, &[]),
     ];
     if passing {
         prompts.push(prompt(PASSING, &[]));
@@ -56,6 +60,13 @@ pub(crate) fn get(request: &GetPromptRequestParams) -> Result<GetPromptResult, E
         }
     };
     Ok(GetPromptResult::new(messages))
+}
+
+/// The prompt that asks, around what it has heard.
+pub(crate) fn around(heard: &InputResponses) -> GetPromptResult {
+    let context = heard.get("user_context").and_then(|answer| answer["content"]["context"].as_str());
+    let text = format!("Use this context: {}", context.unwrap_or("none was given"));
+    GetPromptResult::new(vec![PromptMessage::new_text(Role::User, text)])
 }
 
 fn argument<'a>(request: &'a GetPromptRequestParams, name: &str) -> Result<&'a str, ErrorData> {

@@ -1,5 +1,6 @@
-//! The gateway with the tools that the protocol's own conformance tests call, behind the same guard and on the same
-//! transport as ever. Its slow tools are jobs that somebody moves by hand, so that what is tested about tasks is what
+//! The gateway with what the protocol's own conformance tests ask for and drydock has no use for, behind the same guard
+//! and on the same transport as ever: tools for each kind of answer, prompts, resources, and questions to the client in
+//! the middle of a call. Its slow tools are jobs that somebody moves by hand, so that what is tested about tasks is what
 //! is said of real jobs.
 //!
 //! `cargo run --example conformance -- PORT`
@@ -26,11 +27,13 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use input::{Dialogues, Said, Turn};
 use notices::Lists;
 
 #[allow(dead_code, reason = "the tests of the gateway use the rest of it")]
 #[path = "../gateway/house.rs"]
 mod house;
+mod input;
 mod notices;
 mod prompts;
 mod resources;
@@ -44,11 +47,9 @@ async fn main() {
     config.gateway.listen.set_port(port);
     let whole = house::whole(config).await;
     let (desk, store) = (whole.desk.clone(), whole.desk.store.clone());
-    let app = gateway::router_around(desk, CancellationToken::new(), |server| Fixtures {
-        server,
-        store,
-        lists: Lists::new(),
-    });
+    let (lists, dialogues) = (Lists::new(), Dialogues::new());
+    let app =
+        gateway::router_around(desk, CancellationToken::new(), |server| Fixtures { server, store, lists, dialogues });
     let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
     axum::serve(listener, app).await.unwrap();
 }
@@ -58,6 +59,7 @@ struct Fixtures {
     server: Server,
     store: Store,
     lists: Lists,
+    dialogues: Dialogues,
 }
 
 impl Fixtures {
@@ -103,8 +105,9 @@ async fn carry_out(store: Store, lease: Lease, time: Duration, outcome: Outcome)
 impl ServerHandler for Fixtures {
     fn get_info(&self) -> ServerConfig {
         let mut info = self.server.get_info();
-        let own = std::mem::take(&mut info.capabilities);
-        let mut all = ServerCapabilities::builder()
+        // The extensions are those of the real server.
+        let extensions = info.capabilities.extensions.take();
+        info.capabilities = ServerCapabilities::builder()
             .enable_tools()
             .enable_tool_list_changed()
             .enable_prompts()
@@ -114,8 +117,7 @@ impl ServerHandler for Fixtures {
             .enable_completions()
             .enable_logging()
             .build();
-        all.extensions = own.extensions;
-        info.capabilities = all;
+        info.capabilities.extensions = extensions;
         info
     }
 
@@ -138,6 +140,12 @@ impl ServerHandler for Fixtures {
         request: CallToolRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
+        if input::TOOLS.contains(&request.name.as_ref()) {
+            return Ok(match self.dialogues.go_on(&Said::from(&request), &context)? {
+                Turn::Ask(question) => question.into(),
+                Turn::Done(heard) => tools::text(input::told(&heard)).into(),
+            });
+        }
         if let Some(answer) = tools::answer(&request, &context).await {
             return answer.map(CallToolResponse::Complete);
         }
@@ -189,8 +197,14 @@ impl ServerHandler for Fixtures {
     async fn get_prompt(
         &self,
         request: GetPromptRequestParams,
-        _: RequestContext<RoleServer>,
+        context: RequestContext<RoleServer>,
     ) -> Result<GetPromptResponse, ErrorData> {
+        if request.name == prompts::ASKING {
+            return Ok(match self.dialogues.go_on(&Said::from(&request), &context)? {
+                Turn::Ask(question) => question.into(),
+                Turn::Done(heard) => prompts::around(&heard).into(),
+            });
+        }
         prompts::get(&request).map(GetPromptResponse::Complete)
     }
 

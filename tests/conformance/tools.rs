@@ -9,7 +9,7 @@ use rmcp::model::{
 use rmcp::service::{RequestContext, RoleServer};
 use serde_json::{Value, json};
 
-use crate::notices;
+use crate::{input, notices};
 
 /// A PNG of one red pixel, and a WAV of no samples.
 pub(crate) const PIXEL: &str =
@@ -61,13 +61,13 @@ pub(crate) async fn answer(
             Err(error) => return Some(Err(error)),
         },
         "test_x_mcp_header" | PASSING => vec![ContentBlock::text("done")],
-        "test_missing_capability" => {
-            let Ok(needed) = serde_json::from_value(json!({"sampling": {}})) else { unreachable!("a capability") };
-            return Some(Err(ErrorData::missing_required_client_capability(needed)));
-        }
         _ => return None,
     };
     Some(Ok(CallToolResult::success(content)))
+}
+
+pub(crate) fn text(text: String) -> CallToolResult {
+    CallToolResult::success(vec![ContentBlock::text(text)])
 }
 
 pub(crate) fn resource(uri: &str, media: &str, text: &str) -> ContentBlock {
@@ -97,7 +97,6 @@ pub(crate) fn all(passing: bool) -> Vec<Tool> {
         "test_logging_tool",
         "test_trigger_tool_change",
         "test_trigger_prompt_change",
-        "test_missing_capability",
         "failing_job",
     ]
     .map(|name| tool(name, json!({})))
@@ -107,6 +106,7 @@ pub(crate) fn all(passing: bool) -> Vec<Tool> {
     let region = json!({"type": "string", "x-mcp-header": "Region"});
     tools.push(tool("test_x_mcp_header", json!({"region": region})));
     tools.push(tool_with("json_schema_2020_12_tool", schema_2020_12()));
+    tools.extend(input::TOOLS.map(|name| tool(name, json!({}))));
     if passing {
         tools.push(tool(PASSING, json!({})));
     }
