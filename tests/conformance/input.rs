@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 const PATIENCE: Duration = Duration::from_secs(600);
 
 /// The tools here; the prompt is `test_input_required_result_prompt`.
-pub(crate) const TOOLS: [&str; 10] = [
+pub(crate) const TOOLS: [&str; 12] = [
     "test_input_required_result_elicitation",
     "test_input_required_result_sampling",
     "test_input_required_result_list_roots",
@@ -26,6 +26,8 @@ pub(crate) const TOOLS: [&str; 10] = [
     "test_input_required_result_capabilities",
     "test_streaming_elicitation",
     "test_missing_capability",
+    "test_tool_with_task",
+    "confirm_delete",
 ];
 
 /// What is asked before `name` can answer, one map of questions for each round.
@@ -37,7 +39,9 @@ fn rounds(name: &str) -> Vec<InputRequests> {
     let rounds = match name {
         "test_input_required_result_sampling" | "test_missing_capability" => vec![vec![capital]],
         "test_input_required_result_list_roots" => vec![vec![roots]],
-        "test_input_required_result_request_state" | "test_input_required_result_tampered_state" => vec![vec![confirm]],
+        "test_input_required_result_request_state" | "test_input_required_result_tampered_state" | "confirm_delete" => {
+            vec![vec![confirm]]
+        }
         "test_input_required_result_multiple_inputs" => {
             vec![vec![user, ("greeting", sampling("Generate a greeting")), roots]]
         }
@@ -190,9 +194,14 @@ fn insist(context: &RequestContext<RoleServer>, request: &InputRequest) -> Resul
     Err(ErrorData::missing_required_client_capability(needed))
 }
 
+/// The name that a client has told.
+pub(crate) fn user(heard: &InputResponses) -> Option<&str> {
+    heard.get("user_name").and_then(|answer| answer["content"]["name"].as_str())
+}
+
 /// What a tool makes of the answers.
 pub(crate) fn told(heard: &InputResponses) -> String {
-    match heard.get("user_name").and_then(|answer| answer["content"]["name"].as_str()) {
+    match user(heard) {
         Some(name) => format!("Hello, {name}!"),
         None => format!("state-ok, and this was heard: {}", json!(heard)),
     }

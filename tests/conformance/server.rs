@@ -8,32 +8,30 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(deprecated, reason = "what the newest revision advises against is tested all the same")]
 
-use std::time::Duration;
-
 use drydock::config::Config;
 use drydock::gateway::{self, mcp::Server};
-use drydock::store::{Lease, Store};
-use drydock_spec::{Failure, FailureKind, JobState, Outcome};
+use drydock::store::Store;
 use rmcp::ServerHandler;
 use rmcp::model::{
     CallToolRequestParams, CallToolResponse, CancelTaskParams, CompleteRequestParams, CompleteResult, ErrorData,
-    GetPromptRequestParams, GetPromptResponse, GetTaskParams, GetTaskResult, JsonObject, ListPromptsResult,
+    GetPromptRequestParams, GetPromptResponse, GetTaskParams, GetTaskResult, ListPromptsResult,
     ListResourceTemplatesResult, ListResourcesResult, ListToolsResult, PaginatedRequestParams,
     ReadResourceRequestParams, ReadResourceResponse, ServerCapabilities, ServerConfig, SetLevelRequestParams,
     SubscribeRequestParams, SubscriptionFilter, Tool, UnsubscribeRequestParams, UpdateTaskParams,
 };
 use rmcp::service::{RequestContext, RoleServer, SubscriptionContext};
-use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use input::{Dialogues, Said, Turn};
+use jobs::Staged;
 use notices::Lists;
 
 #[allow(dead_code, reason = "the tests of the gateway use the rest of it")]
 #[path = "../gateway/house.rs"]
 mod house;
 mod input;
+mod jobs;
 mod notices;
 mod prompts;
 mod resources;
@@ -66,40 +64,6 @@ impl Fixtures {
     fn tools(&self) -> Vec<Tool> {
         tools::all(*self.lists.tool.borrow())
     }
-
-    /// Starts a job that takes `seconds`, and waits for it as any client does.
-    async fn job(
-        &self,
-        seconds: f64,
-        outcome: Outcome,
-        context: RequestContext<RoleServer>,
-    ) -> Result<CallToolResponse, ErrorData> {
-        let lease = house::run(&self.store).await;
-        let id = lease.job().id;
-        let running = tokio::spawn(carry_out(self.store.clone(), lease, Duration::from_secs_f64(seconds), outcome));
-        if seconds == 0.0 {
-            running.await.unwrap();
-        }
-        let arguments = JsonObject::from_iter([("id".to_owned(), json!(id))]);
-        let wait = CallToolRequestParams::new("wait_for_job").with_arguments(arguments);
-        self.server.call_tool(wait, context).await
-    }
-}
-
-/// What a worker would do: take its time, and leave when it is asked to.
-async fn carry_out(store: Store, lease: Lease, time: Duration, outcome: Outcome) {
-    let id = lease.job().id;
-    let mut news = store.changes().subscribe(id);
-    let cancelled = async {
-        while !matches!(store.job(id).await.unwrap().state, JobState::Stopping { .. }) {
-            news.changed().await;
-        }
-    };
-    let outcome = tokio::select! {
-        () = tokio::time::sleep(time) => outcome,
-        () = cancelled => Outcome::Cancelled,
-    };
-    lease.finish(outcome, &[], 0).await.unwrap();
 }
 
 impl ServerHandler for Fixtures {
@@ -141,23 +105,29 @@ impl ServerHandler for Fixtures {
         context: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
         if input::TOOLS.contains(&request.name.as_ref()) {
-            return Ok(match self.dialogues.go_on(&Said::from(&request), &context)? {
-                Turn::Ask(question) => question.into(),
-                Turn::Done(heard) => tools::text(input::told(&heard)).into(),
-            });
+            let heard = match self.dialogues.go_on(&Said::from(&request), &context)? {
+                Turn::Ask(question) => return Ok(question.into()),
+                Turn::Done(heard) => heard,
+            };
+            if request.name == "test_tool_with_task" {
+                return Staged::on(input::user(&heard).unwrap_or("tiny"))
+                    .wait_for(&self.server, &self.store, context)
+                    .await;
+            }
+            return Ok(tools::text(input::told(&heard)).into());
+        }
+        if request.name == "failing_job" {
+            jobs::insist_on_tasks(&context)?;
+        }
+        if let Some(job) = Staged::by(&request) {
+            return job.wait_for(&self.server, &self.store, context).await;
         }
         if let Some(answer) = tools::answer(&request, &context).await {
             return answer.map(CallToolResponse::Complete);
         }
-        let seconds = request.arguments.as_ref().and_then(|arguments| arguments.get("seconds")?.as_f64());
         match request.name.as_ref() {
-            "slow_compute" => self.job(seconds.unwrap_or(1.0), Outcome::Succeeded, context).await,
             "test_trigger_tool_change" => Ok(notices::toggle(&self.lists.tool)),
             "test_trigger_prompt_change" => Ok(notices::toggle(&self.lists.prompt)),
-            "failing_job" => {
-                let failure = Failure::new(FailureKind::Diverged, "the loss is not a number");
-                self.job(1.0, Outcome::Failed(failure), context).await
-            }
             _ => self.server.call_tool(request, context).await,
         }
     }
