@@ -1,37 +1,41 @@
-//! The gateway with the tools that the protocol's own conformance tests call, behind the same guard and on the same
-//! transport as ever. Its slow tools are jobs that somebody moves by hand, so that what is tested about tasks is what
+//! The gateway with what the protocol's own conformance tests ask for and drydock has no use for, behind the same guard
+//! and on the same transport as ever: tools for each kind of answer, prompts, resources, and questions to the client in
+//! the middle of a call. Its slow tools are jobs that somebody moves by hand, so that what is tested about tasks is what
 //! is said of real jobs.
 //!
 //! `cargo run --example conformance -- PORT`
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-use std::sync::Arc;
-use std::time::Duration;
+#![allow(deprecated, reason = "what the newest revision advises against is tested all the same")]
 
 use drydock::config::Config;
 use drydock::gateway::{self, mcp::Server};
-use drydock::store::{Lease, Store};
-use drydock_spec::{Failure, FailureKind, JobState, Outcome};
+use drydock::store::Store;
 use rmcp::ServerHandler;
 use rmcp::model::{
-    CallToolRequestParams, CallToolResponse, CallToolResult, CancelTaskParams, CompleteRequestParams, CompleteResult,
-    ContentBlock, ErrorData, GetTaskParams, GetTaskResult, JsonObject, ListPromptsResult, ListResourceTemplatesResult,
-    ListResourcesResult, ListToolsResult, PaginatedRequestParams, ProgressNotificationParam, ResourceContents,
-    ServerConfig, Tool, UpdateTaskParams,
+    CallToolRequestParams, CallToolResponse, CancelTaskParams, CompleteRequestParams, CompleteResult, ErrorData,
+    GetPromptRequestParams, GetPromptResponse, GetTaskParams, GetTaskResult, ListPromptsResult,
+    ListResourceTemplatesResult, ListResourcesResult, ListToolsResult, PaginatedRequestParams,
+    ReadResourceRequestParams, ReadResourceResponse, ServerCapabilities, ServerConfig, SetLevelRequestParams,
+    SubscribeRequestParams, SubscriptionFilter, Tool, UnsubscribeRequestParams, UpdateTaskParams,
 };
-use rmcp::service::{RequestContext, RoleServer};
-use serde_json::{Value, json};
+use rmcp::service::{RequestContext, RoleServer, SubscriptionContext};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+
+use input::{Dialogues, Said, Turn};
+use jobs::Staged;
+use notices::Lists;
 
 #[allow(dead_code, reason = "the tests of the gateway use the rest of it")]
 #[path = "../gateway/house.rs"]
 mod house;
-
-/// A PNG of one red pixel, and a WAV of no samples.
-const PIXEL: &str = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGP4z8DwHwAFAAH/iZk9HQAAAABJRU5ErkJggg==";
-const SILENCE: &str = "UklGRiQAAABXQVZFZm10IBAAAAABAAEAQB8AAIA+AAACABAAZGF0YQAAAAA=";
+mod input;
+mod jobs;
+mod notices;
+mod prompts;
+mod resources;
+mod tools;
 
 #[tokio::main]
 async fn main() {
@@ -41,7 +45,9 @@ async fn main() {
     config.gateway.listen.set_port(port);
     let whole = house::whole(config).await;
     let (desk, store) = (whole.desk.clone(), whole.desk.store.clone());
-    let app = gateway::router_around(desk, CancellationToken::new(), |server| Fixtures { server, store });
+    let (lists, dialogues) = (Lists::new(), Dialogues::new());
+    let app =
+        gateway::router_around(desk, CancellationToken::new(), |server| Fixtures { server, store, lists, dialogues });
     let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
     axum::serve(listener, app).await.unwrap();
 }
@@ -50,158 +56,33 @@ async fn main() {
 struct Fixtures {
     server: Server,
     store: Store,
+    lists: Lists,
+    dialogues: Dialogues,
 }
 
 impl Fixtures {
-    /// A tool's answer, or `None` if the tool is not one of these.
-    async fn answer(
-        &self,
-        request: &CallToolRequestParams,
-        context: &RequestContext<RoleServer>,
-    ) -> Option<Result<CallToolResult, ErrorData>> {
-        let argument = |name: &str| request.arguments.as_ref().and_then(|arguments| arguments.get(name)).cloned();
-        let content = match request.name.as_ref() {
-            "test_simple_text" => vec![ContentBlock::text("This is a simple text response for testing.")],
-            "test_image_content" => vec![ContentBlock::image(PIXEL, "image/png")],
-            "test_audio_content" => vec![ContentBlock::audio(SILENCE, "audio/wav")],
-            "test_embedded_resource" => {
-                vec![resource("test://embedded-resource", "text/plain", "This is an embedded resource content.")]
-            }
-            "test_multiple_content_types" => vec![
-                ContentBlock::text("Multiple content types test:"),
-                ContentBlock::image(PIXEL, "image/png"),
-                resource("test://mixed-content-resource", "application/json", r#"{"test":"data","value":123}"#),
-            ],
-            "test_error_handling" => {
-                let text = "This tool intentionally returns an error for testing";
-                return Some(Ok(CallToolResult::error(vec![ContentBlock::text(text)])));
-            }
-            "test_tool_with_progress" => {
-                if let Some(token) = context.meta.get_progress_token() {
-                    for progress in [0.0, 50.0, 100.0] {
-                        let news = ProgressNotificationParam::new(token.clone(), progress).with_total(100.0);
-                        context.peer.notify_progress(news).await.unwrap();
-                        tokio::time::sleep(Duration::from_millis(50)).await;
-                    }
-                }
-                vec![ContentBlock::text("done")]
-            }
-            "json_schema_2020_12_tool" => vec![ContentBlock::text("done")],
-            "greet" => {
-                let name = argument("name").and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default();
-                vec![ContentBlock::text(format!("Hello, {name}!"))]
-            }
-            "test_x_mcp_header" | "test_logging_tool" => vec![ContentBlock::text("done")],
-            "test_missing_capability" => {
-                let Ok(needed) = serde_json::from_value(json!({"sampling": {}})) else { unreachable!("a capability") };
-                return Some(Err(ErrorData::missing_required_client_capability(needed)));
-            }
-            _ => return None,
-        };
-        Some(Ok(CallToolResult::success(content)))
+    fn tools(&self) -> Vec<Tool> {
+        tools::all(*self.lists.tool.borrow())
     }
-
-    /// Starts a job that takes `seconds`, and waits for it as any client does.
-    async fn job(
-        &self,
-        seconds: f64,
-        outcome: Outcome,
-        context: RequestContext<RoleServer>,
-    ) -> Result<CallToolResponse, ErrorData> {
-        let lease = house::run(&self.store).await;
-        let id = lease.job().id;
-        let running = tokio::spawn(carry_out(self.store.clone(), lease, Duration::from_secs_f64(seconds), outcome));
-        if seconds == 0.0 {
-            running.await.unwrap();
-        }
-        let arguments = JsonObject::from_iter([("id".to_owned(), json!(id))]);
-        let wait = CallToolRequestParams::new("wait_for_job").with_arguments(arguments);
-        self.server.call_tool(wait, context).await
-    }
-}
-
-/// What a worker would do: take its time, and leave when it is asked to.
-async fn carry_out(store: Store, lease: Lease, time: Duration, outcome: Outcome) {
-    let id = lease.job().id;
-    let mut news = store.changes().subscribe(id);
-    let cancelled = async {
-        while !matches!(store.job(id).await.unwrap().state, JobState::Stopping { .. }) {
-            news.changed().await;
-        }
-    };
-    let outcome = tokio::select! {
-        () = tokio::time::sleep(time) => outcome,
-        () = cancelled => Outcome::Cancelled,
-    };
-    lease.finish(outcome, &[], 0).await.unwrap();
-}
-
-fn resource(uri: &str, media: &str, text: &str) -> ContentBlock {
-    ContentBlock::resource(ResourceContents::text(text, uri).with_mime_type(media))
-}
-
-fn tool(name: &'static str, properties: Value) -> Tool {
-    tool_with(name, json!({"type": "object", "properties": properties}))
-}
-
-fn tool_with(name: &'static str, schema: Value) -> Tool {
-    let Value::Object(schema) = schema else { unreachable!("schemas are objects") };
-    Tool::new(name, "A tool of the conformance tests.", Arc::new(schema))
-}
-
-fn tools() -> Vec<Tool> {
-    let mut tools: Vec<_> = [
-        "test_simple_text",
-        "test_image_content",
-        "test_audio_content",
-        "test_embedded_resource",
-        "test_multiple_content_types",
-        "test_error_handling",
-        "test_tool_with_progress",
-        "test_logging_tool",
-        "test_missing_capability",
-        "failing_job",
-    ]
-    .map(|name| tool(name, json!({})))
-    .into();
-    tools.push(tool("greet", json!({"name": {"type": "string"}})));
-    tools.push(tool("slow_compute", json!({"seconds": {"type": "number"}, "label": {"type": "string"}})));
-    let region = json!({"type": "string", "x-mcp-header": "Region"});
-    tools.push(tool("test_x_mcp_header", json!({"region": region})));
-    tools.push(tool_with("json_schema_2020_12_tool", schema_2020_12()));
-    tools
-}
-
-/// Keywords of the dialect that a server must hand on as they are.
-fn schema_2020_12() -> Value {
-    json!({
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "type": "object",
-        "$defs": {
-            "address": {
-                "$anchor": "addressDef",
-                "type": "object",
-                "properties": {"street": {"type": "string"}, "city": {"type": "string"}}
-            }
-        },
-        "properties": {
-            "name": {"type": "string"},
-            "address": {"$ref": "#/$defs/address"},
-            "contactMethod": {"type": "string", "enum": ["phone", "email"]},
-            "phone": {"type": "string"},
-            "email": {"type": "string"}
-        },
-        "allOf": [{"anyOf": [{"required": ["phone"]}, {"required": ["email"]}]}],
-        "if": {"properties": {"contactMethod": {"const": "phone"}}, "required": ["contactMethod"]},
-        "then": {"required": ["phone"]},
-        "else": {"required": ["email"]},
-        "additionalProperties": false
-    })
 }
 
 impl ServerHandler for Fixtures {
     fn get_info(&self) -> ServerConfig {
-        self.server.get_info()
+        let mut info = self.server.get_info();
+        // The extensions are those of the real server.
+        let extensions = info.capabilities.extensions.take();
+        info.capabilities = ServerCapabilities::builder()
+            .enable_tools()
+            .enable_tool_list_changed()
+            .enable_prompts()
+            .enable_prompts_list_changed()
+            .enable_resources()
+            .enable_resources_subscribe()
+            .enable_completions()
+            .enable_logging()
+            .build();
+        info.capabilities.extensions = extensions;
+        info
     }
 
     async fn list_tools(
@@ -210,12 +91,12 @@ impl ServerHandler for Fixtures {
         context: RequestContext<RoleServer>,
     ) -> Result<ListToolsResult, ErrorData> {
         let mut list = self.server.list_tools(page, context).await?;
-        list.tools.extend(tools());
+        list.tools.extend(self.tools());
         Ok(list)
     }
 
     fn get_tool(&self, name: &str) -> Option<Tool> {
-        self.server.get_tool(name).or_else(|| tools().into_iter().find(|tool| tool.name == name))
+        self.server.get_tool(name).or_else(|| self.tools().into_iter().find(|tool| tool.name == name))
     }
 
     async fn call_tool(
@@ -223,16 +104,30 @@ impl ServerHandler for Fixtures {
         request: CallToolRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
-        if let Some(answer) = self.answer(&request, &context).await {
+        if input::TOOLS.contains(&request.name.as_ref()) {
+            let heard = match self.dialogues.go_on(&Said::from(&request), &context)? {
+                Turn::Ask(question) => return Ok(question.into()),
+                Turn::Done(heard) => heard,
+            };
+            if request.name == "test_tool_with_task" {
+                return Staged::on(input::user(&heard).unwrap_or("tiny"))
+                    .wait_for(&self.server, &self.store, context)
+                    .await;
+            }
+            return Ok(tools::text(input::told(&heard)).into());
+        }
+        if request.name == "failing_job" {
+            jobs::insist_on_tasks(&context)?;
+        }
+        if let Some(job) = Staged::by(&request) {
+            return job.wait_for(&self.server, &self.store, context).await;
+        }
+        if let Some(answer) = tools::answer(&request, &context).await {
             return answer.map(CallToolResponse::Complete);
         }
-        let seconds = request.arguments.as_ref().and_then(|arguments| arguments.get("seconds")?.as_f64());
         match request.name.as_ref() {
-            "slow_compute" => self.job(seconds.unwrap_or(1.0), Outcome::Succeeded, context).await,
-            "failing_job" => {
-                let failure = Failure::new(FailureKind::Diverged, "the loss is not a number");
-                self.job(1.0, Outcome::Failed(failure), context).await
-            }
+            "test_trigger_tool_change" => Ok(notices::toggle(&self.lists.tool)),
+            "test_trigger_prompt_change" => Ok(notices::toggle(&self.lists.prompt)),
             _ => self.server.call_tool(request, context).await,
         }
     }
@@ -263,33 +158,81 @@ impl ServerHandler for Fixtures {
 
     async fn list_prompts(
         &self,
-        page: Option<PaginatedRequestParams>,
-        context: RequestContext<RoleServer>,
+        _: Option<PaginatedRequestParams>,
+        _: RequestContext<RoleServer>,
     ) -> Result<ListPromptsResult, ErrorData> {
-        self.server.list_prompts(page, context).await
+        Ok(prompts::list(*self.lists.prompt.borrow()))
+    }
+
+    async fn get_prompt(
+        &self,
+        request: GetPromptRequestParams,
+        context: RequestContext<RoleServer>,
+    ) -> Result<GetPromptResponse, ErrorData> {
+        if request.name == prompts::ASKING {
+            return Ok(match self.dialogues.go_on(&Said::from(&request), &context)? {
+                Turn::Ask(question) => question.into(),
+                Turn::Done(heard) => prompts::around(&heard).into(),
+            });
+        }
+        prompts::get(&request).map(GetPromptResponse::Complete)
     }
 
     async fn list_resources(
         &self,
-        page: Option<PaginatedRequestParams>,
-        context: RequestContext<RoleServer>,
+        _: Option<PaginatedRequestParams>,
+        _: RequestContext<RoleServer>,
     ) -> Result<ListResourcesResult, ErrorData> {
-        self.server.list_resources(page, context).await
+        Ok(resources::list())
     }
 
     async fn list_resource_templates(
         &self,
-        page: Option<PaginatedRequestParams>,
-        context: RequestContext<RoleServer>,
+        _: Option<PaginatedRequestParams>,
+        _: RequestContext<RoleServer>,
     ) -> Result<ListResourceTemplatesResult, ErrorData> {
-        self.server.list_resource_templates(page, context).await
+        Ok(resources::templates())
+    }
+
+    async fn read_resource(
+        &self,
+        request: ReadResourceRequestParams,
+        _: RequestContext<RoleServer>,
+    ) -> Result<ReadResourceResponse, ErrorData> {
+        resources::read(&request.uri).map(ReadResourceResponse::Complete)
+    }
+
+    fn accepted_subscription_filter(&self, requested: &SubscriptionFilter) -> Option<SubscriptionFilter> {
+        Some(requested.clone())
+    }
+
+    async fn listen(&self, subscription: SubscriptionContext) -> Result<(), ErrorData> {
+        self.lists.follow(&subscription).await
+    }
+
+    // Whoever watches a resource hears nothing, in either revision, for none ever changes.
+
+    async fn subscribe(&self, request: SubscribeRequestParams, _: RequestContext<RoleServer>) -> Result<(), ErrorData> {
+        resources::read(&request.uri).map(drop)
+    }
+
+    async fn unsubscribe(
+        &self,
+        request: UnsubscribeRequestParams,
+        _: RequestContext<RoleServer>,
+    ) -> Result<(), ErrorData> {
+        resources::read(&request.uri).map(drop)
+    }
+
+    async fn set_level(&self, _: SetLevelRequestParams, _: RequestContext<RoleServer>) -> Result<(), ErrorData> {
+        Ok(())
     }
 
     async fn complete(
         &self,
         request: CompleteRequestParams,
-        context: RequestContext<RoleServer>,
+        _: RequestContext<RoleServer>,
     ) -> Result<CompleteResult, ErrorData> {
-        self.server.complete(request, context).await
+        prompts::complete(&request)
     }
 }
