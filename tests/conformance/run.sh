@@ -23,10 +23,18 @@ if [ ! -d "$tools/node/node_modules/$suite" ]; then
 fi
 
 cargo build --example conformance
+healthy() {
+    python3 -c "import urllib.request as u; u.urlopen('http://127.0.0.1:$port/healthz')" 2>/dev/null
+}
+if healthy; then # What is tested must be what was built, and not a server that was left behind.
+    echo "port $port is taken by a server that is up already; give another port" >&2
+    exit 1
+fi
 "$target/debug/examples/conformance" "$port" &
 server=$!
 trap 'kill $server' EXIT
-until python3 -c "import urllib.request as u; u.urlopen('http://127.0.0.1:$port/healthz')" 2>/dev/null; do
+trap 'exit 1' HUP INT PIPE TERM # Not every shell does what stands for EXIT when a signal ends it.
+until healthy; do
     kill -0 $server # A server that has died will not come up any more.
     sleep 0.2
 done
