@@ -42,25 +42,30 @@ need_pip() {
 }
 
 engine_answers() { docker version >/dev/null 2>&1; }
+engine_runs() { [ -e "/proc/$(cat /var/run/docker.pid 2>/dev/null || echo none)" ]; }
+engine_refuses_us() { [[ $(docker version 2>&1) == *'permission denied'* ]]; }
 
 need_engine() {
+    local ours=no
     if ! has docker || ! has dockerd && ! engine_answers; then
         apt_install docker.io iptables
-        local ours=yes
+        ours=yes
     fi
-    engine_answers || start_engine "${ours:-no}"
+    engine_answers || start_engine "$ours"
     say "Docker $(docker version --format '{{.Server.Version}}') answers"
 }
 
-# Starts the engine that is installed. `$1` is yes if this script installed it.
+# Starts the engine that is installed, unless it runs. `$1` is yes if this script installed it.
 start_engine() {
-    if [ -d /run/systemd/system ]; then
+    [ -z "${DOCKER_HOST:-}" ] || fail "nothing answers at DOCKER_HOST=$DOCKER_HOST; start it, or unset DOCKER_HOST"
+    if engine_runs; then :
+    elif [ -d /run/systemd/system ]; then
         say "starting docker.service"
         as_root systemctl start docker
-    elif [ ! -e "/proc/$(cat /var/run/docker.pid 2>/dev/null || echo none)" ]; then
+    else
         start_dockerd
     fi
-    wait_for_socket
+    wait_for_engine
     if ! engine_answers && [ "$1" = yes ]; then
         # A new engine, and a user who is not in its group before the next login.
         say "giving $(id -un) access to Docker"
@@ -78,9 +83,10 @@ start_dockerd() {
     as_root setsid --fork dockerd --group "$(id -g)" >"$state/dockerd.log" 2>&1 </dev/null
 }
 
-wait_for_socket() {
+# Until it answers, or says that it will not answer this user.
+wait_for_engine() {
     local tries=0
-    until as_root docker version >/dev/null 2>&1; do
+    until engine_answers || engine_refuses_us; do
         tries=$((tries + 1))
         [ "$tries" -lt 120 ] || fail "Docker did not start within a minute:
 $(tail -n 5 "$state/dockerd.log" 2>/dev/null)"

@@ -1,6 +1,6 @@
 //! A test's folder on the disk.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -28,14 +28,13 @@ impl Folder {
 impl Drop for Folder {
     /// Attempts' folders hold mounts and a file that can only be appended to, so deleting is not enough.
     fn drop(&mut self) {
-        let attempts = self.state().join("attempts");
-        // A thread of the gateway's may be at the same folder; then one of the two has to begin again.
+        // A thread of the gateway's may still be writing or deleting in there; then one of the two has to begin again.
         for _ in 0..100 {
-            let swept = attempt_dir::sweep(&attempts, |job, attempt| {
+            let swept = attempt_dir::sweep(&self.state().join("attempts"), |job, attempt| {
                 remove_container(job, attempt);
                 false
             });
-            if swept.is_ok() && is_empty(&attempts) {
+            if swept.is_ok() && std::fs::remove_dir_all(self.0.path()).is_ok() {
                 return;
             }
             std::thread::sleep(Duration::from_millis(20));
@@ -48,8 +47,4 @@ fn remove_container(job: JobId, attempt: Attempt) {
     let name = ContainerName::of(job, attempt).to_string();
     let mut docker = Command::new("docker");
     let _ = docker.args(["rm", "--force", &name]).stdout(Stdio::null()).stderr(Stdio::null()).status();
-}
-
-fn is_empty(folder: &Path) -> bool {
-    std::fs::read_dir(folder).map_or(true, |mut entries| entries.next().is_none())
 }
