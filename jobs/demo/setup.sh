@@ -42,7 +42,8 @@ need_pip() {
 }
 
 engine_answers() { docker version >/dev/null 2>&1; }
-engine_runs() { [ -e "/proc/$(cat /var/run/docker.pid 2>/dev/null || echo none)" ]; }
+# The pid may be left from before a restart, and be another process's by now.
+engine_runs() { [ "$(cat "/proc/$(cat /var/run/docker.pid 2>/dev/null)/comm" 2>/dev/null)" = dockerd ]; }
 engine_refuses_us() { [[ $(docker version 2>&1) == *'permission denied'* ]]; }
 
 need_engine() {
@@ -79,6 +80,8 @@ setup: hint: sudo usermod -aG docker $(id -un), then log in again"
 # Without systemd nobody else starts it. It stays when this script and the demo are over, as it would with systemd.
 start_dockerd() {
     mkdir -p "$state"
+    # dockerd does not start while the pid in this file is anybody's.
+    as_root rm -f /var/run/docker.pid
     say "starting dockerd; its log is $state/dockerd.log"
     as_root setsid --fork dockerd --group "$(id -g)" >"$state/dockerd.log" 2>&1 </dev/null
 }
