@@ -10,6 +10,7 @@ pub mod finetune;
 pub mod id;
 pub mod job;
 pub mod limits;
+pub mod model;
 pub mod option;
 pub mod preview;
 pub mod report;

@@ -1,20 +1,18 @@
 //! Which decoders the worker has the arithmetic of.
 
 use drydock_gpu::Decoder;
+use drydock_spec::model::ARCHITECTURES;
 
 use super::Unusable;
 
-/// As `model_type` and `general.architecture` name them.
-const KNOWN: [&str; 2] = ["llama", "mistral"];
-
 /// Refuses an architecture by name.
 pub(super) fn check(name: &str) -> Result<(), Unusable> {
-    if KNOWN.contains(&name) {
+    if ARCHITECTURES.contains(&name) {
         return Ok(());
     }
     let shown: String = name.chars().take(80).collect();
     Err(Unusable::unsupported(
-        format!("the architecture is `{shown}`; known are {}", KNOWN.join(", ")),
+        format!("the architecture is `{shown}`; known are {}", ARCHITECTURES.join(", ")),
         "choose a model of a known architecture",
     ))
 }

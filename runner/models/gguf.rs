@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::io::{BufReader, Read, Seek};
 
 use drydock_gpu::Decoder;
+use drydock_spec::model::PRE_TOKENIZERS;
 
 use super::tensors::{self, Tensor, Tensors};
 use super::{Facts, Unusable, architecture};
@@ -16,8 +17,6 @@ const MOST_ELEMENTS: u64 = 16 << 20;
 /// Longest text that is kept; longer ones, such as long chat templates, are passed over.
 const LONGEST_KEPT: u64 = 64 << 10;
 const LONGEST_NAME: u64 = 1 << 10;
-/// Ways to cut text before its tokens are merged that the worker knows, as llama.cpp names them.
-const PRE_TOKENIZERS: [&str; 5] = ["smollm", "gpt-2", "default", "llama-bpe", "qwen2"];
 /// Lists within lists.
 const DEEPEST: u32 = 2;
 

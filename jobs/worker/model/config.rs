@@ -1,14 +1,12 @@
 //! What a model is like: the numbers in `config.json` or in a GGUF's metadata.
 
 use drydock_spec::FailureKind;
+use drydock_spec::model::ARCHITECTURES;
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::ending::{OrFail, Result, failed};
 use crate::kernels::attention::Heads;
-
-/// Architectures whose arithmetic the decoder has, as `model_type` names them.
-pub const ARCHITECTURES: [&str; 2] = ["llama", "mistral"];
 
 /// The shape of a Llama-like decoder.
 #[derive(Debug, Clone, PartialEq)]

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use drydock_spec::FailureKind::{BadModel, UnsupportedModel};
+use drydock_spec::model::PRE_TOKENIZERS;
 use serde_json::{Map, Value, json};
 use tokenizers::Tokenizer;
 
@@ -178,8 +179,6 @@ pub(super) struct BpeParts {
     pub add_bos: Option<bool>,
     pub chat_template: Option<String>,
 }
-
-const PRE_TOKENIZERS: [&str; 5] = ["smollm", "gpt-2", "default", "llama-bpe", "qwen2"];
 
 /// The patterns of Llama 3 and Qwen 2 differ in how many digits go together.
 fn split_pattern(digits: &str) -> String {
