@@ -36,10 +36,10 @@ image: compiler engine worker ## Build the worker's image
 	@cp $(target)/$(host)/release/drydock-worker images/worker.Dockerfile $(target)/image/
 	docker build --quiet --file $(target)/image/worker.Dockerfile --tag drydock-worker:latest $(target)/image
 
-interop: gateway image ## Try the MCP clients that people use, in Python and Node
+interop: gateway image venv ## Try the MCP clients that people use, in Python and Node
 	@.ci/interop.sh
 
-conformance: ## Run the MCP conformance suite
+conformance: compiler venv ## Run the MCP conformance suite
 	@tests/conformance/run.sh
 
 clean: ## Remove what was built, and the demo's state
@@ -56,6 +56,9 @@ compiler:
 engine:
 	@jobs/demo/setup.sh engine
 
-.PHONY: python
+.PHONY: python venv
 python:
 	@jobs/demo/setup.sh python
+
+venv:
+	@jobs/demo/setup.sh python venv

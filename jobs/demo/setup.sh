@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes this machine ready, piece by piece: `setup.sh compiler engine python pip`. What is there is left alone, what
-# is missing is installed, and each piece says in one line how it stands. Works as root, and with sudo otherwise.
+# Makes this machine ready, piece by piece: `setup.sh compiler engine python pip venv`. What is there is left alone,
+# what is missing is installed, and each piece says in one line how it stands. Works as root, and with sudo otherwise.
 set -euo pipefail
 
 state=${DRYDOCK_TARGET:-target}/setup
@@ -39,6 +39,12 @@ need_python() {
 need_pip() {
     python3 -m pip --version >/dev/null 2>&1 || apt_install python3-pip
     say "$(python3 -m pip --version | cut -d' ' -f1,2)"
+}
+
+# Debian's Python has the module venv, but not the one that puts pip into an environment.
+need_venv() {
+    python3 -c 'import ensurepip' 2>/dev/null || apt_install python3-venv
+    say "Python makes environments"
 }
 
 engine_answers() { docker version >/dev/null 2>&1; }
@@ -99,7 +105,7 @@ $(tail -n 5 "$state/dockerd.log" 2>/dev/null)"
 
 for piece in "$@"; do
     case $piece in
-        compiler | engine | python | pip) "need_$piece" ;;
-        *) fail "unknown piece \`$piece\`; known are compiler, engine, python, pip" ;;
+        compiler | engine | python | pip | venv) "need_$piece" ;;
+        *) fail "unknown piece \`$piece\`; known are compiler, engine, python, pip, venv" ;;
     esac
 done
