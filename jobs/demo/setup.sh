@@ -48,8 +48,12 @@ need_venv() {
 }
 
 engine_answers() { docker version >/dev/null 2>&1; }
-# The pid may be left from before a restart, and be another process's by now.
-engine_runs() { [ "$(cat "/proc/$(cat /var/run/docker.pid 2>/dev/null)/comm" 2>/dev/null)" = dockerd ]; }
+# The pid may be left from before a restart and be another process's by now, or a dead one's that nobody has buried.
+engine_runs() {
+    local status
+    status=$(cat "/proc/$(cat /var/run/docker.pid 2>/dev/null)/status" 2>/dev/null) || return 1
+    grep -q '^Name:[[:space:]]*dockerd$' <<<"$status" && ! grep -q '^State:[[:space:]]*Z' <<<"$status"
+}
 engine_refuses_us() { [[ $(docker version 2>&1) == *'permission denied'* ]]; }
 
 need_engine() {
