@@ -4,6 +4,8 @@
 set -euo pipefail
 
 state=${DRYDOCK_TARGET:-target}/setup
+pidfile=/var/run/docker.pid
+containerd_pidfile=/var/run/docker/containerd/containerd.pid
 # dockerd lies where Debian lets only root look for programs; a user would find none and install it again.
 PATH=$PATH:/usr/sbin:/sbin
 
@@ -48,12 +50,14 @@ need_venv() {
 }
 
 engine_answers() { docker version >/dev/null 2>&1; }
-# The pid may be left from before a restart and be another process's by now, or a dead one's that nobody has buried.
-engine_runs() {
+# runs PROGRAM PIDFILE. The pid may be left from before a restart and be another process's by now, or a dead one's that
+# nobody has buried.
+runs() {
     local status
-    status=$(cat "/proc/$(cat /var/run/docker.pid 2>/dev/null)/status" 2>/dev/null) || return 1
-    grep -q '^Name:[[:space:]]*dockerd$' <<<"$status" && ! grep -q '^State:[[:space:]]*Z' <<<"$status"
+    status=$(cat "/proc/$(cat "$2" 2>/dev/null)/status" 2>/dev/null) || return 1
+    grep -q "^Name:[[:space:]]*$1\$" <<<"$status" && ! grep -q '^State:[[:space:]]*Z' <<<"$status"
 }
+engine_runs() { runs dockerd "$pidfile"; }
 engine_refuses_us() { [[ $(docker version 2>&1) == *'permission denied'* ]]; }
 
 need_engine() {
@@ -90,8 +94,9 @@ setup: hint: sudo usermod -aG docker $(id -un), then log in again"
 # Without systemd nobody else starts it. It stays when this script and the demo are over, as it would with systemd.
 start_dockerd() {
     mkdir -p "$state"
-    # dockerd does not start while the pid in this file is anybody's.
-    as_root rm -f /var/run/docker.pid
+    # dockerd does not start while the pid in one of these files is anybody's, be it a dead process's.
+    as_root rm -f "$pidfile"
+    as_root bash -c "$(declare -f runs); runs containerd $containerd_pidfile || rm -f $containerd_pidfile"
     say "starting dockerd; its log is $state/dockerd.log"
     as_root setsid --fork dockerd --group "$(id -g)" >"$state/dockerd.log" 2>&1 </dev/null
 }
