@@ -201,6 +201,25 @@ async fn an_infrastructure_failure_waits_in_line_until_its_time() {
 }
 
 #[tokio::test]
+async fn what_an_earlier_attempt_said_is_history() {
+    let house = House::new().await;
+    let id = house.submit(1, 0).await;
+    let mut first = house.claim(id).await;
+    let warning = Report::Warning { code: "w".into(), message: "first".into() };
+    let lines = vec![stage_line(1), metrics_line(7), ReportLine { elapsed_ms: 2, report: warning }];
+    first.record(&ReportBatch { lines, end_offset: 30 }).await.unwrap();
+    assert_eq!(house.store.newest_reports(id).await.unwrap(), [stage_line(1), metrics_line(7)]);
+    assert_eq!(house.store.findings(id).await.unwrap().len(), 1);
+    first.finish(failed(FailureKind::EngineLost), &[], house.clock.now_ms()).await.unwrap();
+    let mut second = house.claim(id).await;
+    let lines = vec![stage_line(3), stage_line(4)];
+    second.record(&ReportBatch { lines, end_offset: 20 }).await.unwrap();
+    assert_eq!(house.store.newest_reports(id).await.unwrap(), [stage_line(4)], "no metrics of the first attempt");
+    assert!(house.store.findings(id).await.unwrap().is_empty());
+    assert_eq!(house.store.log(id, 0, 100).await.unwrap().len(), 9, "but the log has it all");
+}
+
+#[tokio::test]
 async fn artifacts_are_there_when_the_job_has_succeeded() {
     let house = House::new().await;
     let id = house.submit(1, 0).await;

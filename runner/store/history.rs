@@ -75,15 +75,19 @@ impl Store {
         rows.iter().filter_map(|row| metrics_line(row).transpose()).collect()
     }
 
-    /// The newest report of each type of the job's newest attempt that has reports: how far the job has come.
+    /// How far the job has come: the newest stage, dataset, metrics and finish of its newest attempt that has reports.
+    /// Each is found by its index, however many reports there are.
     pub async fn newest_reports(&self, job: JobId) -> Result<Vec<ReportLine>, StoreError> {
         let rows = sqlx::query(
             "-- store::history::newest_reports
              SELECT report AS line FROM reports
-             WHERE job_id = $1 AND seq IN (
-                 SELECT MAX(seq) FROM reports
-                 WHERE job_id = $1 AND attempt = (SELECT MAX(attempt) FROM reports WHERE job_id = $1)
-                 GROUP BY type)
+             WHERE job_id = $1
+                   AND attempt = (SELECT attempt FROM reports WHERE job_id = $1 ORDER BY seq DESC LIMIT 1)
+                   AND seq IN (
+                       SELECT MAX(seq) FROM reports WHERE job_id = $1 AND type = 'stage' UNION ALL
+                       SELECT MAX(seq) FROM reports WHERE job_id = $1 AND type = 'dataset' UNION ALL
+                       SELECT MAX(seq) FROM reports WHERE job_id = $1 AND type = 'metrics' UNION ALL
+                       SELECT MAX(seq) FROM reports WHERE job_id = $1 AND type = 'finished')
              ORDER BY seq",
         )
         .bind(job.to_string())
@@ -97,8 +101,10 @@ impl Store {
         let rows = sqlx::query(
             "-- store::history::findings
              SELECT report AS line FROM reports
-             WHERE job_id = $1 AND type IN ('evaluation', 'sample', 'warning', 'dataset', 'model', 'finished')
-                   AND attempt = (SELECT MAX(attempt) FROM reports WHERE job_id = $1)
+             WHERE job_id = $1
+                   AND seq IN (SELECT seq FROM reports
+                               WHERE job_id = $1 AND type IN ('evaluation', 'sample', 'warning'))
+                   AND attempt = (SELECT attempt FROM reports WHERE job_id = $1 ORDER BY seq DESC LIMIT 1)
              ORDER BY seq LIMIT 200",
         )
         .bind(job.to_string())
