@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use drydock_spec::{Failure, FailureKind, JobState, Outcome, Stage};
+use drydock_spec::{Attempt, Failure, FailureKind, JobId, JobState, Outcome, Stage};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
@@ -113,7 +113,7 @@ impl Attempts {
         }
         let after = lease.finish(outcome, &artifacts, retry_at_ms).await?;
         // Only now: until the end is written down, the container and its folder are what it can be read from.
-        self.clean_up(&ContainerName::of(job, attempt), AttemptDir::open(&self.attempts_dir(), job, attempt)).await;
+        self.clean_up(&ContainerName::of(job, attempt), self.open_dir(job, attempt).await).await;
         Ok(Some(after))
     }
 
@@ -137,7 +137,7 @@ impl Attempts {
             return Ok((outcome, Vec::new()));
         }
         let job = lease.job();
-        let Some(dir) = AttemptDir::open(&self.attempts_dir(), job.id, lease.attempt())? else {
+        let Some(dir) = self.open_dir(job.id, lease.attempt()).await? else {
             let failure = Failure::new(FailureKind::Internal, "the attempt's output folder is gone").at(Stage::Collect);
             return Ok((Outcome::Failed(failure), Vec::new()));
         };
@@ -165,21 +165,25 @@ impl Attempts {
     }
 
     /// Removes what an attempt that is over has left. Whatever stays is swept up later.
-    async fn clean_up(&self, name: &ContainerName, dir: Result<Option<AttemptDir>, AttemptDirError>) {
+    async fn clean_up(&self, name: &ContainerName, dir: Result<Option<AttemptDir>, AttemptError>) {
         if let Err(error) = self.sandbox.remove(name).await {
             tracing::warn!(%error, container = %name, "the container stays until the next sweep");
             return;
         }
-        let removed = tokio::task::spawn_blocking(move || match dir {
-            Ok(Some(dir)) => dir.remove(),
+        let removed = match dir {
+            Ok(Some(dir)) => blocking(move || dir.remove()).await,
             Ok(None) => Ok(()),
             Err(error) => Err(error),
-        });
-        match removed.await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "the attempt's folder stays until the next sweep"),
-            Err(error) => tracing::warn!(%error, "the attempt's folder stays until the next sweep"),
+        };
+        if let Err(error) = removed {
+            tracing::warn!(%error, "the attempt's folder stays until the next sweep");
         }
+    }
+
+    /// The attempt's folder, if there is one.
+    async fn open_dir(&self, job: JobId, attempt: Attempt) -> Result<Option<AttemptDir>, AttemptError> {
+        let root = self.attempts_dir();
+        blocking(move || AttemptDir::open(&root, job, attempt)).await
     }
 
     /// Where the folders of attempts lie.
@@ -187,6 +191,13 @@ impl Attempts {
     pub fn attempts_dir(&self) -> std::path::PathBuf {
         self.config.state_dir.join("attempts")
     }
+}
+
+/// Work on an attempt's folder, which may keep a thread busy: not one that answers requests.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, AttemptDirError> + Send + 'static,
+) -> Result<T, AttemptError> {
+    Ok(tokio::task::spawn_blocking(work).await??)
 }
 
 /// Whether somebody has asked for the job's end.

@@ -8,7 +8,7 @@ use futures::StreamExt;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::reports::ReportReader;
-use super::{AttemptError, Attempts, Stop, hold, stopping};
+use super::{AttemptError, Attempts, Stop, blocking, hold, stopping};
 use crate::diagnose::Ending;
 use crate::sandbox::attempt_dir::{AttemptDir, Usage};
 use crate::sandbox::{ContainerName, Exit, Status};
@@ -134,7 +134,7 @@ impl Attempts {
         signalled: &mut bool,
     ) -> Result<(), Stop> {
         if lease.row().terminated.is_none() {
-            let Some(why) = self.must_end(lease, dir, tale)? else { return Ok(()) };
+            let Some(why) = self.must_end(lease, dir, tale).await? else { return Ok(()) };
             tracing::info!(?why, "the container is asked to end");
             lease.terminating(why).await?;
         }
@@ -157,7 +157,7 @@ impl Attempts {
     }
 
     /// Whether the attempt must not go on, and why.
-    fn must_end(&self, lease: &Lease, dir: &AttemptDir, tale: &Tale) -> Result<Option<Termination>, Stop> {
+    async fn must_end(&self, lease: &Lease, dir: &AttemptDir, tale: &Tale) -> Result<Option<Termination>, Stop> {
         let (job, row) = (lease.job(), lease.row());
         if stopping(lease) {
             return Ok(Some(Termination::Cancelled));
@@ -175,7 +175,8 @@ impl Attempts {
             return Ok(Some(Termination::Silent));
         }
         let most = Usage { bytes: job.limits.disk_bytes, files: MOST_FILES, events_bytes: MOST_EVENTS_BYTES };
-        let used = dir.usage(most)?;
+        let dir = dir.clone();
+        let used = blocking(move || dir.usage(most)).await?;
         let full = used.bytes > most.bytes || used.files > most.files || used.events_bytes > most.events_bytes;
         Ok(full.then_some(Termination::DiskFull))
     }

@@ -23,6 +23,7 @@ const MAX_UNREADABLE: u32 = 100;
 #[derive(Debug)]
 pub struct ReportReader {
     file: File,
+    buffer: Vec<u8>,
     offset: u64,
     unreadable: u32,
     ended: bool,
@@ -52,7 +53,7 @@ pub struct Reading {
 impl ReportReader {
     /// Opens the file to read on from `offset`; `ended` tells whether what lies before it held a final report.
     pub fn open(path: &Path, offset: u64, ended: bool) -> io::Result<Self> {
-        Ok(Self { file: File::open(path)?, offset, unreadable: 0, ended })
+        Ok(Self { file: File::open(path)?, buffer: vec![0; READ_BYTES], offset, unreadable: 0, ended })
     }
 
     /// Reads the complete lines that have come, up to a bound; an empty batch means that there are none.
@@ -61,16 +62,15 @@ impl ReportReader {
         if size < self.offset {
             return Ok(self.give_up(Vec::new(), &Unreadable::Shrank { was: self.offset, is: size }));
         }
-        let mut buffer = vec![0; READ_BYTES];
-        let read = read_at(&self.file, &mut buffer, self.offset)?;
-        let Some(newline) = buffer[..read].iter().rposition(|byte| *byte == b'\n') else {
+        let read = read_at(&self.file, &mut self.buffer, self.offset)?;
+        let Some(newline) = self.buffer[..read].iter().rposition(|byte| *byte == b'\n') else {
             if read > MAX_LINE_BYTES {
                 return Ok(self.give_up(Vec::new(), &Unreadable::TooLong));
             }
             return Ok(self.reading(Vec::new()));
         };
         let mut lines = Vec::new();
-        for line in buffer[..newline].split(|byte| *byte == b'\n') {
+        for line in self.buffer[..newline].split(|byte| *byte == b'\n') {
             let end = self.offset + line.len() as u64 + 1;
             if line.len() > MAX_LINE_BYTES {
                 return Ok(self.give_up(lines, &Unreadable::TooLong));

@@ -41,9 +41,9 @@ impl Attempts {
                         }
                         self.settle(self.sandbox.start(&name).await, "start").await?;
                     }
-                    Status::Running | Status::Exited(_) => return self.dir_of(lease),
+                    Status::Running | Status::Exited(_) => return self.dir_of(lease).await,
                 },
-                Ok(None) if self.has_spoken(lease)? => {
+                Ok(None) if self.has_spoken(lease).await? => {
                     let message = "the container is gone and nobody saw how it ended";
                     return Err(Stop::failed(FailureKind::EngineLost, Stage::Start, message));
                 }
@@ -142,8 +142,8 @@ impl Attempts {
     }
 
     /// The folder of an attempt whose container exists.
-    fn dir_of(&self, lease: &Lease) -> Result<AttemptDir, Stop> {
-        match AttemptDir::open(&self.attempts_dir(), lease.job().id, lease.attempt())? {
+    async fn dir_of(&self, lease: &Lease) -> Result<AttemptDir, Stop> {
+        match self.open_dir(lease.job().id, lease.attempt()).await? {
             Some(dir) => Ok(dir),
             None => {
                 Err(Stop::failed(FailureKind::Internal, Stage::Start, "the attempt's folder is gone from the host"))
@@ -152,14 +152,14 @@ impl Attempts {
     }
 
     /// Whether a worker of this attempt has ever said anything: then it must not be started a second time.
-    fn has_spoken(&self, lease: &Lease) -> Result<bool, Stop> {
+    async fn has_spoken(&self, lease: &Lease) -> Result<bool, Stop> {
         if lease.row().launched_ms.is_none() {
             return Ok(false);
         }
         if lease.row().report_offset > 0 {
             return Ok(true);
         }
-        let Some(dir) = AttemptDir::open(&self.attempts_dir(), lease.job().id, lease.attempt())? else {
+        let Some(dir) = self.open_dir(lease.job().id, lease.attempt()).await? else {
             return Ok(false);
         };
         Ok(std::fs::metadata(dir.events_path()).is_ok_and(|file| file.len() > 0))
