@@ -8,6 +8,8 @@ trap 'rm -f "$log"' EXIT
 cargo test --workspace --locked --no-fail-fast 2>&1 | tee "$log"
 status=$?
 awk '
+    # A test that cannot run here says so in a line of its own, and then counts as passed to cargo.
+    /^(test [^ ]+ \.\.\. )?skipped: / { skipped++; passed-- }
     /^test result: / { passed += $4; failed += $6; skipped += $8; binaries++ }
     END { printf "%d passed, %d failed, %d skipped\n", passed, failed, skipped; exit binaries == 0 }
 ' "$log" || exit 1

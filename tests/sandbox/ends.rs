@@ -44,7 +44,7 @@ async fn a_child_that_eats_memory_is_known_even_if_the_rest_ends_well() {
 #[tokio::test]
 async fn a_full_output_is_an_error_that_the_inside_can_tell() {
     if !rustix::process::geteuid().is_root() {
-        return; // Only root can give an output a file system of its own.
+        return crate::stage::skipped("only root can give an output a file system of its own");
     }
     let stage = Stage::with(OutputCap::LoopMount, |_| {});
     let act = stage.act_within(Limits { disk_bytes: 16 << 20, ..limits() }, &["fill", "/out/file"]);
