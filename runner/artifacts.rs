@@ -149,7 +149,9 @@ impl ArtifactStore {
         delete(&self.folder(job))
     }
 
-    fn folder(&self, job: JobId) -> PathBuf {
+    /// The folder that holds what a job has made.
+    #[must_use]
+    pub fn folder(&self, job: JobId) -> PathBuf {
         self.root.join(job.to_string())
     }
 }

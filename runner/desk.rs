@@ -3,7 +3,6 @@
 //! Nothing here lives longer than a request does. A job that was accepted is in the database before the answer is
 //! given, and goes its way without anybody at the desk.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -206,14 +205,8 @@ impl Desk {
                 sha256: artifact.sha256,
             })
             .collect();
-        let folder = (!artifacts.is_empty()).then(|| self.artifact_folder(id).display().to_string());
+        let folder = (!artifacts.is_empty()).then(|| self.artifacts.folder(id).display().to_string());
         Ok(ArtifactList { artifacts, folder })
-    }
-
-    /// The folder that holds what a job has made.
-    #[must_use]
-    pub fn artifact_folder(&self, id: JobId) -> PathBuf {
-        self.config.state_dir.join("artifacts").join(id.to_string())
     }
 
     /// What jobs may use of the host, and what of it is free. Without an engine there is nothing to give.

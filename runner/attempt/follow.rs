@@ -202,9 +202,7 @@ impl Attempts {
             }
         }
     }
-}
 
-impl Attempts {
     /// The engine hears of the kernel's kill and of the container's end on different ways, and may tell the end first.
     /// A kill that is not explained yet is looked at again for a moment: an out-of-memory must not pass for a lost
     /// engine, which would be tried again.
