@@ -12,7 +12,7 @@ use super::jobs::Named;
 use super::out::Out;
 use super::text::size;
 use super::upload::{bar, hex};
-use crate::api::{ArtifactList, ArtifactView};
+use crate::api::{ArtifactList, ArtifactView, JobView};
 
 /// Which job's artifacts, and where to.
 #[derive(Debug, clap::Args)]
@@ -29,6 +29,13 @@ impl Artifacts {
         let id = self.job.find(client).await?;
         let list: ArtifactList = client.get(&["v1", "jobs", &id.to_string(), "artifacts"], &[]).await?;
         if let Some(folder) = &self.download {
+            if list.artifacts.is_empty() {
+                let job: JobView = client.get(&["v1", "jobs", &id.to_string()], &[]).await?;
+                return Err(CliError::mistaken(
+                    format!("nothing to download: job `{id}` is {} and has made no artifacts", job.state),
+                    format!("`drydock watch {id}` follows it to its end; only a job that succeeds leaves artifacts"),
+                ));
+            }
             for artifact in &list.artifacts {
                 download(client, artifact, folder, out).await?;
             }

@@ -69,6 +69,16 @@ async fn artifacts_are_downloaded_whole() {
 }
 
 #[tokio::test]
+async fn a_download_of_nothing_is_not_called_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let fake = Fake::start(Script { jobs: vec![view(&id(1), "running")], ..Script::default() }).await;
+    let ran = fake.run(&["artifacts", "last", "--download", folder.path().join("new").to_str().unwrap()]).await;
+    assert_eq!(ran.code, 1);
+    assert!(ran.stderr.contains("is running and has made no artifacts"), "{}", ran.stderr);
+    assert!(!folder.path().join("new").exists());
+}
+
+#[tokio::test]
 async fn a_damaged_download_leaves_nothing_behind() {
     let folder = tempfile::tempdir().unwrap();
     let fake = Fake::start(artifacts(Some(b"other".to_vec()))).await;
