@@ -21,6 +21,7 @@ pub mod simd;
 pub mod swiglu;
 #[cfg(test)]
 mod testing;
+pub mod weight;
 
 use candle_core::{CpuStorage, Layout, Result, Shape, Storage, Tensor};
 

@@ -1,0 +1,121 @@
+//! A matrix of the model as it is held in memory, and the three products that training takes with it.
+//!
+//! What a product computes with is one thing ([`Precision`]), what its weight is held in another ([`Held`]): a frozen
+//! weight may lie in memory in the form of its file and is widened on the way into a product.
+
+use half::bf16;
+
+use super::matrix::{Matrix, MatrixMut, Threads, Write, multiplied, product};
+
+/// What the operands of a product are rounded to; sums are always f32.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Precision {
+    #[default]
+    F32,
+    /// Eight bits of mantissa, as bf16 autocast does it.
+    Bf16,
+}
+
+/// The values of a matrix `[out, width]`, row after row.
+#[derive(Debug, Clone, Copy)]
+pub enum Held<'a> {
+    F32(&'a [f32]),
+}
+
+/// A matrix `[out, width]` in somebody else's memory.
+#[derive(Debug, Clone, Copy)]
+pub struct Weight<'a> {
+    pub held: Held<'a>,
+    pub out: usize,
+    pub width: usize,
+}
+
+impl<'a> Weight<'a> {
+    /// Rows of `width` values without gaps.
+    pub fn f32(values: &'a [f32], width: usize) -> Self {
+        assert!(values.len().is_multiple_of(width), "{} values in rows of {width}", values.len());
+        Self { held: Held::F32(values), out: values.len() / width, width }
+    }
+
+    /// `y = x Wᵀ`: `[tokens, out]` of `[tokens, width]`.
+    pub fn forward(self, x: &[f32], precision: Precision) -> Vec<f32> {
+        let Held::F32(weight) = self.held;
+        match precision {
+            Precision::F32 => multiplied(Matrix::new(x, self.width), Matrix::new(weight, self.width).t()),
+            Precision::Bf16 => {
+                let (x, weight) = (rounded(x), rounded(weight));
+                multiplied(Matrix::new(&x, self.width), Matrix::new(&weight, self.width).t())
+            }
+        }
+    }
+
+    /// `dx += dy W`: adds the gradient of the product's input; an empty `dx` is begun.
+    pub fn backward(self, dy: &[f32], dx: &mut Vec<f32>, precision: Precision) {
+        let Held::F32(weight) = self.held;
+        let mut add = |dy: &[f32], weight: &[f32]| {
+            let (dy, weight) = (Matrix::new(dy, self.out), Matrix::new(weight, self.width));
+            if dx.is_empty() {
+                *dx = multiplied(dy, weight);
+            } else {
+                product(MatrixMut::new(dx, self.width), Write::Add, 1.0, dy, weight, Threads::All);
+            }
+        };
+        match precision {
+            Precision::F32 => add(dy, weight),
+            Precision::Bf16 => add(&rounded(dy), &rounded(weight)),
+        }
+    }
+
+    /// Row `index` in f32.
+    pub fn row(self, index: usize, into: &mut [f32]) {
+        let Held::F32(weight) = self.held;
+        into.copy_from_slice(&weight[index * self.width..(index + 1) * self.width]);
+    }
+}
+
+/// `dw += dyᵀ x`: adds the gradient `[out, width]` of a weight.
+pub fn weight_gradient(x: &[f32], dy: &[f32], dw: &mut [f32], width: usize, precision: Precision) {
+    let out = dw.len() / width;
+    let mut add = |x: &[f32], dy: &[f32]| {
+        let (x, dy) = (Matrix::new(x, width), Matrix::new(dy, out));
+        product(MatrixMut::new(dw, width), Write::Add, 1.0, dy.t(), x, Threads::All);
+    };
+    match precision {
+        Precision::F32 => add(x, dy),
+        Precision::Bf16 => add(&rounded(x), &rounded(dy)),
+    }
+}
+
+/// Values as bf16 can hold them, to the nearest, ties to even.
+fn rounded(values: &[f32]) -> Vec<f32> {
+    values.iter().map(|&value| bf16::from_f32(value).to_f32()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_three_products_are_sums_over_the_inner_index() {
+        let (x, w) = ([1.0, 2.0, 3.0, 4.0], [1.0, 0.5, -1.0, 2.0, 0.0, 1.0]);
+        let weight = Weight::f32(&w, 2);
+        for precision in [Precision::F32, Precision::Bf16] {
+            let y = weight.forward(&x, precision);
+            assert_eq!(y, [2.0, 3.0, 2.0, 5.0, 5.0, 4.0]);
+            let mut dx = Vec::new();
+            weight.backward(&y, &mut dx, precision);
+            assert_eq!(dx, [-1.0, 9.0, 0.0, 16.5]);
+            weight.backward(&y, &mut dx, precision);
+            assert_eq!(dx, [-2.0, 18.0, 0.0, 33.0]);
+            let mut dw = vec![1.0; 6];
+            weight_gradient(&x, &y, &mut dw, 2, precision);
+            assert_eq!(dw, [18.0, 25.0, 19.0, 27.0, 15.0, 21.0]);
+        }
+    }
+
+    #[test]
+    fn bf16_products_round_their_operands_only() {
+        let (x, w) = ([1.0 + 1.0 / 512.0, 1.0], [1.0, 1.0 / 256.0]);
+        assert_eq!(Weight::f32(&w, 2).forward(&x, Precision::Bf16), [1.0 + 1.0 / 256.0]);
+    }
+}
