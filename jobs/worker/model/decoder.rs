@@ -13,9 +13,9 @@ use super::layer::{Layer, LoraPlace, Projection, TrainedLayer, TrainingPass};
 use super::lora::{AdapterMatrix, LoraShape, Trainable, peft_name, projection_name};
 use crate::data::batch::Batch;
 use crate::ending::{Result, failed};
-use crate::kernels::attention::{Attention, Cache};
+use crate::kernels::attention::{Attention, Cache, Scoring};
 use crate::kernels::read;
-use crate::kernels::rope::Rope;
+use crate::kernels::rope::{Frequencies, Rope};
 
 pub struct Decoder {
     pub config: Config,
@@ -49,7 +49,10 @@ impl Decoder {
         } else {
             Arc::new(values(files, "lm_head.weight", &[vocabulary, hidden])?)
         };
-        let rope = Arc::new(Rope::new(&config.rope.inverse_frequencies(config.heads.dim), positions));
+        let rope = Arc::new(Rope::new(
+            &Frequencies { inverse: config.rope.inverse_frequencies(config.heads.dim), factor: 1.0 },
+            positions,
+        ));
         let last = Arc::new(LastLayer { norm, epsilon, weight });
         Ok(Self { config, embedding, layers, adapters: Vec::new(), last, rope })
     }
@@ -143,7 +146,12 @@ impl Decoder {
     }
 
     fn attention(&self, bounds: &Arc<[usize]>) -> Attention {
-        Attention { heads: self.config.heads, rope: self.rope.clone(), bounds: bounds.clone() }
+        Attention {
+            heads: self.config.heads,
+            scoring: Scoring::usual(self.config.heads.dim),
+            rope: self.rope.clone(),
+            bounds: bounds.clone(),
+        }
     }
 
     /// Lends a layer's adapters to `f`; there may be none.
@@ -156,7 +164,8 @@ impl Decoder {
 
     /// A conversation with nothing said yet.
     pub fn conversation(&self) -> Conversation<'_> {
-        let caches = self.layers.iter().map(|_| Cache::new(self.config.heads)).collect();
+        let caches =
+            self.layers.iter().map(|_| Cache::new(self.config.heads, Scoring::usual(self.config.heads.dim))).collect();
         Conversation { decoder: self, caches }
     }
 }

@@ -12,9 +12,9 @@ use drydock_spec::finetune::TargetModule;
 
 use crate::kernels::add::add_to;
 use crate::kernels::attention::Attention;
+use crate::kernels::gated::Activation;
 use crate::kernels::linear::{Dropout, Linear, Lora, LoraGradient, mix};
 use crate::kernels::norm::{rms_norm, rms_norm_backward};
-use crate::kernels::swiglu::{swiglu, swiglu_backward};
 use crate::kernels::{argument, gradient, output, read};
 
 /// The frozen part of a layer, and where its adapters lie.
@@ -97,7 +97,7 @@ impl Layer {
         let h = rms_norm(&middle, &self.post_attention_norm, self.epsilon);
         let gate = linear(TargetModule::GateProj).forward(&h);
         let up = linear(TargetModule::UpProj).forward(&h);
-        let mut y = linear(TargetModule::DownProj).forward(&swiglu(&gate, &up));
+        let mut y = linear(TargetModule::DownProj).forward(&Activation::Silu.gate(&gate, &up));
         add_to(&mut y, &middle);
         (y, Kept { q, k, v, attended, middle, gate, up })
     }
@@ -130,8 +130,8 @@ impl Layer {
         let Kept { q, k, v, attended, middle, gate, up } = kept;
 
         let mut dinner = Vec::new();
-        back(TargetModule::DownProj, &swiglu(&gate, &up), dy, Some(&mut dinner));
-        let (dgate, dup) = swiglu_backward(&gate, &up, &dinner);
+        back(TargetModule::DownProj, &Activation::Silu.gate(&gate, &up), dy, Some(&mut dinner));
+        let (dgate, dup) = Activation::Silu.gate_backward(&gate, &up, &dinner);
         let h = rms_norm(&middle, &self.post_attention_norm, self.epsilon);
         let mut dh = Vec::new();
         back(TargetModule::GateProj, &h, &dgate, Some(&mut dh));
