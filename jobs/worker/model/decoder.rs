@@ -15,7 +15,7 @@ use crate::data::batch::Batch;
 use crate::ending::{Result, failed};
 use crate::kernels::attention::{Attention, Cache, Scoring};
 use crate::kernels::read;
-use crate::kernels::rope::{Frequencies, Rope};
+use crate::kernels::rope::Rope;
 
 pub struct Decoder {
     pub config: Config,
@@ -49,10 +49,7 @@ impl Decoder {
         } else {
             Arc::new(values(files, "lm_head.weight", &[vocabulary, hidden])?)
         };
-        let rope = Arc::new(Rope::new(
-            &Frequencies { inverse: config.rope.inverse_frequencies(config.heads.dim), factor: 1.0 },
-            positions,
-        ));
+        let rope = Arc::new(config.rope.rope(positions));
         let last = Arc::new(LastLayer { norm, epsilon, weight });
         Ok(Self { config, embedding, layers, adapters: Vec::new(), last, rope })
     }
