@@ -72,6 +72,18 @@ pub struct Biases {
 }
 
 impl Config {
+    /// A projection's weight, `[out, width]`.
+    pub fn shape(&self, module: TargetModule) -> [usize; 2] {
+        let &Self { hidden, intermediate, heads, .. } = self;
+        match module {
+            TargetModule::QProj => [heads.query_width(), hidden],
+            TargetModule::KProj | TargetModule::VProj => [heads.key_value_width(), hidden],
+            TargetModule::OProj => [hidden, heads.query_width()],
+            TargetModule::GateProj | TargetModule::UpProj => [intermediate, hidden],
+            TargetModule::DownProj => [hidden, intermediate],
+        }
+    }
+
     /// How a layer's queries weigh keys.
     pub fn scoring(&self, layer: usize) -> Scoring {
         let Features { attention_scale, attention_softcap, .. } = self.features;
