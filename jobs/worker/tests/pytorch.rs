@@ -71,7 +71,7 @@ fn case_with_dropout(name: &str, dropout: f32) -> Case {
 
 impl Case {
     fn trainer(&self) -> Trainer<'_> {
-        Trainer::new(&self.decoder, &self.spec, &self.trainables, &self.rows)
+        Trainer::new(&self.decoder, &self.spec.recipe, &self.trainables, &self.rows)
     }
 
     fn batches(&self, size: usize) -> Vec<Batch> {
