@@ -13,6 +13,7 @@ pub mod add;
 pub mod attention;
 pub mod bias;
 pub mod cross_entropy;
+pub mod dora;
 pub mod gated;
 pub mod linear;
 mod matrix;
