@@ -12,6 +12,7 @@ use crate::ending::{Result, input};
 use crate::generate::{Question, answer_all, questions};
 use crate::model::ModelFiles;
 use crate::model::decoder::Decoder;
+use crate::model::fused;
 use crate::model::lora::{LoraShape, start_values};
 use crate::model::parameter::Trainable;
 use crate::random::{Chance, Purpose};
@@ -94,14 +95,14 @@ fn load(
         alpha: spec.lora_alpha,
         dropout: spec.lora_dropout as f32,
         dora: false,
-        targets: spec.target_modules.iter().map(|module| module.name().to_owned()).collect(),
+        targets: fused::targets(&spec.target_modules, &decoder.config)?,
     };
     Ok((decoder, shape))
 }
 
 fn adapt(decoder: &mut Decoder, shape: &LoraShape, seed: u64) -> Result<Vec<Trainable>> {
     let mut chance = Chance::new(seed, Purpose::Adapter);
-    decoder.adapt(shape, |_, _, [rank, width, out]| start_values(&mut chance, rank, width, out))
+    decoder.adapt(shape, |_, [rank, width, out]| start_values(&mut chance, rank, width, out))
 }
 
 fn model_report(decoder: &Decoder, trainables: &[Trainable]) -> ModelReport {

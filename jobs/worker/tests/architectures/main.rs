@@ -4,10 +4,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
+mod gguf;
+
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
+use drydock_spec::finetune::TargetModule;
 use drydock_worker::data::batch::Batch;
 use drydock_worker::data::rows::Row;
 use drydock_worker::kernels::linear::mix;
@@ -15,6 +18,7 @@ use drydock_worker::model::ModelFiles;
 use drydock_worker::model::config::Config;
 use drydock_worker::model::decoder::Decoder;
 use drydock_worker::model::fused;
+use drydock_worker::model::lora::{AdapterStart, LORA_A, LORA_B, LoraShape, peft_name};
 use drydock_worker::model::parameter::{Gradients, Trainable};
 use drydock_worker::model::tape::{Pass, Tape};
 use serde::Deserialize;
@@ -25,6 +29,16 @@ const CASES: [&str; 8] = ["llama_linear", "llama_yarn", "mistral", "qwen2", "qwe
 struct Reference {
     rows: Vec<ReferenceRow>,
     logits_row: usize,
+    loss: f64,
+    adapter: Option<ReferenceAdapter>,
+    /// What the `gguf` package calls the tensors.
+    gguf: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize)]
+struct ReferenceAdapter {
+    r: usize,
+    lora_alpha: f64,
     loss: f64,
 }
 
@@ -153,12 +167,41 @@ fn full_finetuning_has_pytorchs_loss_and_the_gradient_of_every_tensor() {
     for name in CASES {
         let case = Case::of(name);
         let mut decoder = case.decoder();
-        let trainables = decoder.train(|_| true).unwrap();
+        let names: Vec<String> = decoder.tensors().map(|tensor| tensor.name.clone()).collect();
+        let trainables = decoder.train(&names).unwrap();
         let (loss, gradients) = loss_and_gradients(&decoder, &trainables, &case.batch());
         let want = case.reference.loss;
         assert!((loss - want).abs() < 1e-5 * want, "{name}: the loss is {loss}, not {want}");
         check_gradients(&case, "gradient.", &gradients);
     }
+}
+
+/// On Phi-3 over its fused projections, as PEFT has it.
+#[test]
+fn an_adapter_has_pefts_loss_and_gradients() {
+    let cases = CASES.map(Case::of).into_iter().filter(|case| case.reference.adapter.is_some());
+    let mut seen = 0;
+    for case in cases {
+        let adapter = case.reference.adapter.as_ref().unwrap();
+        let mut decoder = case.decoder();
+        let targets = fused::targets(&TargetModule::ALL, &decoder.config).unwrap();
+        let shape = LoraShape { rank: adapter.r, alpha: adapter.lora_alpha, dropout: 0.0, dora: false, targets };
+        let start = |name: &str, kind: &str, shape: [usize; 2]| {
+            let values = weight_values(&peft_name(name, kind), shape[0] * shape[1]);
+            Tensor::from_vec(values, shape.as_slice(), &Device::Cpu).unwrap()
+        };
+        let trainables = decoder
+            .adapt(&shape, |name, [rank, width, out]| {
+                let (a, b) = (start(name, LORA_A, [rank, width]), start(name, LORA_B, [out, rank]));
+                Ok(AdapterStart { a, b, magnitude: None })
+            })
+            .unwrap();
+        let (loss, gradients) = loss_and_gradients(&decoder, &trainables, &case.batch());
+        assert!((loss - adapter.loss).abs() < 1e-5 * loss, "{}: the loss is {loss}, not {}", case.name, adapter.loss);
+        check_gradients(&case, "adapter.", &gradients);
+        seen += 1;
+    }
+    assert_eq!(seen, 3);
 }
 
 #[test]
