@@ -20,6 +20,10 @@ pub struct Decoder {
     pub vocabulary: u32,
     /// Whether the head's weight is the embedding's.
     pub tied: bool,
+    /// Values that a layer has beside its projections' weights and the norms before attention and MLP: biases, and
+    /// further norms.
+    #[serde(default)]
+    pub layer_vectors: u32,
 }
 
 /// What a batch is made of.
@@ -92,7 +96,8 @@ impl Decoder {
             })
             .sum();
         let embeddings = if self.tied { 1 } else { 2 };
-        embeddings * u64::from(self.vocabulary) * hidden + u64::from(self.layers) * (projections + 2 * hidden) + hidden
+        let layer = projections + 2 * hidden + u64::from(self.layer_vectors);
+        embeddings * u64::from(self.vocabulary) * hidden + u64::from(self.layers) * layer + hidden
     }
 
     /// Numbers in a LoRA adapter of rank `lora_r` on these projections.
@@ -204,6 +209,7 @@ mod tests {
         ffn: 1536,
         vocabulary: 49152,
         tied: true,
+        layer_vectors: 0,
     };
 
     fn spec(change: impl FnOnce(&mut FinetuneArgs)) -> FinetuneSpec {
@@ -225,6 +231,7 @@ mod tests {
             ffn: 14336,
             vocabulary: 128_256,
             tied: false,
+            layer_vectors: 0,
         };
         assert_eq!(llama3_8b.parameters(), 8_030_261_248);
     }
@@ -302,7 +309,7 @@ mod tests {
         fn absurd_shapes_do_not_overflow(layers: u16, width in 0..1u32 << 22, rows: u32, length: u32) {
             let model = Decoder {
                 layers: u32::from(layers), hidden: width, heads: 64, kv_heads: 64, head_dim: width / 64, ffn: width,
-                vocabulary: 1 << 24, tied: false,
+                vocabulary: 1 << 24, tied: false, layer_vectors: 0,
             };
             let need = finetune_memory(&model, &spec(|_| {}), Batch::new(rows, length));
             prop_assert!(need > 0);

@@ -1,6 +1,6 @@
 //! What a model is like: the numbers in `config.json` or in a GGUF's metadata, as one decoder understands them.
 
-pub mod family;
+mod architecture;
 mod gguf;
 mod hf;
 pub mod rope;
@@ -11,7 +11,6 @@ use drydock_spec::finetune::TargetModule;
 use crate::ending::{Result, failed};
 use crate::kernels::attention::{Heads, Scoring};
 use crate::kernels::gated::Activation;
-pub use family::{Family, check_architecture};
 pub(in crate::model) use gguf::Asked;
 pub use hf::OneOrMany;
 pub use rope::{RopeConfig, RopeScaling};

@@ -3,8 +3,17 @@ use proptest::prelude::*;
 
 use super::*;
 
-const SMOLLM2_135M: Decoder =
-    Decoder { layers: 30, hidden: 576, heads: 9, kv_heads: 3, head_dim: 64, ffn: 1536, vocabulary: 49152, tied: true };
+const SMOLLM2_135M: Decoder = Decoder {
+    layers: 30,
+    hidden: 576,
+    heads: 9,
+    kv_heads: 3,
+    head_dim: 64,
+    ffn: 1536,
+    vocabulary: 49152,
+    tied: true,
+    layer_vectors: 0,
+};
 
 fn needs(rows: u32, length: u32) -> Needs {
     let args = FinetuneArgs {

@@ -1,9 +1,11 @@
 //! A GGUF's metadata, as llama.cpp reads it: what a file does not say is told by its tensors or by the architecture.
 
 use drydock_spec::FailureKind::{BadModel, UnsupportedModel};
+use drydock_spec::model::Architecture;
 
+use super::architecture::{self, window_pattern};
 use super::rope::Yarn;
-use super::{Biases, Config, Family, Features, RopeConfig, RopeScaling};
+use super::{Biases, Config, Features, RopeConfig, RopeScaling};
 use crate::ending::{Result, failed};
 use crate::kernels::attention::Heads;
 use crate::model::gguf::Metadata;
@@ -20,9 +22,9 @@ pub(in crate::model) struct Asked<'a> {
 impl Config {
     pub(in crate::model) fn from_gguf(file: &Asked<'_>) -> Result<Self> {
         let metadata = &file.metadata;
-        let architecture = metadata.text("general.architecture").unwrap_or("(none)");
-        let family = Family::named(architecture)?;
-        let keys = Keys { file, architecture, family };
+        let name = metadata.text("general.architecture").unwrap_or("(none)");
+        let architecture = architecture::architecture(name)?;
+        let keys = Keys { file, name, architecture };
         let (hidden, query) = (keys.required("embedding_length")?, keys.required("attention.head_count")?);
         let embedding = (file.shape)("token_embd.weight");
         let Some(&[vocabulary, _]) = embedding.as_deref() else {
@@ -30,12 +32,12 @@ impl Config {
         };
         let turning = keys.count("rope.dimension_count");
         // Phi-3 may turn a part of each head only; elsewhere old files have no other trace of the heads' dimension.
-        let dim = keys.count("attention.key_length").or(turning.filter(|_| family != Family::Phi3));
+        let dim = keys.count("attention.key_length").or(turning.filter(|_| architecture != Architecture::Phi3));
         let dim = dim.unwrap_or(hidden / query.max(1));
         let layers = keys.required("block_count")?;
         let max_positions = keys.required("context_length")?;
         let rope = RopeConfig {
-            theta: keys.number("rope.freq_base").unwrap_or(if family == Family::Gemma3 {
+            theta: keys.number("rope.freq_base").unwrap_or(if architecture == Architecture::Gemma3 {
                 1_000_000.0
             } else {
                 10_000.0
@@ -44,13 +46,13 @@ impl Config {
             scaling: keys.rope_scaling(max_positions)?,
         };
         let local_theta = keys.number("rope.freq_base_swa").unwrap_or(10_000.0);
-        let window_rope = (family == Family::Gemma3).then_some(RopeConfig {
+        let window_rope = (architecture == Architecture::Gemma3).then_some(RopeConfig {
             theta: local_theta,
             dim: rope.dim,
             scaling: RopeScaling::None,
         });
         Self {
-            architecture: family.name().to_owned(),
+            architecture: architecture.name().to_owned(),
             layers,
             hidden,
             heads: Heads { query, key_value: keys.count("attention.head_count_kv").unwrap_or(query), dim },
@@ -77,13 +79,13 @@ impl Config {
 /// The keys of one architecture.
 struct Keys<'a> {
     file: &'a Asked<'a>,
-    architecture: &'a str,
-    family: Family,
+    name: &'a str,
+    architecture: Architecture,
 }
 
 impl Keys<'_> {
     fn key(&self, name: &str) -> String {
-        format!("{}.{name}", self.architecture)
+        format!("{}.{name}", self.name)
     }
 
     fn required(&self, name: &str) -> Result<usize> {
@@ -99,7 +101,7 @@ impl Keys<'_> {
     }
 
     fn features(&self, layers: usize, hidden: usize, query: usize, dim: usize) -> Features {
-        let mut features = self.family.features(hidden, dim);
+        let mut features = architecture::features(self.architecture, hidden, dim);
         let has = |part: &str| (self.file.shape)(&format!("blk.0.{part}.bias")).is_some();
         features.biases = Biases {
             query_key_value: has("attn_q") || has("attn_qkv"),
@@ -107,14 +109,14 @@ impl Keys<'_> {
             mlp: has("ffn_up"),
         };
         let cap = |name: &str| self.number(name).map(|cap| cap as f32).filter(|cap| *cap > 0.0);
-        if self.family.is_gemma() {
+        if self.architecture.is_gemma() {
             features.logit_softcap = cap("final_logit_softcapping");
         }
-        if self.family == Family::Gemma2 {
+        if self.architecture == Architecture::Gemma2 {
             features.attention_softcap = cap("attn_logit_softcapping");
         }
         // The files do not say it: the largest models of both families scale by the stream's width, not by the head's.
-        if matches!((self.family, layers), (Family::Gemma2, 46) | (Family::Gemma3, 62)) {
+        if matches!((self.architecture, layers), (Architecture::Gemma2, 46) | (Architecture::Gemma3, 62)) {
             features.attention_scale = 1.0 / ((hidden / query.max(1)) as f32).sqrt();
         }
         features
@@ -122,15 +124,15 @@ impl Keys<'_> {
 
     fn windows(&self, layers: usize) -> Result<Vec<Option<usize>>> {
         let window = self.count("attention.sliding_window").filter(|window| *window > 0);
-        match self.family {
-            Family::Phi3 => Ok(vec![window; layers]),
-            Family::Gemma2 | Family::Gemma3 => {
+        match self.architecture {
+            Architecture::Phi3 => Ok(vec![window; layers]),
+            Architecture::Gemma2 | Architecture::Gemma3 => {
                 let key = "attention.sliding_window_pattern";
-                let pattern = self.count(key).unwrap_or(self.family.window_pattern());
+                let pattern = self.count(key).unwrap_or(window_pattern(self.architecture));
                 if pattern == 0 {
                     return failed(BadModel, format!("GGUF metadata `{}`: 0", self.key(key)));
                 }
-                let window = window.or((self.family == Family::Gemma2).then_some(4096));
+                let window = window.or((self.architecture == Architecture::Gemma2).then_some(4096));
                 Ok((1..=layers).map(|layer| window.filter(|_| !layer.is_multiple_of(pattern))).collect())
             }
             _ => Ok(vec![None; layers]),

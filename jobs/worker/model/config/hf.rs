@@ -1,13 +1,14 @@
 //! `config.json`, as Hugging Face's Transformers reads it: what a file leaves out has the default of its architecture.
 
 use drydock_spec::FailureKind::{BadModel, UnsupportedModel};
-use drydock_spec::model::ROPE_SCALINGS;
+use drydock_spec::model::{ACTIVATIONS, Architecture, ROPE_SCALINGS};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+use super::architecture::{self, window_pattern};
 use super::rope::{Yarn, long_sharpening};
-use super::{Biases, Config, Family, Features, RopeConfig, RopeScaling};
+use super::{Biases, Config, Features, RopeConfig, RopeScaling};
 use crate::ending::{OrFail, Result, failed};
 use crate::kernels::attention::Heads;
 use crate::kernels::gated::Activation;
@@ -70,57 +71,50 @@ impl Config {
     pub fn from_hf(json: &Value) -> Result<Self> {
         // The architecture first: other architectures lack fields, and that is not what is wrong with them.
         let name = json.get("model_type").and_then(Value::as_str).unwrap_or("(none)");
-        let family = Family::named(name)?;
+        let architecture = architecture::architecture(name)?;
         match json.get("text_config") {
-            None => Self::of_text(family, Fields::of(json)?),
+            None => Self::of_text(architecture, Fields::of(json)?),
             Some(text) => {
                 check_text_only(name, json)?;
-                Self::of_text(family, Fields::of(text)?)
+                Self::of_text(architecture, Fields::of(text)?)
             }
         }
     }
 
-    fn of_text(family: Family, fields: Fields<'_>) -> Result<Self> {
-        let gemma = family.is_gemma();
+    fn of_text(architecture: Architecture, fields: Fields<'_>) -> Result<Self> {
+        // What some architectures' files leave out because Transformers knows it.
+        let number = |name: &str, usual: Option<u32>| match usual {
+            Some(usual) => fields.or(name, usual as usize),
+            None => fields.required(name),
+        };
         let (hidden, layers) = (fields.required("hidden_size")?, fields.required("num_hidden_layers")?);
-        let query =
-            if gemma { fields.or("num_attention_heads", 8)? } else { fields.required("num_attention_heads")? };
+        let usual_heads = architecture.usual_heads();
+        let query = number("num_attention_heads", usual_heads.map(|[query, _]| query))?;
         let heads = Heads {
             query,
-            key_value: fields.or("num_key_value_heads", if gemma { 4 } else { query })?,
-            dim: fields.or(
-                "head_dim",
-                match family {
-                    Family::Gemma2 | Family::Gemma3 => 256,
-                    Family::Qwen3 => 128,
-                    _ => hidden / query.max(1),
-                },
-            )?,
+            key_value: fields
+                .or("num_key_value_heads", usual_heads.map_or(query, |[_, answering]| answering as usize))?,
+            dim: fields
+                .or("head_dim", architecture.usual_head_dim().map_or(hidden / query.max(1), |dim| dim as usize))?,
         };
-        let max_positions = match family {
-            Family::Gemma2 => fields.or("max_position_embeddings", 8192)?,
-            Family::Gemma3 => fields.or("max_position_embeddings", 131_072)?,
-            _ => fields.required("max_position_embeddings")?,
-        };
-        let (rope, window_rope) = ropes(family, fields, heads.dim, max_positions)?;
+        let usual = architecture.usual_vocabulary_and_positions();
+        let max_positions = number("max_position_embeddings", usual.map(|[_, positions]| positions))?;
+        let (rope, window_rope) = ropes(architecture, fields, heads.dim, max_positions)?;
+        let epsilon = if architecture == Architecture::Phi3 { 1e-5 } else { 1e-6 };
         let config = Self {
-            architecture: family.name().to_owned(),
+            architecture: architecture.name().to_owned(),
             layers,
             hidden,
             heads,
             intermediate: fields.required("intermediate_size")?,
-            vocabulary: match family {
-                Family::Gemma2 => fields.or("vocab_size", 256_000)?,
-                Family::Gemma3 => fields.or("vocab_size", 262_208)?,
-                _ => fields.required("vocab_size")?,
-            },
-            norm_epsilon: fields.or::<f64>("rms_norm_eps", if family == Family::Phi3 { 1e-5 } else { 1e-6 })? as f32,
+            vocabulary: number("vocab_size", usual.map(|[vocabulary, _]| vocabulary))?,
+            norm_epsilon: fields.or::<f64>("rms_norm_eps", epsilon)? as f32,
             rope,
             window_rope,
-            windows: windows(family, fields, layers)?,
-            features: features(family, fields, hidden, heads.dim)?,
+            windows: windows(architecture, fields, layers)?,
+            features: features(architecture, fields, hidden, heads.dim)?,
             max_positions,
-            tied: fields.or("tie_word_embeddings", gemma)?,
+            tied: fields.or("tie_word_embeddings", architecture.is_gemma())?,
             eos: fields.optional::<OneOrMany>("eos_token_id", None)?.map(Vec::from).unwrap_or_default(),
         };
         config.checked()
@@ -138,53 +132,52 @@ fn check_text_only(name: &str, json: &Value) -> Result<()> {
     Err(failure.with_hint("take a text-only model of the family, such as one of the type gemma3_text").into())
 }
 
-fn features(family: Family, fields: Fields<'_>, hidden: usize, head_dim: usize) -> Result<Features> {
-    let mut features = family.features(hidden, head_dim);
-    let activation = if family.is_gemma() { "hidden_activation" } else { "hidden_act" };
-    features.activation = match fields.optional::<String>(activation, None)?.as_deref() {
+fn features(architecture: Architecture, fields: Fields<'_>, hidden: usize, head_dim: usize) -> Result<Features> {
+    let mut features = architecture::features(architecture, hidden, head_dim);
+    features.activation = match fields.optional::<String>(architecture.activation_field(), None)?.as_deref() {
         None => features.activation,
         Some("silu" | "swish") => Activation::Silu,
         Some("gelu_pytorch_tanh" | "gelu_new") => Activation::GeluTanh,
         Some(other) => {
-            let message = format!("the model's activation is `{other}`; known are: silu, gelu_pytorch_tanh");
-            return failed(UnsupportedModel, message);
+            let known = ACTIVATIONS.join(", ");
+            return failed(UnsupportedModel, format!("the model's activation is `{other}`; known are: {known}"));
         }
     };
-    if matches!(family, Family::Llama | Family::Qwen3 | Family::Gemma2 | Family::Gemma3) {
+    if architecture.may_have_attention_bias() {
         let attention = fields.or("attention_bias", false)?;
         features.biases = Biases { query_key_value: attention, output: attention, mlp: false };
     }
-    if family == Family::Llama {
+    if architecture == Architecture::Llama {
         features.biases.mlp = fields.or("mlp_bias", false)?;
     }
-    if family.is_gemma() {
+    if architecture.is_gemma() {
         if fields.or("use_bidirectional_attention", false)? {
             return failed(UnsupportedModel, "the model reads in both directions; models that read forwards are known");
         }
         let scalar: f64 = fields.or("query_pre_attn_scalar", 256.0)?;
         features.attention_scale = scalar.powf(-0.5) as f32;
-        let usual = (family == Family::Gemma2).then_some(30.0);
+        let usual = (architecture == Architecture::Gemma2).then_some(30.0);
         features.logit_softcap = fields.optional("final_logit_softcapping", usual)?;
     }
-    if family == Family::Gemma2 {
+    if architecture == Architecture::Gemma2 {
         features.attention_softcap = fields.optional("attn_logit_softcapping", Some(50.0))?;
     }
     Ok(features)
 }
 
 /// The window of each layer.
-fn windows(family: Family, fields: Fields<'_>, layers: usize) -> Result<Vec<Option<usize>>> {
-    let usual = (family.is_gemma() || family == Family::Mistral).then_some(4096);
-    let mut window: Option<usize> = match family {
-        Family::Llama => None,
+fn windows(architecture: Architecture, fields: Fields<'_>, layers: usize) -> Result<Vec<Option<usize>>> {
+    let usual = (architecture.is_gemma() || architecture == Architecture::Mistral).then_some(4096);
+    let mut window: Option<usize> = match architecture {
+        Architecture::Llama => None,
         _ => fields.optional("sliding_window", usual)?,
     };
-    let qwen = matches!(family, Family::Qwen2 | Family::Qwen3);
+    let qwen = matches!(architecture, Architecture::Qwen2 | Architecture::Qwen3);
     if qwen && !fields.or("use_sliding_window", false)? {
         window = None;
     }
     // Only these architectures have layers of different kinds.
-    if !qwen && !family.is_gemma() {
+    if !qwen && !architecture.is_gemma() {
         return Ok(vec![window; layers]);
     }
     let kinds: Option<Vec<String>> = fields.optional("layer_types", None)?;
@@ -204,9 +197,9 @@ fn windows(family: Family, fields: Fields<'_>, layers: usize) -> Result<Vec<Opti
             (0..layers).map(|layer| layer >= first).collect()
         }
         None => {
-            let pattern: usize = match family {
-                Family::Gemma3 => fields.or("sliding_window_pattern", family.window_pattern())?,
-                _ => family.window_pattern(),
+            let pattern: usize = match architecture {
+                Architecture::Gemma3 => fields.or("sliding_window_pattern", window_pattern(architecture))?,
+                _ => window_pattern(architecture),
             };
             (1..=layers).map(|layer| !layer.is_multiple_of(pattern)).collect()
         }
@@ -219,7 +212,7 @@ fn windows(family: Family, fields: Fields<'_>, layers: usize) -> Result<Vec<Opti
 
 /// What turns the heads, and what those of layers with a window where that differs.
 fn ropes(
-    family: Family,
+    architecture: Architecture,
     fields: Fields<'_>,
     head_dim: usize,
     max_positions: usize,
@@ -227,9 +220,9 @@ fn ropes(
     // Transformers 5 writes everything into `rope_parameters`, for Gemma 3 once for each kind of layer.
     let parameters = fields.within("rope_parameters").or_else(|| fields.within("rope_scaling"));
     let rope = |parameters: Option<Fields<'_>>, theta: f64| {
-        RopeReader { family, fields, parameters, head_dim, max_positions }.rope(theta)
+        RopeReader { architecture, fields, parameters, head_dim, max_positions }.rope(theta)
     };
-    if family != Family::Gemma3 {
+    if architecture != Architecture::Gemma3 {
         return Ok((rope(parameters, fields.or("rope_theta", 10_000.0)?)?, None));
     }
     let kind = |kind: &str| parameters.and_then(|parameters| parameters.within(kind));
@@ -241,7 +234,7 @@ fn ropes(
 }
 
 struct RopeReader<'a> {
-    family: Family,
+    architecture: Architecture,
     fields: Fields<'a>,
     parameters: Option<Fields<'a>>,
     head_dim: usize,
@@ -256,7 +249,7 @@ impl RopeReader<'_> {
             None => self.fields.or("partial_rotary_factor", 1.0)?,
         };
         // The others' code in Transformers turns whole heads whatever their files say.
-        if share != 1.0 && self.family != Family::Phi3 {
+        if share != 1.0 && self.architecture != Architecture::Phi3 {
             let message = format!("the model turns {share} of each head; in this architecture whole heads are known");
             return failed(UnsupportedModel, message);
         }
@@ -280,7 +273,7 @@ impl RopeReader<'_> {
                 original_positions: self.original_positions()?,
             }),
             // The first Phi-3 files call it by the names of its forerunners.
-            Some("su" | "yarn") if self.family == Family::Phi3 => self.long(parameters),
+            Some("su" | "yarn") if self.architecture == Architecture::Phi3 => self.long(parameters),
             Some("yarn") => self.yarn(parameters),
             Some("longrope") => self.long(parameters),
             Some(other) => {
@@ -347,7 +340,7 @@ impl RopeReader<'_> {
     /// Positions before the context was stretched; Phi-3 has them beside the scaling.
     fn original_positions(&self) -> Result<f64> {
         const NAME: &str = "original_max_position_embeddings";
-        let usual = if self.family == Family::Phi3 { 4096.0 } else { self.max_positions as f64 };
+        let usual = if self.architecture == Architecture::Phi3 { 4096.0 } else { self.max_positions as f64 };
         let beside = self.fields.optional::<f64>(NAME, None)?;
         match beside.map_or_else(|| self.number(NAME), |beside| Ok(Some(beside)))?.unwrap_or(usual) {
             positions if positions > 0.0 => Ok(positions),
