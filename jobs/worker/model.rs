@@ -3,6 +3,7 @@
 pub mod config;
 pub mod decoder;
 pub mod describe;
+pub mod fused;
 pub mod gguf;
 pub mod head;
 mod hf;
@@ -85,6 +86,19 @@ impl ModelFiles {
     /// The tensor of this name, frozen and in Hugging Face's order of rows; its shape must be the one that the
     /// configuration promises.
     pub fn parameter(&mut self, name: &str, shape: &[usize]) -> Result<Parameter> {
+        let stored = match fused::part(name, &self.config) {
+            None => self.stored(name, shape)?,
+            Some(part) => {
+                let mut whole = shape.to_vec();
+                whole[0] = part.of;
+                self.stored(&part.whole, &whole)?.rows(part.rows)
+            }
+        };
+        Ok(Parameter { name: name.to_owned(), shape: shape.to_vec(), place: Place::Frozen(stored) })
+    }
+
+    /// A tensor of the files.
+    fn stored(&mut self, name: &str, shape: &[usize]) -> Result<Stored> {
         let (stored, found) = match &mut self.weights {
             Weights::Gguf(file) => {
                 let tensor = file.tensor(name, &self.config)?;
@@ -97,7 +111,7 @@ impl ModelFiles {
             let message = format!("tensor `{name}` is {found:?}; the configuration asks for {shape:?}");
             return failed(FailureKind::BadModel, message);
         }
-        Ok(Parameter { name: name.to_owned(), shape: found, place: Place::Frozen(stored) })
+        Ok(stored)
     }
 }
 

@@ -271,18 +271,11 @@ fn load_layer(files: &mut ModelFiles, index: usize) -> Result<Layer> {
 }
 
 fn load_projection(files: &mut ModelFiles, index: usize, module: TargetModule) -> Result<Projection> {
-    let Config { hidden, intermediate, heads, .. } = files.config;
-    let (out, width) = match module {
-        TargetModule::QProj => (heads.query_width(), hidden),
-        TargetModule::KProj | TargetModule::VProj => (heads.key_value_width(), hidden),
-        TargetModule::OProj => (hidden, heads.query_width()),
-        TargetModule::GateProj | TargetModule::UpProj => (intermediate, hidden),
-        TargetModule::DownProj => (hidden, intermediate),
-    };
+    let shape = files.config.shape(module);
     let name = projection_name(index, module);
-    let weight = files.parameter(&format!("{name}.weight"), &[out, width])?;
+    let weight = files.parameter(&format!("{name}.weight"), &shape)?;
     let bias = if files.config.features.has_bias(module) {
-        Some(files.parameter(&format!("{name}.bias"), &[out])?)
+        Some(files.parameter(&format!("{name}.bias"), &shape[..1])?)
     } else {
         None
     };
