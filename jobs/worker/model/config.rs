@@ -4,6 +4,7 @@ mod architecture;
 mod gguf;
 mod hf;
 pub mod rope;
+mod written;
 
 use drydock_spec::FailureKind;
 use drydock_spec::finetune::TargetModule;
@@ -14,6 +15,7 @@ use crate::kernels::gated::Activation;
 pub(in crate::model) use gguf::Asked;
 pub use hf::OneOrMany;
 pub use rope::{RopeConfig, RopeScaling};
+pub(in crate::model) use written::class;
 
 /// The shape of a decoder.
 #[derive(Debug, Clone, PartialEq)]
