@@ -10,9 +10,10 @@ use std::path::Path;
 use candle_core::quantized::gguf_file::{Content, Value};
 use candle_core::{Device, Tensor};
 use drydock_spec::FailureKind::{BadModel, UnsupportedModel};
+use drydock_spec::model::TOKENIZERS;
 
 use super::config::{Asked, Config};
-use super::tokenizer::{BpeParts, Text};
+use super::tokenizer::{GgufTokenizer, Method, Text};
 use crate::ending::{OrFail, Result, failed};
 use names::{Change, change, gguf_name};
 
@@ -103,23 +104,28 @@ impl GgufFile {
         let id = |name: &str| {
             metadata.count(&format!("tokenizer.ggml.{name}_token_id")).and_then(|id| u32::try_from(id).ok())
         };
-        match metadata.text("tokenizer.ggml.model") {
-            Some("gpt2") => {}
+        let string = |value: &Value| value.to_string().ok().cloned();
+        let method = match metadata.text("tokenizer.ggml.model") {
+            Some("gpt2") => Method::Bytes {
+                pre_tokenizer: metadata.text("tokenizer.ggml.pre").unwrap_or("default").to_owned(),
+                merges: metadata.list("tokenizer.ggml.merges", string)?,
+            },
+            Some("llama") => Method::Pieces {
+                scores: metadata.list("tokenizer.ggml.scores", |score| score.to_f32().ok())?,
+                space_prefix: metadata.flag("tokenizer.ggml.add_space_prefix").unwrap_or(true),
+            },
             other => {
-                let message = format!(
-                    "the GGUF's tokenizer is of the kind `{}`; known is `gpt2` (byte-level BPE)",
-                    other.unwrap_or("(none)")
-                );
+                let kinds = TOKENIZERS.join(", ");
+                let message =
+                    format!("the GGUF's tokenizer is of the kind `{}`; known are: {kinds}", other.unwrap_or("(none)"));
                 let failure = drydock_spec::Failure::new(UnsupportedModel, message);
                 return Err(failure.with_hint("put the model's tokenizer.json beside the .gguf file").into());
             }
-        }
-        let string = |value: &Value| value.to_string().ok().cloned();
-        BpeParts {
-            pre_tokenizer: metadata.text("tokenizer.ggml.pre").unwrap_or("default").to_owned(),
+        };
+        GgufTokenizer {
+            method,
             tokens: metadata.list("tokenizer.ggml.tokens", string)?,
             kinds: metadata.list("tokenizer.ggml.token_type", whole)?,
-            merges: metadata.list("tokenizer.ggml.merges", string)?,
             bos: id("bos"),
             eos: id("eos"),
             eot: id("eot"),
