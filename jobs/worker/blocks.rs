@@ -14,6 +14,8 @@ mod float;
 mod legacy;
 mod super_block;
 
+pub(crate) use float::from_f16;
+
 use rayon::prelude::*;
 
 /// How the values of a tensor are held.

@@ -16,6 +16,7 @@ pub mod linear;
 mod matrix;
 mod memory;
 pub mod norm;
+pub mod quantized;
 pub mod rope;
 pub mod simd;
 pub mod swiglu;
