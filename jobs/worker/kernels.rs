@@ -12,6 +12,7 @@ pub mod adamw;
 pub mod add;
 pub mod attention;
 pub mod cross_entropy;
+mod few;
 pub mod linear;
 mod matrix;
 mod memory;

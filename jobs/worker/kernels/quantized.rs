@@ -13,6 +13,8 @@ mod lanes;
 mod legacy;
 mod rounded;
 mod super_block;
+#[cfg(test)]
+mod testing;
 mod tile;
 mod widened;
 
@@ -74,10 +76,16 @@ impl<'a> Blocks<'a> {
         self.kind.decode(self.rows(index..index + 1, into.len()), into);
     }
 
+    /// Whether there are codes to multiply; floats have none.
+    pub(super) fn has_codes(self) -> bool {
+        Form::of(self.kind).is_some()
+    }
+
     /// `y = x Wᵀ` in integers, `[tokens, out]` of `[tokens, width]`: off by what rounding the activations to eight bits
-    /// takes away. None for floats, which have no codes.
-    pub(super) fn forward_int8(self, x: &[f32], width: usize) -> Option<Vec<f32>> {
-        Form::of(self.kind).map(|form| self.forward_on(x, width, form, Machine::this()))
+    /// takes away.
+    pub(super) fn forward_int8(self, x: &[f32], width: usize) -> Vec<f32> {
+        let form = Form::of(self.kind).expect("asked for blocks with codes");
+        self.forward_on(x, width, form, Machine::this())
     }
 
     fn forward_on(self, x: &[f32], width: usize, form: Form, machine: Machine) -> Vec<f32> {
@@ -114,53 +122,14 @@ impl<'a> Blocks<'a> {
 
 #[cfg(test)]
 mod tests {
-    use rand_chacha::ChaCha8Rng;
-    use rand_chacha::rand_core::{Rng, SeedableRng};
-
+    use super::testing::{KINDS, some_activations, some_blocks};
     use super::*;
-
-    const KINDS: [BlockKind; 10] = [
-        BlockKind::Q4_0,
-        BlockKind::Q4_1,
-        BlockKind::Q5_0,
-        BlockKind::Q5_1,
-        BlockKind::Q8_0,
-        BlockKind::Q2K,
-        BlockKind::Q3K,
-        BlockKind::Q4K,
-        BlockKind::Q5K,
-        BlockKind::Q6K,
-    ];
-
-    /// Blocks whose codes are any and whose scales are about as large as those of a model.
-    fn some_blocks(kind: BlockKind, rows: usize, width: usize) -> Vec<u8> {
-        let mut random = ChaCha8Rng::seed_from_u64(11);
-        let mut bytes = vec![0; rows * kind.row_bytes(width).unwrap()];
-        random.fill_bytes(&mut bytes);
-        let scales: &[usize] = match kind {
-            BlockKind::Q2K => &[80, 82],
-            BlockKind::Q3K => &[108],
-            BlockKind::Q6K => &[208],
-            BlockKind::Q4_1 | BlockKind::Q5_1 | BlockKind::Q4K | BlockKind::Q5K => &[0, 2],
-            _ => &[0],
-        };
-        for block in bytes.chunks_exact_mut(kind.block_bytes()) {
-            for &at in scales {
-                // 2^-7 to 2^-4, of either sign.
-                block[at + 1] = block[at + 1] & 0x83 | 0x20 | (block[at + 1] & 0x0c) % 12;
-            }
-        }
-        bytes
-    }
-
-    fn some_activations(tokens: usize, width: usize) -> Vec<f32> {
-        (0..tokens * width).map(|i| (i as f32 * 0.711).sin() * (1.0 + (i % 37) as f32 / 5.0)).collect()
-    }
 
     fn machines() -> Vec<Machine> {
         let best = level();
         let levels = [Level::Baseline, Level::Avx2, Level::Avx512].into_iter().filter(|&some| some as u8 <= best as u8);
-        let pairs = levels.flat_map(|level| Instructions::all().into_iter().map(move |i| Machine { level, instructions: i }));
+        let pairs =
+            levels.flat_map(|level| Instructions::all().into_iter().map(move |i| Machine { level, instructions: i }));
         pairs.collect()
     }
 
@@ -177,7 +146,8 @@ mod tests {
                     let largest = x.iter().fold(0.0f32, |a, b| a.max(b.abs()));
                     let half_a_scale = f64::from(largest) / 254.0;
                     sum += x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum::<f64>();
-                    bound += w.iter().map(|w| f64::from(w.abs()) * (half_a_scale + f64::from(largest) * 1e-5)).sum::<f64>();
+                    bound +=
+                        w.iter().map(|w| f64::from(w.abs()) * (half_a_scale + f64::from(largest) * 1e-5)).sum::<f64>();
                 }
                 results[token * out + index] = (sum, bound);
             }
@@ -193,7 +163,7 @@ mod tests {
                 let blocks = Blocks::new(kind, &bytes, width);
                 let x = some_activations(tokens, width);
                 let form = Form::of(kind).unwrap();
-                let first = blocks.forward_int8(&x, width).unwrap();
+                let first = blocks.forward_int8(&x, width);
                 for (y, (want, bound)) in first.iter().zip(slow(blocks, &x, width)) {
                     let error = (f64::from(*y) - want).abs();
                     assert!(error <= bound, "{kind}: {y}, not {want}: off by {error}, at most {bound}");

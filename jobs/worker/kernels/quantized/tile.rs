@@ -114,7 +114,8 @@ impl Tile {
         let groups = kind.block_len() / self.form.group;
         let codes = self.codes.chunks_exact_mut(kind.block_len() / 4);
         for (block, (codes, scales)) in codes.zip(self.scales.chunks_exact_mut(groups)).enumerate() {
-            let minima = if self.form.raised { &mut self.minima[block * groups..(block + 1) * groups] } else { &mut [] };
+            let minima =
+                if self.form.raised { &mut self.minima[block * groups..(block + 1) * groups] } else { &mut [] };
             unpack(Source::new(bytes, row_bytes, block * kind.block_bytes()), Unpacked { codes, scales, minima });
         }
     }
