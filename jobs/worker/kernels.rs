@@ -11,8 +11,10 @@
 pub mod adamw;
 pub mod add;
 pub mod attention;
+pub mod bias;
 pub mod cross_entropy;
 mod few;
+pub mod gated;
 pub mod linear;
 mod matrix;
 mod memory;
@@ -20,7 +22,7 @@ pub mod norm;
 pub mod quantized;
 pub mod rope;
 pub mod simd;
-pub mod swiglu;
+pub mod softcap;
 #[cfg(test)]
 mod testing;
 pub mod weight;

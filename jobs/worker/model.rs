@@ -2,7 +2,7 @@
 
 pub mod config;
 pub mod decoder;
-mod gguf;
+pub mod gguf;
 pub mod head;
 mod hf;
 pub mod layer;
@@ -19,7 +19,6 @@ use drydock_spec::FailureKind;
 use crate::ending::{OrFail, Result, failed};
 use config::Config;
 use parameter::{Parameter, Place};
-use stored::Stored;
 use tokenizer::Text;
 
 /// A model's files, opened but not read: configuration and tensors come on demand.
@@ -73,7 +72,7 @@ impl ModelFiles {
     /// Whether the model has a tensor of this name (as Hugging Face names it).
     pub fn has(&self, name: &str) -> bool {
         match &self.weights {
-            Weights::Gguf(file) => file.has(name),
+            Weights::Gguf(file) => file.has(name, &self.config),
             Weights::Safetensors(shards) => shards.has(name),
         }
     }
@@ -82,11 +81,7 @@ impl ModelFiles {
     /// configuration promises.
     pub fn parameter(&mut self, name: &str, shape: &[usize]) -> Result<Parameter> {
         let (stored, found) = match &mut self.weights {
-            Weights::Gguf(file) => {
-                let tensor = file.tensor(name, &self.config)?;
-                let width = tensor.dims().last().copied().unwrap_or(1);
-                (Stored::f32(tensor.flatten_all()?.to_vec1()?, width), tensor.dims().to_vec())
-            }
+            Weights::Gguf(file) => file.stored(name, &self.config)?,
             Weights::Safetensors(shards) => shards.stored(name)?,
         };
         if found != shape {

@@ -70,7 +70,7 @@ impl Blocks<'_> {
 #[cfg(test)]
 mod tests {
     use super::super::testing::{KINDS, some_activations, some_blocks};
-    use super::*;
+
     use crate::kernels::weight::{Precision, Weight};
 
     #[test]
