@@ -12,7 +12,8 @@ use crate::ending::Result;
 use crate::generate::{Question, answer_all, questions};
 use crate::model::ModelFiles;
 use crate::model::decoder::Decoder;
-use crate::model::lora::{LoraShape, Trainable, start_values};
+use crate::model::lora::{LoraShape, start_values};
+use crate::model::parameter::Trainable;
 use crate::random::{Chance, Purpose};
 use crate::report::{Reporter, resident_bytes};
 use crate::save::{Saver, Summary};
@@ -91,7 +92,8 @@ fn load(
         rank: spec.lora_r as usize,
         alpha: spec.lora_alpha,
         dropout: spec.lora_dropout as f32,
-        targets: spec.target_modules.clone(),
+        dora: false,
+        targets: spec.target_modules.iter().map(|module| module.name().to_owned()).collect(),
     };
     Ok((decoder, shape))
 }
