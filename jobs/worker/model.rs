@@ -2,7 +2,7 @@
 
 pub mod config;
 pub mod decoder;
-mod gguf;
+pub mod gguf;
 pub mod head;
 mod hf;
 pub mod layer;
@@ -74,7 +74,7 @@ impl ModelFiles {
     /// Whether the model has a tensor of this name (as Hugging Face names it).
     pub fn has(&self, name: &str) -> bool {
         match &self.weights {
-            Weights::Gguf(file) => file.has(name),
+            Weights::Gguf(file) => file.has(name, &self.config),
             Weights::Safetensors(shards) => shards.has(name),
         }
     }

@@ -1,4 +1,5 @@
-//! The decoder: Llama's arithmetic for training, scoring and answering.
+//! The decoder: one arithmetic, by configuration that of Llama, Mistral, Qwen, Gemma and Phi, for training, scoring and
+//! answering.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -30,6 +31,8 @@ pub struct Decoder {
     /// What is trained: the embedding's group, one for each layer, and the last layer's. None while all is frozen.
     groups: Vec<Trainable>,
     rope: Arc<Rope>,
+    /// What turns the heads of layers with a window, where that differs.
+    window_rope: Option<Arc<Rope>>,
 }
 
 impl Decoder {
@@ -57,14 +60,17 @@ impl Decoder {
             layers.push(load_layer(files, index)?);
             layer_read(index + 1)?;
         }
-        let norm = Norm { weight: files.parameter("model.norm.weight", &[hidden])?, epsilon };
+        let offset = config.features.norm_offset;
+        let norm = Norm { weight: files.parameter("model.norm.weight", &[hidden])?, offset, epsilon };
         let head = if config.tied || !files.has("lm_head.weight") {
             None
         } else {
             Some(files.parameter("lm_head.weight", &[vocabulary, hidden])?)
         };
-        let rope = Arc::new(Rope::new(&config.rope.inverse_frequencies(config.heads.dim), positions));
-        Ok(Self { config, embedding, layers, last: LastLayer { norm, head }, groups: Vec::new(), rope })
+        let rope = Arc::new(config.rope.rope(positions));
+        let window_rope = config.window_rope.as_ref().map(|rope| Arc::new(rope.rope(positions)));
+        let last = LastLayer { norm, head, softcap: config.features.logit_softcap };
+        Ok(Self { config, embedding, layers, last, groups: Vec::new(), rope, window_rope })
     }
 
     /// Trains the tensors themselves: those of these names.
@@ -119,8 +125,7 @@ impl Decoder {
 
     /// What comes out of the last layer, `[tokens, hidden]`.
     fn stream(&self, ids: &[u32], bounds: &Arc<[usize]>) -> candle_core::Result<Vec<f32>> {
-        let attention = self.attention(bounds);
-        self.through_layers(self.embed(ids)?, |_, q, k, v| attention.forward(q, k, v))
+        self.through_layers(self.embed(ids)?, |layer, q, k, v| self.attention(layer, bounds).forward(q, k, v))
     }
 
     /// The stream through every layer, without a backward pass to come; `attend` also hears which layer asks.
@@ -154,6 +159,10 @@ impl Decoder {
             for (row, &id) in x.chunks_exact_mut(embedding.width).zip(ids) {
                 embedding.row(id as usize, row);
             }
+            let scale = self.config.features.embedding_scale;
+            if scale != 1.0 {
+                x.iter_mut().for_each(|x| *x *= scale);
+            }
             x
         })
     }
@@ -162,15 +171,20 @@ impl Decoder {
     /// same sum each time.
     pub(super) fn embedding_backward(&self, ids: &[u32], dx: &[f32], gradients: &mut [f32]) {
         let [Some(dembedding)] = lend(gradients, [self.embedding.trained()]) else { return };
-        let width = self.embedding.width();
+        let (width, scale) = (self.embedding.width(), self.config.features.embedding_scale);
         for (dx, &id) in dx.chunks_exact(width).zip(ids) {
             let row = &mut dembedding[id as usize * width..][..width];
-            row.iter_mut().zip(dx).for_each(|(sum, dx)| *sum += dx);
+            row.iter_mut().zip(dx).for_each(|(sum, dx)| *sum += dx * scale);
         }
     }
 
-    pub(super) fn attention(&self, bounds: &Arc<[usize]>) -> Attention {
-        Attention { heads: self.config.heads, rope: self.rope.clone(), bounds: bounds.clone() }
+    pub(super) fn attention(&self, layer: usize, bounds: &Arc<[usize]>) -> Attention {
+        let rope = self.rope_of(layer).clone();
+        Attention { heads: self.config.heads, scoring: self.config.scoring(layer), rope, bounds: bounds.clone() }
+    }
+
+    fn rope_of(&self, layer: usize) -> &Arc<Rope> {
+        self.window_rope.as_ref().filter(|_| self.config.windows[layer].is_some()).unwrap_or(&self.rope)
     }
 
     /// Lends a group's trained values to `f`; there may be none.
@@ -188,14 +202,18 @@ impl Decoder {
 
     /// A conversation with nothing said yet.
     pub fn conversation(&self) -> Conversation<'_> {
-        let caches = self.layers.iter().map(|_| Cache::new(self.config.heads)).collect();
-        Conversation { decoder: self, caches }
+        Conversation { decoder: self, said: Vec::new(), caches: self.caches() }
+    }
+
+    fn caches(&self) -> Vec<Cache> {
+        (0..self.layers.len()).map(|layer| Cache::new(self.config.heads, self.config.scoring(layer))).collect()
     }
 }
 
 /// Tokens taken in so far, as the layers remember them.
 pub struct Conversation<'d> {
     decoder: &'d Decoder,
+    said: Vec<u32>,
     caches: Vec<Cache>,
 }
 
@@ -203,33 +221,65 @@ impl Conversation<'_> {
     /// Takes in more tokens, at least one, and returns the logits `[vocabulary]` of what follows them. All tokens
     /// together must fit the positions that the decoder was loaded for.
     pub fn take_in(&mut self, ids: &[u32]) -> candle_core::Result<Vec<f32>> {
-        let Self { decoder, caches } = self;
-        let attend = |layer: usize, q: &[f32], k: &[f32], v: &[f32]| caches[layer].attend(&decoder.rope, q, k, v);
+        let before = self.said.len();
+        self.said.extend_from_slice(ids);
+        let Self { decoder, said, caches } = self;
+        // Where a long row turns otherwise than a short one, what was said before must be thought of anew.
+        let became_long = decoder.rope.is_long(said.len()) && !decoder.rope.is_long(before);
+        let ids = if became_long { &said[..] } else { ids };
+        if became_long {
+            *caches = decoder.caches();
+        }
+        let attend =
+            |layer: usize, q: &[f32], k: &[f32], v: &[f32]| caches[layer].attend(decoder.rope_of(layer), q, k, v);
         let x = decoder.through_layers(decoder.embed(ids)?, attend)?;
         decoder.logits_of(&x[(ids.len() - 1) * decoder.config.hidden..])
     }
 }
 
 fn load_layer(files: &mut ModelFiles, index: usize) -> Result<Layer> {
-    let Config { hidden, intermediate, heads, norm_epsilon, .. } = files.config;
-    let (q_width, kv_width) = (heads.query_width(), heads.key_value_width());
-    let mut projection = |module| -> Result<Projection> {
-        let (out, width) = match module {
-            TargetModule::QProj => (q_width, hidden),
-            TargetModule::KProj | TargetModule::VProj => (kv_width, hidden),
-            TargetModule::OProj => (hidden, q_width),
-            TargetModule::GateProj | TargetModule::UpProj => (intermediate, hidden),
-            TargetModule::DownProj => (hidden, intermediate),
-        };
-        let weight = files.parameter(&format!("{}.weight", projection_name(index, module)), &[out, width])?;
-        Ok(Projection { weight, adapter: None })
-    };
-    let [q, k, v, o, gate, up, down] = TargetModule::ALL.map(&mut projection);
+    let Config { hidden, heads, features, .. } = files.config.clone();
+    let [q, k, v, o, gate, up, down] = TargetModule::ALL.map(|module| load_projection(files, index, module));
     let projections = [q?, k?, v?, o?, gate?, up?, down?];
-    let mut norm = |name: &str| -> Result<Norm> {
-        let weight = files.parameter(&format!("model.layers.{index}.{name}.weight"), &[hidden])?;
-        Ok(Norm { weight, epsilon: norm_epsilon })
+    let (offset, epsilon) = (features.norm_offset, files.config.norm_epsilon);
+    let mut norm = |name: &str, width: usize| -> Result<Norm> {
+        let weight = files.parameter(&format!("model.layers.{index}.{name}.weight"), &[width])?;
+        Ok(Norm { weight, offset, epsilon })
     };
-    let (input_norm, post_attention_norm) = (norm("input_layernorm")?, norm("post_attention_layernorm")?);
-    Ok(Layer { input_norm, post_attention_norm, projections })
+    let mut stream_norm = |name: &str| norm(name, hidden);
+    let input_norm = stream_norm("input_layernorm")?;
+    // The name of one and the same file entry says where it stands in Gemma, and where the others have it.
+    let after_attention = stream_norm("post_attention_layernorm")?;
+    let (attention_after_norm, mlp_norm, mlp_after_norm) = if features.norms_after {
+        let mlp_norm = stream_norm("pre_feedforward_layernorm")?;
+        (Some(after_attention), mlp_norm, Some(stream_norm("post_feedforward_layernorm")?))
+    } else {
+        (None, after_attention, None)
+    };
+    let query_key_norms = if features.query_key_norm {
+        Some([norm("self_attn.q_norm", heads.dim)?, norm("self_attn.k_norm", heads.dim)?])
+    } else {
+        None
+    };
+    let activation = features.activation;
+    Ok(Layer { input_norm, query_key_norms, attention_after_norm, mlp_norm, mlp_after_norm, activation, projections })
+}
+
+fn load_projection(files: &mut ModelFiles, index: usize, module: TargetModule) -> Result<Projection> {
+    let Config { hidden, intermediate, heads, .. } = files.config;
+    let (out, width) = match module {
+        TargetModule::QProj => (heads.query_width(), hidden),
+        TargetModule::KProj | TargetModule::VProj => (heads.key_value_width(), hidden),
+        TargetModule::OProj => (hidden, heads.query_width()),
+        TargetModule::GateProj | TargetModule::UpProj => (intermediate, hidden),
+        TargetModule::DownProj => (hidden, intermediate),
+    };
+    let name = projection_name(index, module);
+    let weight = files.parameter(&format!("{name}.weight"), &[out, width])?;
+    let bias = if files.config.features.has_bias(module) {
+        Some(files.parameter(&format!("{name}.bias"), &[out])?)
+    } else {
+        None
+    };
+    Ok(Projection { weight, bias, adapter: None })
 }

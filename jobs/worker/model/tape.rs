@@ -48,10 +48,10 @@ struct Entry {
 impl<'d> Tape<'d> {
     /// The forward pass of a batch, up to where its losses begin.
     pub fn record(decoder: &'d Decoder, batch: &'d Batch, pass: Pass) -> Result<Self> {
-        let attention = decoder.attention(&batch.bounds);
         let mut layers = Vec::with_capacity(decoder.layers.len());
         let mut stream = decoder.embed(&batch.ids)?;
         for (index, layer) in decoder.layers.iter().enumerate() {
+            let attention = decoder.attention(index, &batch.bounds);
             let (y, kept) = decoder.lent(decoder.layer_group(index), |trained| {
                 layer.with(trained, pass.arithmetic()).forward(&stream, |q, k, v| attention.forward(q, k, v))
             })?;
@@ -77,9 +77,8 @@ impl<'d> Tape<'d> {
             head.losses(&stream, &batch.targets, Some(HeadGradient { scales, x: &mut dstream, norm, weight }))
         })?;
         drop(stream);
-        let attention = decoder.attention(&batch.bounds);
         for (index, entry) in layers.into_iter().enumerate().rev() {
-            let group = decoder.layer_group(index);
+            let (group, attention) = (decoder.layer_group(index), decoder.attention(index, &batch.bounds));
             // Below the lowest group that is trained there is nothing to do.
             let further = gradients[..group].iter().any(|gradient| !gradient.is_empty());
             dstream = decoder.lent(group, |trained| {
