@@ -92,7 +92,8 @@ fn load(
         rank: spec.lora_r as usize,
         alpha: spec.lora_alpha,
         dropout: spec.lora_dropout as f32,
-        targets: spec.target_modules.clone(),
+        dora: false,
+        targets: spec.target_modules.iter().map(|module| module.name().to_owned()).collect(),
     };
     Ok((decoder, shape))
 }

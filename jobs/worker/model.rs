@@ -7,6 +7,7 @@ pub mod head;
 mod hf;
 pub mod layer;
 pub mod lora;
+pub mod names;
 pub mod parameter;
 pub mod stored;
 pub mod tape;

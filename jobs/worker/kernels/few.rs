@@ -32,7 +32,7 @@ pub(super) fn forward(weight: Weight<'_>, x: &[f32]) -> Vec<f32> {
         for index in rows {
             let row = match held {
                 Held::F32(values) => &values[index * width..(index + 1) * width],
-                Held::Blocks(_) => {
+                Held::Bf16(_) | Held::Blocks(_) => {
                     weight.row(index, &mut widened);
                     &widened
                 }
