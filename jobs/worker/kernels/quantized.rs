@@ -18,14 +18,14 @@ mod testing;
 mod tile;
 mod widened;
 
+use std::borrow::Cow;
 use std::ops::Range;
 
-use self::dot::{Instructions, tile_times};
-use self::lanes::ROWS;
+use self::dot::rows_times;
+use self::lanes::{Instructions, ROWS};
 use self::rounded::Rounded;
 use self::tile::{Form, Tile};
 use super::memory::{Fresh, by_rows};
-use super::simd::{Level, level};
 use crate::blocks::BlockKind;
 
 /// A matrix `[out, width]` in blocks, row after row.
@@ -33,19 +33,6 @@ use crate::blocks::BlockKind;
 pub struct Blocks<'a> {
     pub kind: BlockKind,
     pub bytes: &'a [u8],
-}
-
-/// The instructions of a product, of which tests want all.
-#[derive(Debug, Clone, Copy)]
-struct Machine {
-    level: Level,
-    instructions: Instructions,
-}
-
-impl Machine {
-    fn this() -> Self {
-        Self { level: level(), instructions: Instructions::best() }
-    }
 }
 
 impl<'a> Blocks<'a> {
@@ -85,10 +72,10 @@ impl<'a> Blocks<'a> {
     /// takes away.
     pub(super) fn forward_int8(self, x: &[f32], width: usize) -> Vec<f32> {
         let form = Form::of(self.kind).expect("asked for blocks with codes");
-        self.forward_on(x, width, form, Machine::this())
+        self.forward_on(x, width, form, Instructions::best())
     }
 
-    fn forward_on(self, x: &[f32], width: usize, form: Form, machine: Machine) -> Vec<f32> {
+    fn forward_on(self, x: &[f32], width: usize, form: Form, instructions: Instructions) -> Vec<f32> {
         let x = Rounded::new(x, width, form);
         let (tokens, out) = (x.tokens(), self.out(width));
         let mut y = Fresh::new(tokens * out);
@@ -96,8 +83,8 @@ impl<'a> Blocks<'a> {
         by_rows(out.div_ceil(ROWS), |tiles| {
             let mut tile = Tile::new(form, width);
             for rows in tiles.map(|tile| tile * ROWS..((tile + 1) * ROWS).min(out)) {
-                self.unpack(rows.clone(), width, machine.level, &mut tile);
-                tile_times(&tile, &x, 0..tokens, machine.instructions, |token, sums| {
+                let bytes = self.sixteen_rows(rows.clone(), width);
+                rows_times(&mut tile, (self.kind, &bytes), &x, instructions, |token, sums| {
                     // SAFETY: `by_rows` gives no tile out twice, and no two tiles share a row.
                     let y = unsafe { parts.part(token * out + rows.start..token * out + rows.end) };
                     y.copy_from_slice(&sums.0[..rows.len()]);
@@ -107,16 +94,15 @@ impl<'a> Blocks<'a> {
         // SAFETY: the tiles are all rows.
         unsafe { y.filled() }
     }
-    /// Unpacks at most sixteen rows; where there are fewer, the last of the tile are nothing.
-    fn unpack(self, rows: Range<usize>, width: usize, level: Level, tile: &mut Tile) {
+    /// The bytes of rows that make a tile; where there are fewer than sixteen, the last of the tile are nothing.
+    fn sixteen_rows(self, rows: Range<usize>, width: usize) -> Cow<'a, [u8]> {
         let bytes = self.rows(rows.clone(), width);
         if rows.len() == ROWS {
-            tile.unpack(self.kind, bytes, level);
-        } else {
-            let mut filled = bytes.to_vec();
-            filled.resize(ROWS * self.row_bytes(width), 0);
-            tile.unpack(self.kind, &filled, level);
+            return bytes.into();
         }
+        let mut filled = bytes.to_vec();
+        filled.resize(ROWS * self.row_bytes(width), 0);
+        filled.into()
     }
 }
 
@@ -124,14 +110,6 @@ impl<'a> Blocks<'a> {
 mod tests {
     use super::testing::{KINDS, some_activations, some_blocks};
     use super::*;
-
-    fn machines() -> Vec<Machine> {
-        let best = level();
-        let levels = [Level::Baseline, Level::Avx2, Level::Avx512].into_iter().filter(|&some| some as u8 <= best as u8);
-        let pairs =
-            levels.flat_map(|level| Instructions::all().into_iter().map(move |i| Machine { level, instructions: i }));
-        pairs.collect()
-    }
 
     /// For each result the product in f64 and how far rounding the activations may move it.
     fn slow(blocks: Blocks<'_>, x: &[f32], width: usize) -> Vec<(f64, f64)> {
@@ -168,8 +146,8 @@ mod tests {
                     let error = (f64::from(*y) - want).abs();
                     assert!(error <= bound, "{kind}: {y}, not {want}: off by {error}, at most {bound}");
                 }
-                for machine in machines() {
-                    assert_eq!(blocks.forward_on(&x, width, form, machine), first, "{kind} on {machine:?}");
+                for instructions in Instructions::all() {
+                    assert_eq!(blocks.forward_on(&x, width, form, instructions), first, "{kind}, {instructions:?}");
                 }
             }
         }
