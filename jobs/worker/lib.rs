@@ -3,6 +3,7 @@
 //! The same binary runs inside a sealed container (no shell, no network, read-only inputs) and by hand.
 
 pub mod attempt;
+pub mod blocks;
 pub mod data;
 pub mod ending;
 pub mod finetune;

@@ -100,11 +100,7 @@ impl ModelFiles {
     /// A tensor of the files.
     fn stored(&mut self, name: &str, shape: &[usize]) -> Result<Stored> {
         let (stored, found) = match &mut self.weights {
-            Weights::Gguf(file) => {
-                let tensor = file.tensor(name, &self.config)?;
-                let width = tensor.dims().last().copied().unwrap_or(1);
-                (Stored::f32(tensor.flatten_all()?.to_vec1()?, width), tensor.dims().to_vec())
-            }
+            Weights::Gguf(file) => file.stored(name, &self.config)?,
             Weights::Safetensors(shards) => shards.stored(name)?,
         };
         if found != shape {

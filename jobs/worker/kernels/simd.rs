@@ -86,7 +86,7 @@ macro_rules! dispatched {
         }
     };
 }
-pub(super) use dispatched;
+pub(crate) use dispatched;
 
 /// Lanes of a sum: enough for one register of the widest level.
 const LANES: usize = 16;

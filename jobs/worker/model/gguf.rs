@@ -7,12 +7,15 @@ use std::fs::File;
 use std::io::BufReader;
 use std::path::Path;
 
+use candle_core::Device;
+use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::{Content, Value};
-use candle_core::{Device, Tensor};
 use drydock_spec::FailureKind::{BadModel, UnsupportedModel};
 
 use super::config::{Asked, Config};
+use super::stored::Stored;
 use super::tokenizer::{BpeParts, Text};
+use crate::blocks::BlockKind;
 use crate::ending::{OrFail, Result, failed};
 use names::{Change, change, gguf_name};
 
@@ -135,30 +138,64 @@ impl GgufFile {
         gguf_name(name, &config.features).is_some_and(|name| self.content.tensor_infos.contains_key(&name))
     }
 
-    /// The tensor that Hugging Face calls `name`, in f32. Only this one is held in both forms at a time.
-    pub(super) fn tensor(&mut self, name: &str, config: &Config) -> Result<Tensor> {
+    /// The tensor that Hugging Face calls `name`, and its shape. Matrices stay in the form that the file has; vectors are
+    /// widened to f32.
+    pub(super) fn stored(&mut self, name: &str, config: &Config) -> Result<(Stored, Vec<usize>)> {
         let gguf = gguf_name(name, &config.features);
         let Some(gguf) = gguf.filter(|gguf| self.content.tensor_infos.contains_key(gguf)) else {
             return failed(BadModel, format!("tensor `{name}` is missing from the GGUF file"));
         };
-        let tensor = self.content.tensor(&mut self.reader, &gguf, &Device::Cpu);
-        let tensor = tensor.and_then(|tensor| tensor.dequantize(&Device::Cpu));
-        let tensor = tensor.or_fail(BadModel, format_args!("tensor `{gguf}`"))?;
-        let unchanged = match change(name, config) {
-            Change::Nothing => Ok(tensor),
-            Change::SideBySide(heads) => halves_apart(&tensor, heads),
-            Change::Offset(offset) => tensor - f64::from(offset),
+        let what = format!("tensor `{gguf}`");
+        let tensor = self.content.tensor(&mut self.reader, &gguf, &Device::Cpu).or_fail(BadModel, &what)?;
+        let (shape, change) = (tensor.shape().dims().to_vec(), change(name, config));
+        let kind = kind(tensor.dtype()).filter(|_| shape.len() == 2 && !matches!(change, Change::Offset(_)));
+        if let (Some(kind), &[rows, width]) = (kind, &shape[..]) {
+            let bytes = tensor.data().or_fail(BadModel, &what)?;
+            let bytes = match change {
+                Change::SideBySide(heads) => halves_apart(&bytes, rows, heads),
+                _ => bytes.into_owned(),
+            };
+            return Ok((Stored::blocks(kind, bytes, width), shape));
+        }
+        let values = tensor.dequantize(&Device::Cpu).and_then(|values| values.flatten_all()?.to_vec1());
+        let values: Vec<f32> = values.or_fail(BadModel, &what)?;
+        let values = match change {
+            Change::Nothing => values,
+            Change::SideBySide(heads) => halves_apart(&values, shape[0], heads),
+            Change::Offset(offset) => values.into_iter().map(|value| value - offset).collect(),
         };
-        unchanged.or_fail(BadModel, format_args!("tensor `{gguf}`"))
+        Ok((Stored::f32(values, shape.last().copied().unwrap_or(1)), shape))
     }
 }
 
-/// GGUF lays the two values that turn together side by side, Hugging Face half a head apart; rows of a weight, or the
-/// values of a bias.
-fn halves_apart(weight: &Tensor, heads: usize) -> candle_core::Result<Tensor> {
-    let rows = weight.dim(0)?;
-    let pairs = weight.reshape((heads, rows / heads / 2, 2, ()))?;
-    pairs.transpose(1, 2)?.contiguous()?.reshape(weight.shape())
+/// The form of a matrix that stays in its file's blocks; f32 has no need of them.
+fn kind(dtype: GgmlDType) -> Option<BlockKind> {
+    match dtype {
+        GgmlDType::F32 | GgmlDType::Q8_1 | GgmlDType::Q8K => None,
+        GgmlDType::F16 => Some(BlockKind::F16),
+        GgmlDType::BF16 => Some(BlockKind::Bf16),
+        GgmlDType::Q4_0 => Some(BlockKind::Q4_0),
+        GgmlDType::Q4_1 => Some(BlockKind::Q4_1),
+        GgmlDType::Q5_0 => Some(BlockKind::Q5_0),
+        GgmlDType::Q5_1 => Some(BlockKind::Q5_1),
+        GgmlDType::Q8_0 => Some(BlockKind::Q8_0),
+        GgmlDType::Q2K => Some(BlockKind::Q2K),
+        GgmlDType::Q3K => Some(BlockKind::Q3K),
+        GgmlDType::Q4K => Some(BlockKind::Q4K),
+        GgmlDType::Q5K => Some(BlockKind::Q5K),
+        GgmlDType::Q6K => Some(BlockKind::Q6K),
+    }
+}
+
+/// GGUF lays the two values that turn together side by side, Hugging Face half a head apart. What moves are whole rows,
+/// in whatever form they are; of a bias, single values.
+fn halves_apart<T: Copy>(values: &[T], rows: usize, heads: usize) -> Vec<T> {
+    let (row, half) = (values.len() / rows, rows / heads / 2);
+    let from = |index: usize| {
+        let (head, place) = (index / (2 * half), index % (2 * half));
+        2 * half * head + 2 * (place % half) + place / half
+    };
+    (0..rows).flat_map(|index| &values[from(index) * row..(from(index) + 1) * row]).copied().collect()
 }
 
 #[cfg(test)]
@@ -167,10 +204,8 @@ mod tests {
 
     #[test]
     fn pairs_that_turn_together_are_moved_half_a_head_apart() {
-        for shape in [vec![12, 1], vec![12]] {
-            let rows = Tensor::from_iter(0u32..12, &Device::Cpu).unwrap().reshape(shape).unwrap();
-            let moved = halves_apart(&rows, 2).unwrap().flatten_all().unwrap().to_vec1::<u32>().unwrap();
-            assert_eq!(moved, [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]);
-        }
+        let rows: Vec<u32> = (0..12).collect();
+        assert_eq!(halves_apart(&rows, 12, 2), [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]);
+        assert_eq!(halves_apart(b"aabbccddeeff", 6, 1), b"aacceebbddff");
     }
 }

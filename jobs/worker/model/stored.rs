@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use memmap2::Mmap;
 
+use crate::blocks::BlockKind;
 use crate::kernels::weight::{Held, Weight};
 
 /// A frozen matrix `[out, width]`; a vector is a matrix of one row.
@@ -22,6 +23,8 @@ enum Form {
     F32(Vec<f32>),
     /// Where it lies in its file: no second copy is made, and pages that nobody asks for are never read.
     MappedF32(Mapped),
+    /// In a file's blocks: quantized, or floats of 16 bits.
+    Blocks(BlockKind, Vec<u8>),
 }
 
 /// A stretch of a mapped file that holds aligned f32.
@@ -59,13 +62,24 @@ impl Stored {
                 let at = |value: usize| bytes.start + value * size_of::<f32>();
                 Form::MappedF32(Mapped { file: file.clone(), bytes: at(values.start)..at(values.end) })
             }
+            Form::Blocks(kind, all) => {
+                let row = all.len() / self.out.max(1);
+                Form::Blocks(*kind, all[rows.start * row..rows.end * row].to_vec())
+            }
         };
         Self { form, out: rows.len(), width: self.width }
+    }
+
+    /// Rows of `width` values in blocks of a file, which stay what they are.
+    pub fn blocks(kind: BlockKind, bytes: Vec<u8>, width: usize) -> Self {
+        let out = Weight::blocks(kind, &bytes, width).out;
+        Self { form: Form::Blocks(kind, bytes), out, width }
     }
 
     /// As the kernels take it.
     pub fn as_weight(&self) -> Weight<'_> {
         let held = match &self.form {
+            Form::Blocks(kind, bytes) => return Weight::blocks(*kind, bytes, self.width),
             Form::F32(values) => Held::F32(values),
             Form::MappedF32(mapped) => Held::F32(mapped.values()),
         };
