@@ -11,7 +11,6 @@
 //! says; a compiler that fuses the two gives other last bits.
 
 mod float;
-mod lanes;
 mod legacy;
 mod search;
 mod super_block;

@@ -7,209 +7,315 @@
 //! codes, as long as it pays.
 //!
 //! The error of a line is `sum w (s l + m - x)^2 = constant - gain`; comparing gains saves a second pass over the values.
+//!
+//! Everything is done for `L` sub-blocks of `N` values at once: they lie side by side, the first values of all, then the
+//! second ones, so that a loop over the lanes is one vector instruction for each of its operators, without a branch and
+//! with nothing to add up across lanes. The loops are small functions of their own, as larger ones are taken apart by the
+//! compiler before it thinks of vectors.
 
-use super::lanes::{Lanes, Mask};
+use crate::kernels::simd::dispatched;
+
+/// The candidates: how many codes more than there are the range is divided into. A step narrower than the range asks for
+/// cuts off the extremes, which often is a good bargain.
+const STEPS: [f32; 19] =
+    [-0.9, -0.8, -0.7, -0.6, -0.5, -0.4, -0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9];
 
 /// Rounds of Lloyd's alternation after the search.
 const ALTERNATIONS: usize = 3;
 
-/// Ranges below this are as good as none, and their inverse might not be a number.
+/// Ranges below this are as good as none, and the inverse of a step so small might not be a number.
 const NO_RANGE: f32 = 1e-15;
 
-/// Sub-blocks of `N` values side by side, and how much an error of each value counts.
+/// Sub-blocks side by side, and how much an error of each value counts.
 pub(super) struct Points<const L: usize, const N: usize> {
-    values: [Lanes<L>; N],
-    weights: [Lanes<L>; N],
-    sum_w: Lanes<L>,
-    sum_wx: Lanes<L>,
+    values: [[f32; L]; N],
+    weights: [[f32; L]; N],
+    sum_w: [f32; L],
+    sum_wx: [f32; L],
+}
+
+/// The best that was found so far, sub-block by sub-block: a value is `scale * code + offset`.
+pub(super) struct Lines<const L: usize> {
+    pub scale: [f32; L],
+    pub offset: [f32; L],
+    gain: [f32; L],
+}
+
+/// The best whole scales and mins that were found so far, and their codes' sums of `w l`, `w l l` and `w l x` over
+/// weights `w`, codes `l` and values `x`.
+#[derive(Clone)]
+pub(super) struct Grades<const L: usize> {
+    pub scales: [f32; L],
+    pub mins: [f32; L],
+    gain: [f32; L],
+    sum_wl: [f32; L],
+    sum_wll: [f32; L],
+    sum_wlx: [f32; L],
+}
+
+impl<const L: usize> Grades<L> {
+    pub(super) fn none() -> Self {
+        let zero = [0.0; L];
+        let gain = [f32::NEG_INFINITY; L];
+        Self { scales: zero, mins: zero, gain, sum_wl: zero, sum_wll: zero, sum_wlx: zero }
+    }
+
+    /// How much smaller the error is than that of nothing at all.
+    pub(super) fn gain(&self) -> f32 {
+        self.gain.iter().sum()
+    }
 }
 
 impl<const L: usize, const N: usize> Points<L, N> {
-    #[inline(always)]
     pub(super) fn new(values: &[f32], weights: &[f32]) -> Self {
-        let (values, weights) = (side_by_side(values), side_by_side(weights));
-        let (mut sum_w, mut sum_wx) = (Lanes::ZERO, Lanes::ZERO);
-        for i in 0..N {
-            sum_w = sum_w + weights[i];
-            sum_wx = sum_wx + weights[i] * values[i];
-        }
-        Self { values, weights, sum_w, sum_wx }
-    }
-
-    /// The codes nearest to a line, in `low..=high`; zero where it has no scale.
-    #[inline(always)]
-    pub(super) fn codes(&self, line: Line<L>, low: f32, high: f32) -> [Lanes<L>; N] {
-        let (inverse, low, high) = (line.inverse(), Lanes::all(low), Lanes::all(high));
-        let mut codes = self.values;
-        for code in &mut codes {
-            *code = ((*code - line.offset) * inverse).rounded(low, high);
-        }
-        codes
-    }
-
-    /// What the codes nearest to `offset + code / inverse` have to do with the values.
-    #[inline(always)]
-    pub(super) fn moments(&self, offset: Lanes<L>, inverse: Lanes<L>, low: f32, high: f32) -> Moments<L> {
-        let (low, high) = (Lanes::all(low), Lanes::all(high));
-        let (mut sum_wl, mut sum_wll, mut sum_wlx) = (Lanes::ZERO, Lanes::ZERO, Lanes::ZERO);
-        for i in 0..N {
-            let code = ((self.values[i] - offset) * inverse).rounded(low, high);
-            let weighted = self.weights[i] * code;
-            sum_wl = sum_wl + weighted;
-            sum_wll = sum_wll + weighted * code;
-            sum_wlx = sum_wlx + weighted * self.values[i];
-        }
-        Moments { sum_w: self.sum_w, sum_wx: self.sum_wx, sum_wl, sum_wll, sum_wlx }
+        let mut points = Self { values: [[0.0; L]; N], weights: [[0.0; L]; N], sum_w: [0.0; L], sum_wx: [0.0; L] };
+        lay_side_by_side(values, weights, &mut points);
+        points
     }
 
     /// The best line for codes `0..=top`, with an offset of zero or less, so that zero is never far from a code. Scales
     /// are never negative.
-    #[inline(always)]
-    pub(super) fn line(&self, top: f32) -> Line<L> {
-        let (mut low, mut high) = (Lanes::ZERO, self.values[0]);
-        for value in &self.values {
-            low = low.min(*value);
-            high = high.max(*value);
-        }
-        let range = high - low;
-        let wide = Lanes::all(NO_RANGE).below(range);
+    pub(super) fn lines(&self, top: f32) -> Lines<L> {
+        let (low, high) = self.ranges();
         // Of values that do not differ, the offset alone is kept.
-        let mut best = Line { scale: Lanes::ZERO, offset: low };
-        let mut best_gain = Lanes::all(f32::NEG_INFINITY);
-        let consider = |offset: Lanes<L>, inverse: Lanes<L>, best: &mut Line<L>, best_gain: &mut Lanes<L>| {
-            let moments = self.moments(offset, inverse, 0.0, top);
-            let (found, solved) = moments.line();
-            let gain = solved.pick(moments.gain(found), Lanes::all(f32::NEG_INFINITY));
-            let better = best_gain.below(gain);
-            *best = better.pick_line(found, *best);
-            *best_gain = better.pick(gain, *best_gain);
-        };
-        // A step narrower than the range asks for cuts off the extremes: often a good bargain.
-        const CANDIDATES: u32 = 18;
-        for step in 0..=CANDIDATES {
-            let inverse = wide.pick(Lanes::all(top - 0.9 + 0.1 * step as f32) / range, Lanes::ZERO);
-            consider(low, inverse, &mut best, &mut best_gain);
+        let mut best = Lines { scale: [0.0; L], offset: low, gain: [f32::NEG_INFINITY; L] };
+        for step in STEPS {
+            let inverse = std::array::from_fn(|lane| {
+                let range = high[lane] - low[lane];
+                if range > NO_RANGE { (top + step) / range } else { 0.0 }
+            });
+            try_lines(self, &low, &inverse, top, &mut best);
         }
         for _ in 0..ALTERNATIONS {
-            consider(best.offset, best.inverse(), &mut best, &mut best_gain);
+            let (offset, inverse) = (best.offset, best.scale.map(inverse));
+            try_lines(self, &offset, &inverse, top, &mut best);
         }
         best
     }
 
     /// The best scale for codes `bottom..-bottom`, without an offset. As there is one code more below zero than above,
     /// the scale may be negative: it turns the largest value to that side.
-    #[inline(always)]
-    pub(super) fn scale(&self, bottom: f32) -> Lanes<L> {
-        let mut extreme = self.values[0];
-        for value in &self.values {
-            extreme = extreme.abs().below(value.abs()).pick(*value, extreme);
-        }
-        let wide = Lanes::all(NO_RANGE).below(extreme.abs());
-        let mut best = Lanes::ZERO;
-        let mut best_gain = Lanes::ZERO;
-        let consider = |inverse: Lanes<L>, best: &mut Lanes<L>, best_gain: &mut Lanes<L>| {
-            let moments = self.moments(Lanes::ZERO, inverse, bottom, -1.0 - bottom);
-            let found = moments.scale();
-            let gain = found * moments.sum_wlx;
-            let better = best_gain.below(gain);
-            *best = better.pick(found, *best);
-            *best_gain = better.pick(gain, *best_gain);
-        };
-        const CANDIDATES: i32 = 9;
-        for step in -CANDIDATES..=CANDIDATES {
-            let inverse = Lanes::all(bottom + 0.1 * step as f32) / extreme;
-            consider(wide.pick(inverse, Lanes::ZERO), &mut best, &mut best_gain);
+    pub(super) fn scales(&self, bottom: f32) -> [f32; L] {
+        let (low, high) = self.ranges();
+        let extreme: [f32; L] =
+            std::array::from_fn(|lane| if high[lane] > -low[lane] { high[lane] } else { low[lane] });
+        let mut best = Lines { scale: [0.0; L], offset: [0.0; L], gain: [0.0; L] };
+        for step in STEPS {
+            let inverse = extreme.map(|extreme| if extreme.abs() > NO_RANGE { (bottom - step) / extreme } else { 0.0 });
+            try_scales(self, &inverse, bottom, &mut best);
         }
         for _ in 0..ALTERNATIONS {
-            let inverse = Line { scale: best, offset: Lanes::ZERO }.inverse();
-            consider(inverse, &mut best, &mut best_gain);
+            let inverse = best.scale.map(inverse);
+            try_scales(self, &inverse, bottom, &mut best);
         }
-        best
+        best.scale
+    }
+
+    /// The smallest values, or zero, and the largest ones, or zero.
+    fn ranges(&self) -> ([f32; L], [f32; L]) {
+        let (mut low, mut high) = ([0.0; L], [0.0; L]);
+        find_ranges(&self.values, &mut low, &mut high);
+        (low, high)
+    }
+
+    /// The scale and the min of least squares for whole scales and mins, and the codes that they were chosen with:
+    /// `x ≈ scale * s * l - min * m`. None where the values do not say.
+    pub(super) fn units(&self, grades: &Grades<L>) -> Option<(f32, f32)> {
+        let (mut ss, mut sm, mut mm, mut sx, mut mx) = (0.0, 0.0, 0.0, 0.0, 0.0);
+        for lane in 0..L {
+            let (s, m) = (grades.scales[lane], grades.mins[lane]);
+            ss += s * s * grades.sum_wll[lane];
+            sm += s * m * grades.sum_wl[lane];
+            mm += m * m * self.sum_w[lane];
+            sx += s * grades.sum_wlx[lane];
+            mx += m * self.sum_wx[lane];
+        }
+        if mm == 0.0 {
+            return (ss > 0.0).then(|| (sx / ss, 0.0));
+        }
+        let determinant = ss * mm - sm * sm;
+        (determinant > 0.0).then(|| ((sx * mm - sm * mx) / determinant, (sx * sm - ss * mx) / determinant))
     }
 }
 
-/// Sums over a sub-block: of weights `w`, codes `l` and values `x`.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Moments<const L: usize> {
-    pub sum_w: Lanes<L>,
-    pub sum_wx: Lanes<L>,
-    pub sum_wl: Lanes<L>,
-    pub sum_wll: Lanes<L>,
-    pub sum_wlx: Lanes<L>,
-}
-
-impl<const L: usize> Moments<L> {
-    /// The line of least squares whose offset is not above zero, and where there is one: not where all codes are equal.
-    #[inline(always)]
-    fn line(&self) -> (Line<L>, Mask<L>) {
-        let determinant = self.sum_w * self.sum_wll - self.sum_wl * self.sum_wl;
-        let free = Line {
-            scale: (self.sum_w * self.sum_wlx - self.sum_wx * self.sum_wl) / determinant,
-            offset: (self.sum_wll * self.sum_wx - self.sum_wl * self.sum_wlx) / determinant,
-        };
-        let through_zero = Line { scale: self.scale(), offset: Lanes::ZERO };
-        let line = Lanes::ZERO.below(free.offset).pick_line(through_zero, free);
-        (line, Lanes::ZERO.below(determinant))
-    }
-
-    /// The scale of least squares without an offset.
-    #[inline(always)]
-    fn scale(&self) -> Lanes<L> {
-        self.sum_wlx.over(self.sum_wll)
-    }
-
-    /// How much smaller the error of a line is than that of nothing at all: `sum w x^2 - sum w (s l + m - x)^2`.
-    #[inline(always)]
-    pub(super) fn gain(&self, line: Line<L>) -> Lanes<L> {
-        let Line { scale: s, offset: m } = line;
-        let slope = s * (Lanes::all(2.0) * (self.sum_wlx - m * self.sum_wl) - s * self.sum_wll);
-        slope + m * (Lanes::all(2.0) * self.sum_wx - m * self.sum_w)
-    }
-}
-
-/// A value is `scale * code + offset`.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Line<const L: usize> {
-    pub scale: Lanes<L>,
-    pub offset: Lanes<L>,
-}
-
-impl<const L: usize> Line<L> {
-    /// The nearest code is `round((x - offset) * inverse)`.
-    #[inline(always)]
-    pub(super) fn inverse(self) -> Lanes<L> {
-        // The inverse of less than this could be infinite.
-        let some = Lanes::all(NO_RANGE / 1024.0).below(self.scale.abs());
-        some.pick(Lanes::all(1.0) / self.scale, Lanes::ZERO)
-    }
-}
-
-impl<const L: usize> Mask<L> {
-    #[inline(always)]
-    fn pick_line(self, yes: Line<L>, no: Line<L>) -> Line<L> {
-        Line { scale: self.pick(yes.scale, no.scale), offset: self.pick(yes.offset, no.offset) }
-    }
-}
-
-/// The first values of all sub-blocks, then the second ones...
+/// One over a scale; zero where there is none.
 #[inline(always)]
-fn side_by_side<const L: usize, const N: usize>(values: &[f32]) -> [Lanes<L>; N] {
-    let mut result = [Lanes::ZERO; N];
-    for (lane, values) in values.as_chunks::<N>().0.iter().take(L).enumerate() {
+fn inverse(scale: f32) -> f32 {
+    if scale.abs() > NO_RANGE / 1024.0 { 1.0 / scale } else { 0.0 }
+}
+
+/// The nearest whole number (ties to even) in `low..=high`: adding and subtracting 1.5 * 2^23 rounds.
+#[inline(always)]
+fn nearest(value: f32, low: f32, high: f32) -> f32 {
+    const ROUND: f32 = 12_582_912.0;
+    let value = (value + ROUND) - ROUND;
+    let value = if value > low { value } else { low };
+    if value < high { value } else { high }
+}
+
+/// Sums over the codes nearest to `offset + code / inverse`: of `w l`, `w l l` and `w l x`.
+#[inline(always)]
+fn sums<const L: usize, const N: usize>(
+    points: &Points<L, N>,
+    offset: &[f32; L],
+    inverse: &[f32; L],
+    low: f32,
+    high: f32,
+) -> [[f32; L]; 3] {
+    let mut sums = [[0.0; L]; 3];
+    for i in 0..N {
+        for lane in 0..L {
+            let value = points.values[i][lane];
+            let code = nearest((value - offset[lane]) * inverse[lane], low, high);
+            let weighted = points.weights[i][lane] * code;
+            sums[0][lane] += weighted;
+            sums[1][lane] += weighted * code;
+            sums[2][lane] += weighted * value;
+        }
+    }
+    sums
+}
+
+dispatched! {
+    fn lay_side_by_side<const L: usize, const N: usize>(
+        values: &[f32],
+        weights: &[f32],
+        points: &mut Points<L, N>,
+    ) {
+        let sub_blocks = values.as_chunks::<N>().0.iter().zip(weights.as_chunks::<N>().0);
+        for (lane, (values, weights)) in sub_blocks.enumerate().take(L) {
+            for i in 0..N {
+                points.values[i][lane] = values[i];
+                points.weights[i][lane] = weights[i];
+            }
+        }
         for i in 0..N {
-            result[i].0[lane] = values[i];
+            for lane in 0..L {
+                points.sum_w[lane] += points.weights[i][lane];
+                points.sum_wx[lane] += points.weights[i][lane] * points.values[i][lane];
+            }
         }
     }
-    result
 }
 
-#[inline(always)]
-pub(super) fn pick_moments<const L: usize>(mask: Mask<L>, yes: Moments<L>, no: Moments<L>) -> Moments<L> {
-    Moments {
-        sum_w: yes.sum_w,
-        sum_wx: yes.sum_wx,
-        sum_wl: mask.pick(yes.sum_wl, no.sum_wl),
-        sum_wll: mask.pick(yes.sum_wll, no.sum_wll),
-        sum_wlx: mask.pick(yes.sum_wlx, no.sum_wlx),
+dispatched! {
+    fn find_ranges<const L: usize, const N: usize>(values: &[[f32; L]; N], low: &mut [f32; L], high: &mut [f32; L]) {
+        for values in values {
+            for lane in 0..L {
+                low[lane] = if values[lane] < low[lane] { values[lane] } else { low[lane] };
+                high[lane] = if values[lane] > high[lane] { values[lane] } else { high[lane] };
+            }
+        }
+    }
+}
+
+dispatched! {
+    /// Finds the line of least squares through the codes that an offset and the inverse of a step give, and keeps it
+    /// where it is better.
+    fn try_lines<const L: usize, const N: usize>(
+        points: &Points<L, N>,
+        offset: &[f32; L],
+        inverse: &[f32; L],
+        top: f32,
+        best: &mut Lines<L>,
+    ) {
+        let [sum_wl, sum_wll, sum_wlx] = sums(points, offset, inverse, 0.0, top);
+        for lane in 0..L {
+            let (w, wx) = (points.sum_w[lane], points.sum_wx[lane]);
+            let (wl, wll, wlx) = (sum_wl[lane], sum_wll[lane], sum_wlx[lane]);
+            let determinant = w * wll - wl * wl;
+            let (free, offset) = ((w * wlx - wx * wl) / determinant, (wll * wx - wl * wlx) / determinant);
+            let through_zero = wlx / wll;
+            let scale = if offset > 0.0 { through_zero } else { free };
+            let offset = if offset > 0.0 { 0.0 } else { offset };
+            let gain = scale * (2.0 * (wlx - offset * wl) - scale * wll) + offset * (2.0 * wx - offset * w);
+            // There is no such line where all codes are the same.
+            let gain = if determinant > 0.0 { gain } else { f32::NEG_INFINITY };
+            let better = gain > best.gain[lane];
+            best.scale[lane] = if better { scale } else { best.scale[lane] };
+            best.offset[lane] = if better { offset } else { best.offset[lane] };
+            best.gain[lane] = if better { gain } else { best.gain[lane] };
+        }
+    }
+}
+
+dispatched! {
+    /// As [`try_lines`], through zero and for codes on both sides of it.
+    fn try_scales<const L: usize, const N: usize>(
+        points: &Points<L, N>,
+        inverse: &[f32; L],
+        bottom: f32,
+        best: &mut Lines<L>,
+    ) {
+        let [_, sum_wll, sum_wlx] = sums(points, &[0.0; L], inverse, bottom, -1.0 - bottom);
+        for lane in 0..L {
+            let scale = sum_wlx[lane] / sum_wll[lane];
+            let gain = scale * sum_wlx[lane];
+            // A sum of zero makes no number, which is never better.
+            let better = gain > best.gain[lane];
+            best.scale[lane] = if better { scale } else { best.scale[lane] };
+            best.gain[lane] = if better { gain } else { best.gain[lane] };
+        }
+    }
+}
+
+dispatched! {
+    /// Measures whole scales and mins, in units of `unit`, with the codes `low..=high` nearest to them, and keeps them
+    /// where they are better.
+    pub(super) fn try_grades<const L: usize, const N: usize>(
+        points: &Points<L, N>,
+        scales: &[f32; L],
+        mins: &[f32; L],
+        unit: (f32, f32),
+        range: (f32, f32),
+        best: &mut Grades<L>,
+    ) {
+        let (mut offset, mut inverses) = ([0.0; L], [0.0; L]);
+        for lane in 0..L {
+            offset[lane] = -(mins[lane] * unit.1);
+            inverses[lane] = inverse(scales[lane] * unit.0);
+        }
+        let [sum_wl, sum_wll, sum_wlx] = sums(points, &offset, &inverses, range.0, range.1);
+        for lane in 0..L {
+            let (scale, offset) = (scales[lane] * unit.0, offset[lane]);
+            let slope = scale * (2.0 * (sum_wlx[lane] - offset * sum_wl[lane]) - scale * sum_wll[lane]);
+            let gain = slope + offset * (2.0 * points.sum_wx[lane] - offset * points.sum_w[lane]);
+            let better = gain > best.gain[lane];
+            best.scales[lane] = if better { scales[lane] } else { best.scales[lane] };
+            best.mins[lane] = if better { mins[lane] } else { best.mins[lane] };
+            best.gain[lane] = if better { gain } else { best.gain[lane] };
+            best.sum_wl[lane] = if better { sum_wl[lane] } else { best.sum_wl[lane] };
+            best.sum_wll[lane] = if better { sum_wll[lane] } else { best.sum_wll[lane] };
+            best.sum_wlx[lane] = if better { sum_wlx[lane] } else { best.sum_wlx[lane] };
+        }
+    }
+}
+
+dispatched! {
+    /// The codes `low..=high` nearest to whole scales and mins, as the values lie, counted from `low`.
+    pub(super) fn put_codes<const L: usize, const N: usize>(
+        points: &Points<L, N>,
+        grades: &Grades<L>,
+        unit: (f32, f32),
+        range: (f32, f32),
+        codes: &mut [u8],
+    ) {
+        let mut side_by_side = [[0.0; L]; N];
+        let (mut offset, mut inverses) = ([0.0; L], [0.0; L]);
+        for lane in 0..L {
+            offset[lane] = -(grades.mins[lane] * unit.1);
+            inverses[lane] = inverse(grades.scales[lane] * unit.0);
+        }
+        for i in 0..N {
+            for lane in 0..L {
+                let code = nearest((points.values[i][lane] - offset[lane]) * inverses[lane], range.0, range.1);
+                side_by_side[i][lane] = code - range.0;
+            }
+        }
+        for (lane, codes) in codes.as_chunks_mut::<N>().0.iter_mut().enumerate().take(L) {
+            for i in 0..N {
+                codes[i] = side_by_side[i][lane] as u8;
+            }
+        }
     }
 }

@@ -24,7 +24,7 @@
 
 mod encode;
 
-use encode::{Centred, Graded, centred as choose_centred, graded, weights};
+use encode::{Centred, Graded, centred as choose_centred, graded};
 
 use super::float::from_f16;
 use crate::kernels::simd::dispatched;
@@ -263,7 +263,7 @@ dispatched! {
     pub(super) fn encode_q2k(values: &[f32], importance: Option<&[f32]>, into: &mut [u8]) {
         for (values, importance, block) in to_encode::<84>(values, importance, into) {
             let Graded { scale, min, scales, mins, codes } =
-                graded::<16, 16>(values, &weights(values, importance), 3.0, 15.0);
+                graded::<16, 16>(values, importance, 3.0, 15.0);
             for j in 0..16 {
                 block[j] = scales[j] | mins[j] << 4;
             }
@@ -278,7 +278,7 @@ dispatched! {
     pub(super) fn encode_q3k(values: &[f32], importance: Option<&[f32]>, into: &mut [u8]) {
         for (values, importance, block) in to_encode::<110>(values, importance, into) {
             let Centred { scale, scales, codes } =
-                choose_centred(values, &weights(values, importance), -4.0, -32.0);
+                choose_centred(values, importance, -4.0, -32.0);
             pack_bit_plane(&codes, 2, &mut block[..32]);
             pack_two_bits(&codes, 0, &mut block[32..96]);
             pack_scales(&scales, &mut block[96..108]);
@@ -291,7 +291,7 @@ dispatched! {
     pub(super) fn encode_q4k(values: &[f32], importance: Option<&[f32]>, into: &mut [u8]) {
         for (values, importance, block) in to_encode::<144>(values, importance, into) {
             let Graded { scale, min, scales, mins, codes } =
-                graded::<8, 32>(values, &weights(values, importance), 15.0, 63.0);
+                graded::<8, 32>(values, importance, 15.0, 63.0);
             block[..2].copy_from_slice(&scale.to_le_bytes());
             block[2..4].copy_from_slice(&min.to_le_bytes());
             pack_scales_and_mins(&scales, &mins, &mut block[4..16]);
@@ -304,7 +304,7 @@ dispatched! {
     pub(super) fn encode_q5k(values: &[f32], importance: Option<&[f32]>, into: &mut [u8]) {
         for (values, importance, block) in to_encode::<176>(values, importance, into) {
             let Graded { scale, min, scales, mins, codes } =
-                graded::<8, 32>(values, &weights(values, importance), 31.0, 63.0);
+                graded::<8, 32>(values, importance, 31.0, 63.0);
             block[..2].copy_from_slice(&scale.to_le_bytes());
             block[2..4].copy_from_slice(&min.to_le_bytes());
             pack_scales_and_mins(&scales, &mins, &mut block[4..16]);
@@ -318,7 +318,7 @@ dispatched! {
     pub(super) fn encode_q6k(values: &[f32], importance: Option<&[f32]>, into: &mut [u8]) {
         for (values, importance, block) in to_encode::<210>(values, importance, into) {
             let Centred { scale, scales, codes } =
-                choose_centred(values, &weights(values, importance), -32.0, -128.0);
+                choose_centred(values, importance, -32.0, -128.0);
             pack_nibbles::<64>(&codes, &mut block[..128]);
             pack_two_bits(&codes, 4, &mut block[128..192]);
             block[192..208].copy_from_slice(&scales.map(|s| s as u8));
