@@ -146,7 +146,7 @@ fn inverse(scale: f32) -> f32 {
 
 /// The nearest whole number (ties to even) in `low..=high`: adding and subtracting 1.5 * 2^23 rounds.
 #[inline(always)]
-fn nearest(value: f32, low: f32, high: f32) -> f32 {
+pub(super) fn nearest(value: f32, low: f32, high: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0;
     let value = (value + ROUND) - ROUND;
     let value = if value > low { value } else { low };

@@ -6,7 +6,7 @@
 
 use super::{Codes, LEN, Values};
 use crate::blocks::float::{from_f16, to_f16};
-use crate::blocks::search::{Grades, Points, put_codes, try_grades};
+use crate::blocks::search::{Grades, Points, nearest, put_codes, try_grades};
 use crate::kernels::simd::dispatched;
 
 /// Whole scales and mins are tried with their neighbours; of equally good ones the first is taken.
@@ -71,8 +71,8 @@ pub(super) fn graded<const L: usize, const N: usize>(
     for fit in 0..=FITS {
         let mut grades = Grades::none();
         for (aside, down) in AROUND {
-            let scales = goal_scales.map(|goal| (whole(goal, unit.0) + aside).clamp(0.0, steps));
-            let mins = goal_mins.map(|goal| (whole(goal, unit.1) + down).clamp(0.0, steps));
+            let scales = goal_scales.map(|goal| whole(goal, unit.0, aside, (0.0, steps)));
+            let mins = goal_mins.map(|goal| whole(goal, unit.1, down, (0.0, steps)));
             try_grades(&points, &scales, &mins, unit, (0.0, top), &mut grades);
         }
         let fitted = points.units(&grades).map_or(unit, |(scale, min)| (as_f16(scale), as_f16(min)));
@@ -114,7 +114,7 @@ pub(super) fn centred(values: &Values, importance: Option<&Values>, bottom: f32,
     for fit in 0..=FITS {
         let mut grades = Grades::none();
         for aside in [0.0, -1.0, 1.0] {
-            let scales = goal.map(|goal| (whole(goal, unit) + aside).clamp(lowest, -1.0 - lowest));
+            let scales = goal.map(|goal| whole(goal, unit, aside, (lowest, -1.0 - lowest)));
             try_grades(&points, &scales, &[0.0; 16], (unit, 0.0), range, &mut grades);
         }
         let fitted = points.units(&grades).map_or(unit, |(scale, _)| as_f16(scale));
@@ -133,10 +133,10 @@ pub(super) fn centred(values: &Values, importance: Option<&Values>, bottom: f32,
     Centred { scale: to_f16(unit), scales: grades.scales.map(|s| s as i8), codes }
 }
 
-/// How many units a goal is, to the nearest; none if there is no unit.
+/// How many units a goal is, and a few aside; none if there is no unit.
 #[inline(always)]
-fn whole(goal: f32, unit: f32) -> f32 {
-    if unit == 0.0 { 0.0 } else { (goal / unit).round_ties_even() }
+fn whole(goal: f32, unit: f32, aside: f32, (low, high): (f32, f32)) -> f32 {
+    if unit == 0.0 { 0.0 } else { nearest(goal / unit + aside, low, high) }
 }
 
 /// A value as f16 holds it.
