@@ -15,6 +15,8 @@ mod legacy;
 mod search;
 mod super_block;
 
+pub(crate) use float::from_f16;
+
 use rayon::prelude::*;
 
 /// Fewer rows than this are not worth a thread's while.

@@ -8,7 +8,7 @@ use crate::kernels::simd::dispatched;
 /// The value of f16 bits. Shifting exponent and mantissa to where f32 has them leaves a number that is 2^112 too small;
 /// the product puts that right, for subnormal numbers too.
 #[inline(always)]
-pub(super) fn from_f16(bits: u16) -> f32 {
+pub(crate) fn from_f16(bits: u16) -> f32 {
     const TWO_TO_112: f32 = f32::from_bits((112 + 127) << 23);
     let magnitude = u32::from(bits & 0x7fff) << 13;
     let finite = (f32::from_bits(magnitude) * TWO_TO_112).to_bits();

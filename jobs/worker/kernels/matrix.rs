@@ -70,6 +70,20 @@ impl<'a> MatrixMut<'a> {
         let end = start + if rows == 0 { 0 } else { (rows - 1) * row_step + cols };
         Self { values: parts.pointer(start, end), rows, cols, row_step, fresh: true, lent: PhantomData }
     }
+
+    /// The same where every value has been written before, so that it may be added to.
+    ///
+    /// # Safety
+    /// As for [`Self::strided`], and the values are there.
+    pub(super) unsafe fn strided_filled(
+        parts: Parts<'a>,
+        start: usize,
+        shape: (usize, usize),
+        row_step: usize,
+    ) -> Self {
+        // SAFETY: by this function's contract.
+        Self { fresh: false, ..unsafe { Self::strided(parts, start, shape, row_step) } }
+    }
 }
 
 /// What happens to the values that are there already.

@@ -5,7 +5,10 @@
 
 use half::bf16;
 
+use super::few::{self, FEW};
 use super::matrix::{Matrix, MatrixMut, Threads, Write, multiplied, product};
+use super::quantized::Blocks;
+use crate::blocks::BlockKind;
 
 /// What the operands of a product are rounded to; sums are always f32.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -14,12 +17,17 @@ pub enum Precision {
     F32,
     /// Eight bits of mantissa, as bf16 autocast does it.
     Bf16,
+    /// Activations rounded to eight bits, 32 values at a time, and the weight's own codes: for scoring and answering
+    /// with a quantized weight, as llama.cpp does it. Any other product is f32.
+    Int8,
 }
 
 /// The values of a matrix `[out, width]`, row after row.
 #[derive(Debug, Clone, Copy)]
 pub enum Held<'a> {
     F32(&'a [f32]),
+    /// As in a GGUF file: quantized, or floats of 16 bits.
+    Blocks(Blocks<'a>),
 }
 
 /// A matrix `[out, width]` in somebody else's memory.
@@ -37,39 +45,70 @@ impl<'a> Weight<'a> {
         Self { held: Held::F32(values), out: values.len() / width, width }
     }
 
+    /// The blocks of a file, row after row.
+    pub fn blocks(kind: BlockKind, bytes: &'a [u8], width: usize) -> Self {
+        let blocks = Blocks::new(kind, bytes, width);
+        Self { held: Held::Blocks(blocks), out: blocks.out(width), width }
+    }
+
     /// `y = x Wᵀ`: `[tokens, out]` of `[tokens, width]`.
     pub fn forward(self, x: &[f32], precision: Precision) -> Vec<f32> {
-        let Held::F32(weight) = self.held;
-        match precision {
-            Precision::F32 => multiplied(Matrix::new(x, self.width), Matrix::new(weight, self.width).t()),
-            Precision::Bf16 => {
-                let (x, weight) = (rounded(x), rounded(weight));
-                multiplied(Matrix::new(&x, self.width), Matrix::new(&weight, self.width).t())
-            }
+        match (self.held, precision) {
+            (Held::Blocks(blocks), Precision::Int8) if blocks.has_codes() => blocks.forward_int8(x, self.width),
+            (_, Precision::F32 | Precision::Int8) if x.len() <= FEW * self.width => few::forward(self, x),
+            (_, Precision::F32 | Precision::Int8) => self.forward_f32(x),
+            (_, Precision::Bf16) => self.with_rounded(|rounded| rounded.forward_f32(&self::rounded(x))),
+        }
+    }
+
+    fn forward_f32(self, x: &[f32]) -> Vec<f32> {
+        match self.held {
+            Held::F32(weight) => multiplied(Matrix::new(x, self.width), Matrix::new(weight, self.width).t()),
+            Held::Blocks(blocks) => blocks.forward(x, self.width),
         }
     }
 
     /// `dx += dy W`: adds the gradient of the product's input; an empty `dx` is begun.
     pub fn backward(self, dy: &[f32], dx: &mut Vec<f32>, precision: Precision) {
-        let Held::F32(weight) = self.held;
-        let mut add = |dy: &[f32], weight: &[f32]| {
-            let (dy, weight) = (Matrix::new(dy, self.out), Matrix::new(weight, self.width));
-            if dx.is_empty() {
-                *dx = multiplied(dy, weight);
-            } else {
-                product(MatrixMut::new(dx, self.width), Write::Add, 1.0, dy, weight, Threads::All);
+        match precision {
+            Precision::F32 | Precision::Int8 => self.backward_f32(dy, dx),
+            Precision::Bf16 => self.with_rounded(|rounded| rounded.backward_f32(&self::rounded(dy), dx)),
+        }
+    }
+
+    fn backward_f32(self, dy: &[f32], dx: &mut Vec<f32>) {
+        match self.held {
+            Held::F32(weight) => {
+                let (dy, weight) = (Matrix::new(dy, self.out), Matrix::new(weight, self.width));
+                if dx.is_empty() {
+                    *dx = multiplied(dy, weight);
+                } else {
+                    product(MatrixMut::new(dx, self.width), Write::Add, 1.0, dy, weight, Threads::All);
+                }
+            }
+            Held::Blocks(blocks) => blocks.backward(dy, self.width, dx),
+        }
+    }
+
+    /// Lends the weight rounded to bf16 to `f`.
+    fn with_rounded<R>(self, f: impl FnOnce(Weight<'_>) -> R) -> R {
+        let values = match self.held {
+            Held::F32(values) => rounded(values),
+            Held::Blocks(blocks) => {
+                let mut values = vec![0.0; self.out * self.width];
+                blocks.kind.decode_all(blocks.bytes, &mut values);
+                rounded(&values)
             }
         };
-        match precision {
-            Precision::F32 => add(dy, weight),
-            Precision::Bf16 => add(&rounded(dy), &rounded(weight)),
-        }
+        f(Weight::f32(&values, self.width))
     }
 
     /// Row `index` in f32.
     pub fn row(self, index: usize, into: &mut [f32]) {
-        let Held::F32(weight) = self.held;
-        into.copy_from_slice(&weight[index * self.width..(index + 1) * self.width]);
+        match self.held {
+            Held::F32(values) => into.copy_from_slice(&values[index * self.width..(index + 1) * self.width]),
+            Held::Blocks(blocks) => blocks.row(index, into),
+        }
     }
 }
 
@@ -81,7 +120,7 @@ pub fn weight_gradient(x: &[f32], dy: &[f32], dw: &mut [f32], width: usize, prec
         product(MatrixMut::new(dw, width), Write::Add, 1.0, dy.t(), x, Threads::All);
     };
     match precision {
-        Precision::F32 => add(x, dy),
+        Precision::F32 | Precision::Int8 => add(x, dy),
         Precision::Bf16 => add(&rounded(x), &rounded(dy)),
     }
 }
