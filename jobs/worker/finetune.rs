@@ -8,10 +8,11 @@ use drydock_spec::{AttemptSpec, FinetuneSpec, Report, Stage};
 use crate::data::batch::Batch;
 use crate::data::rows::Row;
 use crate::data::{self, Prepared};
-use crate::ending::Result;
+use crate::ending::{Result, input};
 use crate::generate::{Question, answer_all, questions};
 use crate::model::ModelFiles;
 use crate::model::decoder::Decoder;
+use crate::model::fused;
 use crate::model::lora::{LoraShape, start_values};
 use crate::model::parameter::Trainable;
 use crate::random::{Chance, Purpose};
@@ -26,7 +27,8 @@ const SCORING_TOKENS: usize = 1024;
 /// Does the whole job; what comes back is the last report.
 pub fn finetune(attempt: &AttemptSpec, spec: &FinetuneSpec, reporter: &Reporter) -> Result<Finished> {
     reporter.stage(Stage::Load);
-    let mut files = ModelFiles::open(&attempt.inputs.model)?;
+    let model = input(&attempt.inputs.model, "model")?;
+    let mut files = ModelFiles::open(&model.path)?;
     let mut text = files.text()?;
     let prepared = data::prepare(spec, &attempt.inputs, &files.config, &mut text, usize::MAX, reporter)?;
     reporter.report(Report::Dataset(prepared.split.report.clone()));
@@ -34,7 +36,7 @@ pub fn finetune(attempt: &AttemptSpec, spec: &FinetuneSpec, reporter: &Reporter)
 
     reporter.stage(Stage::Load);
     let (mut decoder, shape) = load(&mut files, spec, &prepared, &questions, reporter)?;
-    let trainables = adapt(&mut decoder, &shape, spec.seed)?;
+    let trainables = adapt(&mut decoder, &shape, spec.recipe.seed)?;
     reporter.report(Report::Model(model_report(&decoder, &trainables)));
 
     reporter.stage(Stage::Evaluate);
@@ -43,11 +45,11 @@ pub fn finetune(attempt: &AttemptSpec, spec: &FinetuneSpec, reporter: &Reporter)
     let answers_before = answer_all(&decoder, &text, &questions, Phase::Before, reporter)?;
 
     reporter.stage(Stage::Train);
-    let trained = Trainer::new(&decoder, spec, &trainables, &prepared.split.train).train(reporter)?;
+    let trained = Trainer::new(&decoder, &spec.recipe, &trainables, &prepared.split.train).train(reporter)?;
 
     reporter.stage(Stage::Save);
     let saver = Saver::new(&attempt.output, reporter);
-    saver.adapter(&shape, &attempt.inputs.model_name, &trainables)?;
+    saver.adapter(&shape, &model.name, &trainables)?;
     saver.tokenizer(&text)?;
 
     reporter.stage(Stage::Evaluate);
@@ -57,7 +59,7 @@ pub fn finetune(attempt: &AttemptSpec, spec: &FinetuneSpec, reporter: &Reporter)
     reporter.stage(Stage::Save);
     saver.summary(&Summary {
         worker: crate::NAME_AND_VERSION,
-        model: &attempt.inputs.model_name,
+        model: &model.name,
         options: spec,
         max_seq_length: prepared.max_length,
         dataset: &prepared.split.report,
@@ -67,7 +69,7 @@ pub fn finetune(attempt: &AttemptSpec, spec: &FinetuneSpec, reporter: &Reporter)
     })?;
     Ok(Finished {
         steps: trained.steps,
-        train_loss: trained.final_loss,
+        train_loss: Some(trained.final_loss),
         tokens: trained.tokens,
         peak_rss_bytes: resident_bytes().1,
     })
@@ -92,14 +94,15 @@ fn load(
         rank: spec.lora_r as usize,
         alpha: spec.lora_alpha,
         dropout: spec.lora_dropout as f32,
-        targets: spec.target_modules.clone(),
+        dora: false,
+        targets: fused::targets(&spec.target_modules, &decoder.config)?,
     };
     Ok((decoder, shape))
 }
 
 fn adapt(decoder: &mut Decoder, shape: &LoraShape, seed: u64) -> Result<Vec<Trainable>> {
     let mut chance = Chance::new(seed, Purpose::Adapter);
-    decoder.adapt(shape, |_, _, [rank, width, out]| start_values(&mut chance, rank, width, out))
+    decoder.adapt(shape, |_, [rank, width, out]| start_values(&mut chance, rank, width, out))
 }
 
 fn model_report(decoder: &Decoder, trainables: &[Trainable]) -> ModelReport {
@@ -125,7 +128,7 @@ fn evaluate(decoder: &Decoder, rows: &[Row], phase: Phase, reporter: &Reporter) 
         reporter.progress(done, rows.len() as u64);
     }
     let loss = sum / tokens as f64;
-    let evaluation = Evaluation { phase, loss, perplexity: loss.exp(), tokens };
+    let evaluation = Evaluation { phase, step: None, loss, perplexity: loss.exp(), tokens };
     reporter.report(Report::Evaluation(evaluation.clone()));
     Ok(Some(evaluation))
 }

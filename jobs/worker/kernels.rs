@@ -13,6 +13,7 @@ pub mod add;
 pub mod attention;
 pub mod bias;
 pub mod cross_entropy;
+pub mod dora;
 mod few;
 pub mod gated;
 pub mod linear;

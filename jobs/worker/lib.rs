@@ -8,6 +8,7 @@ pub mod data;
 pub mod ending;
 pub mod finetune;
 pub mod generate;
+pub mod gguf;
 pub mod kernels;
 pub mod logits;
 pub mod model;

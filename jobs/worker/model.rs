@@ -2,11 +2,13 @@
 
 pub mod config;
 pub mod decoder;
+pub mod fused;
 pub mod gguf;
 pub mod head;
 mod hf;
 pub mod layer;
 pub mod lora;
+pub mod names;
 pub mod parameter;
 pub mod stored;
 pub mod tape;
@@ -19,6 +21,7 @@ use drydock_spec::FailureKind;
 use crate::ending::{OrFail, Result, failed};
 use config::Config;
 use parameter::{Parameter, Place};
+use stored::Stored;
 use tokenizer::Text;
 
 /// A model's files, opened but not read: configuration and tensors come on demand.
@@ -80,6 +83,19 @@ impl ModelFiles {
     /// The tensor of this name, frozen and in Hugging Face's order of rows; its shape must be the one that the
     /// configuration promises.
     pub fn parameter(&mut self, name: &str, shape: &[usize]) -> Result<Parameter> {
+        let stored = match fused::part(name, &self.config) {
+            None => self.stored(name, shape)?,
+            Some(part) => {
+                let mut whole = shape.to_vec();
+                whole[0] = part.of;
+                self.stored(&part.whole, &whole)?.rows(part.rows)
+            }
+        };
+        Ok(Parameter { name: name.to_owned(), shape: shape.to_vec(), place: Place::Frozen(stored) })
+    }
+
+    /// A tensor of the files.
+    fn stored(&mut self, name: &str, shape: &[usize]) -> Result<Stored> {
         let (stored, found) = match &mut self.weights {
             Weights::Gguf(file) => file.stored(name, &self.config)?,
             Weights::Safetensors(shards) => shards.stored(name)?,
@@ -88,7 +104,7 @@ impl ModelFiles {
             let message = format!("tensor `{name}` is {found:?}; the configuration asks for {shape:?}");
             return failed(FailureKind::BadModel, message);
         }
-        Ok(Parameter { name: name.to_owned(), shape: found, place: Place::Frozen(stored) })
+        Ok(stored)
     }
 }
 

@@ -1,21 +1,20 @@
 //! The decoder: one arithmetic, by configuration that of Llama, Mistral, Qwen, Gemma and Phi, for training, scoring and
 //! answering.
 
-use std::ops::Range;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use drydock_spec::FailureKind;
 use drydock_spec::finetune::TargetModule;
 
 use super::ModelFiles;
 use super::config::Config;
 use super::head::{Ends, LastLayer};
-use super::layer::{Adapter, Arithmetic, Layer, Norm, Projection};
-use super::lora::{LoraShape, peft_name, projection_name};
+use super::layer::{Arithmetic, Layer, Norm, Projection};
+use super::names::projection_name;
 use super::parameter::{Group, Parameter, Trainable, lend};
 use crate::data::batch::Batch;
-use crate::ending::{Result, failed};
+use crate::ending::Result;
 use crate::kernels::attention::{Attention, Cache};
 use crate::kernels::cross_entropy::Target;
 use crate::kernels::read;
@@ -77,40 +76,12 @@ impl Decoder {
         Ok(Self { config, scoring, embedding, layers, last, groups: Vec::new(), rope, window_rope })
     }
 
-    /// Gives every target an adapter; `start` makes A `[rank, in]` and B `[out, rank]` for the projection at a layer.
-    pub fn adapt(
-        &mut self,
-        shape: &LoraShape,
-        mut start: impl FnMut(usize, TargetModule, [usize; 3]) -> Result<(Tensor, Tensor)>,
-    ) -> Result<Vec<Trainable>> {
-        let mut groups = self.empty_groups();
-        for (index, layer) in self.layers.iter_mut().enumerate() {
-            for &module in &shape.targets {
-                let projection = &mut layer.projections[module as usize];
-                let sizes = [shape.rank, projection.weight.width(), projection.weight.out()];
-                let (a, b) = start(index, module, sizes)?;
-                check_adapter(&a, &b, sizes, &peft_name(index, module, 'A'))?;
-                let mut place = |matrix: char, tensor: &Tensor| -> Result<Range<usize>> {
-                    let values = tensor.flatten_all()?.to_vec1::<f32>()?;
-                    Ok(groups[1 + index].add(peft_name(index, module, matrix), tensor.dims(), &values))
-                };
-                projection.adapter = Some(Adapter {
-                    a: place('A', &a)?,
-                    b: place('B', &b)?,
-                    scale: (shape.alpha / shape.rank as f64) as f32,
-                    dropout: shape.dropout,
-                    number: (index * TargetModule::ALL.len() + module as usize) as u64,
-                });
-            }
-        }
-        self.finish(groups)
-    }
-
-    /// Trains the tensors themselves: those whose name `chosen` approves of.
-    pub fn train(&mut self, chosen: impl Fn(&str) -> bool) -> Result<Vec<Trainable>> {
+    /// Trains the tensors themselves: those of these names.
+    pub fn train(&mut self, names: &[String]) -> Result<Vec<Trainable>> {
+        let names: HashSet<&str> = names.iter().map(String::as_str).collect();
         let mut groups = self.empty_groups();
         let mut take = |group: usize, parameter: &mut Parameter| {
-            if chosen(&parameter.name) {
+            if names.contains(parameter.name.as_str()) {
                 groups[group].take(parameter);
             }
         };
@@ -123,11 +94,11 @@ impl Decoder {
         self.finish(groups)
     }
 
-    fn empty_groups(&self) -> Vec<Group> {
+    pub(super) fn empty_groups(&self) -> Vec<Group> {
         (0..=self.last_group()).map(|_| Group::default()).collect()
     }
 
-    fn finish(&mut self, groups: Vec<Group>) -> Result<Vec<Trainable>> {
+    pub(super) fn finish(&mut self, groups: Vec<Group>) -> Result<Vec<Trainable>> {
         self.groups = groups.into_iter().map(Group::finish).collect::<Result<_>>()?;
         Ok(self.groups.clone())
     }
@@ -298,29 +269,13 @@ fn load_layer(files: &mut ModelFiles, index: usize) -> Result<Layer> {
 }
 
 fn load_projection(files: &mut ModelFiles, index: usize, module: TargetModule) -> Result<Projection> {
-    let Config { hidden, intermediate, heads, .. } = files.config;
-    let (out, width) = match module {
-        TargetModule::QProj => (heads.query_width(), hidden),
-        TargetModule::KProj | TargetModule::VProj => (heads.key_value_width(), hidden),
-        TargetModule::OProj => (hidden, heads.query_width()),
-        TargetModule::GateProj | TargetModule::UpProj => (intermediate, hidden),
-        TargetModule::DownProj => (hidden, intermediate),
-    };
+    let shape = files.config.shape(module);
     let name = projection_name(index, module);
-    let weight = files.parameter(&format!("{name}.weight"), &[out, width])?;
+    let weight = files.parameter(&format!("{name}.weight"), &shape)?;
     let bias = if files.config.features.has_bias(module) {
-        Some(files.parameter(&format!("{name}.bias"), &[out])?)
+        Some(files.parameter(&format!("{name}.bias"), &shape[..1])?)
     } else {
         None
     };
     Ok(Projection { weight, bias, adapter: None })
-}
-
-fn check_adapter(a: &Tensor, b: &Tensor, [rank, width, out]: [usize; 3], name: &str) -> Result<()> {
-    if a.dims() == [rank, width] && b.dims() == [out, rank] {
-        return Ok(());
-    }
-    let (a, b) = (a.dims(), b.dims());
-    let message = format!("`{name}` is {a:?} and its B is {b:?}; [{rank}, {width}] and [{out}, {rank}] fit the model");
-    failed(FailureKind::BadModel, message)
 }

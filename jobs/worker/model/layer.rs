@@ -12,6 +12,7 @@ use super::parameter::{Parameter, lend};
 use crate::kernels::add::add_to;
 use crate::kernels::attention::Attention;
 use crate::kernels::bias::{add_bias, bias_gradient};
+use crate::kernels::dora::Magnitude;
 use crate::kernels::gated::Activation;
 use crate::kernels::linear::{Dropout, Linear, LinearGradient, Lora, mix};
 use crate::kernels::norm::{rms_norm, rms_norm_backward};
@@ -57,10 +58,21 @@ pub struct Adapter {
     pub a: Range<usize>,
     /// Where B `[out, rank]` lies.
     pub b: Range<usize>,
+    /// DoRA's lengths of the weight's rows.
+    pub magnitude: Option<RowLengths>,
     pub scale: f32,
     pub dropout: f32,
     /// A number that no other projection of the model has, for its dropout.
     pub number: u64,
+}
+
+/// DoRA's magnitude of a projection.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RowLengths {
+    /// Where the trained lengths `[out]` lie.
+    pub trained: Range<usize>,
+    /// The squared lengths of the frozen weight's rows.
+    pub frozen_squares: Vec<f32>,
 }
 
 /// How a pass through a layer computes.
@@ -124,15 +136,20 @@ impl Projection {
                 .dropout_seed
                 .filter(|_| adapter.dropout > 0.0)
                 .map(|seed| Dropout { rate: adapter.dropout, seed: mix(seed ^ mix(adapter.number)) }),
+            magnitude: adapter.magnitude.as_ref().map(|lengths| Magnitude {
+                values: &trained[lengths.trained.clone()],
+                row_squares: &lengths.frozen_squares,
+            }),
         });
         Linear { weight: self.weight.matrix(trained), lora, precision: arithmetic.precision }
     }
 
     fn gradient<'g>(&self, gradients: &'g mut [f32]) -> LinearGradient<'g> {
         let adapter = self.adapter.as_ref();
-        let ranges = [self.weight.trained(), adapter.map(|adapter| &adapter.a), adapter.map(|adapter| &adapter.b)];
-        let [weight, a, b] = lend(gradients, ranges);
-        LinearGradient { weight, a, b }
+        let magnitude = adapter.and_then(|adapter| adapter.magnitude.as_ref()).map(|lengths| &lengths.trained);
+        let (a, b) = (adapter.map(|adapter| &adapter.a), adapter.map(|adapter| &adapter.b));
+        let [weight, a, b, magnitude] = lend(gradients, [self.weight.trained(), a, b, magnitude]);
+        LinearGradient { weight, a, b, magnitude }
     }
 }
 

@@ -46,7 +46,7 @@ impl Scene {
             "attempt": 1,
             "trace_id": "0123456789abcdef0123456789abcdef",
             "spec": {"finetune": finetune},
-            "inputs": {"model": path("model"), "model_name": "tiny/random-llama", "dataset": path("dataset")},
+            "inputs": {"model": {"path": path("model"), "name": "tiny/random-llama"}, "dataset": path("dataset")},
             "output": path("out"),
             "events": path("events.jsonl"),
             "threads": 1,

@@ -44,7 +44,7 @@ impl Config {
             scaling: keys.rope_scaling(max_positions)?,
         };
         let local_theta = keys.number("rope.freq_base_swa").unwrap_or(10_000.0);
-        let window_rope = (family == Family::Gemma3).then(|| RopeConfig {
+        let window_rope = (family == Family::Gemma3).then_some(RopeConfig {
             theta: local_theta,
             dim: rope.dim,
             scaling: RopeScaling::None,
