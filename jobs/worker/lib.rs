@@ -17,6 +17,7 @@ pub mod random;
 pub mod report;
 pub mod save;
 pub mod schedule;
+pub mod shard;
 pub mod stop;
 
 /// As it stands in the first report.
