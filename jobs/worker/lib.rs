@@ -11,6 +11,7 @@ pub mod generate;
 pub mod gguf;
 pub mod kernels;
 pub mod logits;
+pub mod merge;
 pub mod model;
 pub mod preview;
 pub mod random;

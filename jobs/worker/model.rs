@@ -2,12 +2,15 @@
 
 pub mod config;
 pub mod decoder;
+pub mod describe;
 pub mod fused;
 pub mod gguf;
 pub mod head;
 mod hf;
 pub mod layer;
 pub mod lora;
+pub mod merge;
+pub mod method;
 pub mod names;
 pub mod parameter;
 pub mod stored;

@@ -4,6 +4,7 @@ pub mod family;
 mod gguf;
 mod hf;
 pub mod rope;
+mod written;
 
 use drydock_spec::FailureKind;
 use drydock_spec::finetune::TargetModule;
@@ -15,6 +16,7 @@ pub use family::{Family, check_architecture};
 pub(in crate::model) use gguf::Asked;
 pub use hf::OneOrMany;
 pub use rope::{RopeConfig, RopeScaling};
+pub(in crate::model) use written::class;
 
 /// The shape of a decoder.
 #[derive(Debug, Clone, PartialEq)]

@@ -44,7 +44,7 @@ impl Decoder {
         1 + index
     }
 
-    fn last_group(&self) -> usize {
+    pub(super) fn last_group(&self) -> usize {
         1 + self.layers.len()
     }
 
@@ -107,6 +107,11 @@ impl Decoder {
     pub fn tensors(&self) -> impl Iterator<Item = &Parameter> {
         let layers = self.layers.iter().flat_map(Layer::parameters);
         std::iter::once(&self.embedding).chain(layers).chain(self.last.parameters())
+    }
+
+    /// Whether the head's weight is the embedding's.
+    pub fn is_tied(&self) -> bool {
+        self.last.head.is_none()
     }
 
     /// Numbers in the model, without adapters.

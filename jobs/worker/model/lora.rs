@@ -261,29 +261,39 @@ impl AdapterConfig {
     }
 }
 
-/// Gives the decoder the adapter that a folder holds in PEFT's form.
-pub fn load_adapter(decoder: &mut Decoder, folder: &Path) -> Result<(LoraShape, Vec<Trainable>)> {
-    let shape = AdapterConfig::parse(&read_json(&folder.join("adapter_config.json"))?)?.shape();
-    let shards = Shards::open(folder)?;
-    let mut taken = 0;
-    let trainables = decoder.adapt(&shape, |name, _| {
-        let mut tensor = |kind| {
-            taken += 1;
-            shards.tensor(&peft_name(name, kind))
-        };
-        let (a, b) = (tensor(LORA_A)?, tensor(LORA_B)?);
-        let magnitude = if shape.dora { Some(tensor(LORA_MAGNITUDE)?) } else { None };
-        Ok(AdapterStart { a, b, magnitude })
-    })?;
-    // What is left over would change the model's answers, and would do so for PEFT.
-    if taken != shards.len() {
-        let left = shards.len() - taken;
-        return failed(
-            UnsupportedModel,
-            format!("{left} of the adapter's tensors belong to none of the model's projections"),
-        );
+/// An adapter in PEFT's form, opened but not read.
+pub struct SavedAdapter {
+    pub shape: LoraShape,
+    shards: Shards,
+}
+
+impl SavedAdapter {
+    pub fn open(folder: &Path) -> Result<Self> {
+        let shape = AdapterConfig::parse(&read_json(&folder.join("adapter_config.json"))?)?.shape();
+        Ok(Self { shape, shards: Shards::open(folder)? })
     }
-    Ok((shape, trainables))
+
+    /// Gives it to the decoder.
+    pub fn load(self, decoder: &mut Decoder) -> Result<Vec<Trainable>> {
+        let Self { shape, shards } = self;
+        let mut taken = 0;
+        let trainables = decoder.adapt(&shape, |name, _| {
+            let mut tensor = |kind| {
+                taken += 1;
+                shards.tensor(&peft_name(name, kind))
+            };
+            let (a, b) = (tensor(LORA_A)?, tensor(LORA_B)?);
+            let magnitude = if shape.dora { Some(tensor(LORA_MAGNITUDE)?) } else { None };
+            Ok(AdapterStart { a, b, magnitude })
+        })?;
+        // What is left over changes the model's answers elsewhere.
+        if taken != shards.len() {
+            let left = shards.len() - taken;
+            let message = format!("{left} of the adapter's tensors belong to none of the model's projections");
+            return failed(UnsupportedModel, message);
+        }
+        Ok(trainables)
+    }
 }
 
 #[cfg(test)]
