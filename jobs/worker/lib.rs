@@ -14,6 +14,7 @@ pub mod logits;
 pub mod merge;
 pub mod model;
 pub mod preview;
+pub mod quantize;
 pub mod random;
 pub mod report;
 pub mod save;
