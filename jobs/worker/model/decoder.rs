@@ -12,7 +12,8 @@ use super::config::Config;
 use super::head::{Ends, LastLayer};
 use super::layer::{Arithmetic, Layer, Norm, Projection};
 use super::names::projection_name;
-use super::parameter::{Group, Parameter, Trainable, lend};
+use super::parameter::{Group, Parameter, Place, Trainable, lend};
+use crate::blocks::BlockKind;
 use crate::data::batch::Batch;
 use crate::ending::Result;
 use crate::kernels::attention::{Attention, Cache};
@@ -92,6 +93,17 @@ impl Decoder {
         }
         self.last.parameters_mut().for_each(|parameter| take(last_group, parameter));
         self.finish(groups)
+    }
+
+    /// Holds the projections' weights in quantized blocks; `kind` says in which, by the width of a row. Embedding and
+    /// head stay as they are, as in QLoRA (Dettmers et al. 2023).
+    pub fn quantize(&mut self, kind: impl Fn(usize) -> BlockKind) {
+        for projection in self.layers.iter_mut().flat_map(|layer| &mut layer.projections) {
+            let width = projection.weight.width();
+            if let Place::Frozen(stored) = &mut projection.weight.place {
+                stored.quantize(kind(width));
+            }
+        }
     }
 
     pub(super) fn empty_groups(&self) -> Vec<Group> {

@@ -105,12 +105,13 @@ impl Shards {
         Ok(Tensor::from_vec(values, &place.shape[..], &Device::Cpu)?)
     }
 
-    /// The tensor as it is held while it is frozen, and its shape. One that is f32 already stays where it is.
+    /// The tensor as it is held while it is frozen, and its shape. A matrix stays where it is, and so do all f32.
     pub(super) fn stored(&self, tensor: &str) -> Result<(Stored, Vec<usize>)> {
         let (place, map) = self.place(tensor)?;
         let width = place.shape.last().copied().unwrap_or(1);
         let stored = match place.kind {
             BlockKind::F32 => Stored::mapped_f32(map, place.bytes.clone(), width),
+            kind if place.shape.len() == 2 => Stored::mapped_blocks(kind, map, place.bytes.clone(), width),
             kind => Stored::f32(widened(kind, &map[place.bytes.clone()]), width),
         };
         Ok((stored, place.shape.clone()))

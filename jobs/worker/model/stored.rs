@@ -102,6 +102,21 @@ impl Stored {
         Weight { held, out: self.out, width: self.width }
     }
 
+    /// Holds the values in blocks of this kind from now on, rounded; those that are in quantized blocks already stay.
+    pub fn quantize(&mut self, kind: BlockKind) {
+        if let Form::Blocks(held, _) | Form::MappedBlocks(held, _) = &self.form
+            && held.is_quantized()
+        {
+            return;
+        }
+        let mut values = Vec::new();
+        self.append_to(&mut values);
+        let row = kind.row_bytes(self.width).expect("the kind fits the rows");
+        let mut bytes = vec![0; self.out * row];
+        kind.encode_all(&values, self.width, None, &mut bytes);
+        *self = Self::blocks(kind, bytes, self.width);
+    }
+
     /// Appends all values in f32.
     pub fn append_to(&self, values: &mut Vec<f32>) {
         let from = values.len();
@@ -154,5 +169,21 @@ mod tests {
         assert!(matches!(skewed.form, Form::F32(_)));
         assert_eq!((skewed.as_weight().out, skewed.as_weight().width), (1, 4));
         assert_eq!(Stored::f32(vec![1.0, 2.0, 3.0], 1).rows(1..3).as_weight().out, 2);
+    }
+
+    #[test]
+    fn what_is_quantized_once_stays_as_it_is() {
+        let values: Vec<f32> = (0..64).map(|i| (i as f32 * 0.7).sin()).collect();
+        let read = |stored: &Stored| {
+            let mut values = Vec::new();
+            stored.append_to(&mut values);
+            values
+        };
+        let mut stored = Stored::f32(values.clone(), 32);
+        stored.quantize(BlockKind::Q8_0);
+        let rounded = read(&stored);
+        assert!(rounded != values && rounded.iter().zip(&values).all(|(a, b)| (a - b).abs() < 0.005));
+        stored.quantize(BlockKind::Q4_0);
+        assert_eq!(read(&stored), rounded);
     }
 }

@@ -154,7 +154,7 @@ fn mixed(mix: QuantType, model: &Model, name: &str, width: usize) -> BlockKind {
 }
 
 /// The form that a row of this width can take instead.
-fn fitting(kind: BlockKind, width: usize) -> BlockKind {
+pub fn fitting(kind: BlockKind, width: usize) -> BlockKind {
     let smaller = match kind {
         BlockKind::Q2K | BlockKind::Q3K => BlockKind::Q4_0,
         BlockKind::Q4K => BlockKind::Q5_0,
