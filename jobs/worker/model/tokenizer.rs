@@ -139,6 +139,11 @@ impl Text {
         self.tokenizer.token_to_id(self.bos.as_deref()?)
     }
 
+    /// The token that `tokenizer_config.json` calls by this name.
+    pub fn special_id(&self, name: &str) -> Option<u32> {
+        self.tokenizer.token_to_id(&special(&self.tokenizer_config, name)?)
+    }
+
     /// The texts of the tokens that end an answer.
     pub fn stop_texts(&self) -> Vec<String> {
         self.stops.iter().filter_map(|&id| self.tokenizer.id_to_token(id)).collect()
@@ -201,6 +206,35 @@ fn split_pattern(digits: &str) -> String {
     )
 }
 
+/// How text is cut before merging, as `tokenizer.json` says it, by the name that llama.cpp gave it.
+pub fn pre_tokenizer(name: &str) -> Option<Value> {
+    let bytes =
+        |regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex});
+    let after = |first: Value, regex: bool| json!({"type": "Sequence", "pretokenizers": [first, bytes(regex)]});
+    let split = |digits: &str| {
+        let pattern = json!({"Regex": split_pattern(digits)});
+        json!({"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": false})
+    };
+    match name {
+        "smollm" => Some(after(json!({"type": "Digits", "individual_digits": true}), true)),
+        "gpt-2" | "default" => Some(bytes(true)),
+        "llama-bpe" => Some(after(split("\\p{N}{1,3}"), false)),
+        "qwen2" => Some(after(split("\\p{N}"), false)),
+        _ => None,
+    }
+}
+
+/// The same, or its refusal.
+fn known_pre_tokenizer(name: &str) -> Result<Value> {
+    if let Some(known) = pre_tokenizer(name) {
+        return Ok(known);
+    }
+    let known = PRE_TOKENIZERS.join(", ");
+    let message = format!("the GGUF's pre-tokenizer is `{name}`; known are: {known}");
+    let failure = drydock_spec::Failure::new(UnsupportedModel, message);
+    Err(failure.with_hint("put the model's tokenizer.json beside the .gguf file").into())
+}
+
 impl GgufTokenizer {
     /// The same as Hugging Face's files, then read like those.
     pub(super) fn build(self) -> Result<Text> {
@@ -219,7 +253,7 @@ impl GgufTokenizer {
         match &self.method {
             Method::Bytes { pre_tokenizer, merges } => {
                 json["normalizer"] = if pre_tokenizer == "qwen2" { json!({"type": "NFC"}) } else { Value::Null };
-                json["pre_tokenizer"] = cut(pre_tokenizer)?;
+                json["pre_tokenizer"] = known_pre_tokenizer(pre_tokenizer)?;
                 json["decoder"] =
                     json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true});
                 json["model"] = self.byte_model(merges, pre_tokenizer == "llama-bpe")?;
@@ -300,29 +334,6 @@ impl GgufTokenizer {
             "pair": [bos(0), sequence("A", 0), bos(1), sequence("B", 1)],
             "special_tokens": special,
         })
-    }
-}
-
-/// How text is cut before its bytes are merged, by the name that llama.cpp gave it.
-fn cut(pre_tokenizer: &str) -> Result<Value> {
-    let bytes =
-        |regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex});
-    let after = |first: Value, regex: bool| json!({"type": "Sequence", "pretokenizers": [first, bytes(regex)]});
-    let split = |digits: &str| {
-        let pattern = json!({"Regex": split_pattern(digits)});
-        json!({"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": false})
-    };
-    match pre_tokenizer {
-        "smollm" => Ok(after(json!({"type": "Digits", "individual_digits": true}), true)),
-        "gpt-2" | "default" => Ok(bytes(true)),
-        "llama-bpe" => Ok(after(split("\\p{N}{1,3}"), false)),
-        "qwen2" => Ok(after(split("\\p{N}"), false)),
-        other => {
-            let known = PRE_TOKENIZERS.join(", ");
-            let message = format!("the GGUF's pre-tokenizer is `{other}`; known are: {known}");
-            let failure = drydock_spec::Failure::new(UnsupportedModel, message);
-            Err(failure.with_hint("put the model's tokenizer.json beside the .gguf file").into())
-        }
     }
 }
 
