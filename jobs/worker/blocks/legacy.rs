@@ -11,6 +11,10 @@
 //! Byte `i` of the codes holds the low four bits of value `i` in its lower half and those of value `i + 16` in its upper
 //! one; bit `i` of the fifth bits (a little-endian word) belongs to value `i`.
 
+mod searched;
+
+use searched::Found;
+
 use super::float::{from_f16, to_f16};
 use crate::kernels::simd::dispatched;
 
@@ -271,4 +275,46 @@ dispatched! {
             }
         }
     }
+}
+
+/// By a search that heeds which values matter.
+pub(super) fn encode_q4_0_by(importance: &[f32], values: &[f32], into: &mut [u8]) {
+    let blocks = into.as_chunks_mut::<18>().0;
+    searched::centred(values, importance, -8.0, |index, found: Found| {
+        let block = &mut blocks[index];
+        block[..2].copy_from_slice(&found.scale.to_le_bytes());
+        put_nibbles(&found.codes, block, 2);
+    });
+}
+
+/// By a search that heeds which values matter.
+pub(super) fn encode_q4_1_by(importance: &[f32], values: &[f32], into: &mut [u8]) {
+    let blocks = into.as_chunks_mut::<20>().0;
+    searched::raised(values, importance, 15.0, |index, found: Found| {
+        let block = &mut blocks[index];
+        block[..2].copy_from_slice(&found.scale.to_le_bytes());
+        block[2..4].copy_from_slice(&found.min.to_le_bytes());
+        put_nibbles(&found.codes, block, 4);
+    });
+}
+
+/// By a search that heeds which values matter.
+pub(super) fn encode_q5_0_by(importance: &[f32], values: &[f32], into: &mut [u8]) {
+    let blocks = into.as_chunks_mut::<22>().0;
+    searched::centred(values, importance, -16.0, |index, found: Found| {
+        let block = &mut blocks[index];
+        block[..2].copy_from_slice(&found.scale.to_le_bytes());
+        put_five_bits(&found.codes, block, 2);
+    });
+}
+
+/// By a search that heeds which values matter.
+pub(super) fn encode_q5_1_by(importance: &[f32], values: &[f32], into: &mut [u8]) {
+    let blocks = into.as_chunks_mut::<24>().0;
+    searched::raised(values, importance, 31.0, |index, found: Found| {
+        let block = &mut blocks[index];
+        block[..2].copy_from_slice(&found.scale.to_le_bytes());
+        block[2..4].copy_from_slice(&found.min.to_le_bytes());
+        put_five_bits(&found.codes, block, 4);
+    });
 }

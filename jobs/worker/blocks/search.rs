@@ -60,6 +60,11 @@ impl<const L: usize> Grades<L> {
         Self { scales: zero, mins: zero, gain, sum_wl: zero, sum_wll: zero, sum_wlx: zero }
     }
 
+    /// Scales and mins that were found otherwise.
+    pub(super) fn at(scales: [f32; L], mins: [f32; L]) -> Self {
+        Self { scales, mins, ..Self::none() }
+    }
+
     /// How much smaller the error is than that of nothing at all.
     pub(super) fn gain(&self) -> f32 {
         self.gain.iter().sum()

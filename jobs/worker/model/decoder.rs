@@ -151,6 +151,20 @@ impl Decoder {
         Ok(x)
     }
 
+    /// Lends `hear` what goes into each projection of each layer, `[tokens, width]`, when a row passes through.
+    pub fn inputs(&self, ids: &[u32], hear: &dyn Fn(usize, TargetModule, &[f32])) -> candle_core::Result<()> {
+        let bounds = Arc::from([0, ids.len()]);
+        let mut x = self.embed(ids)?;
+        for (index, layer) in self.layers.iter().enumerate() {
+            let hear = |module: TargetModule, input: &[f32]| hear(index, module, input);
+            x = self.lent(self.layer_group(index), |trained| {
+                let layer = layer.with(trained, Arithmetic { precision: self.scoring, ..Default::default() });
+                layer.heard(&hear).forward(&x, |q, k, v| self.attention(index, &bounds).forward(q, k, v)).0
+            })?;
+        }
+        Ok(())
+    }
+
     fn logits_of(&self, x: &[f32]) -> candle_core::Result<Vec<f32>> {
         self.with_ends(|trained| self.last.head(&self.embedding, trained, self.scoring).logits(x))
     }
