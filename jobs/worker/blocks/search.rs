@@ -230,12 +230,12 @@ dispatched! {
             let (wl, wll, wlx) = (sum_wl[lane], sum_wll[lane], sum_wlx[lane]);
             let determinant = w * wll - wl * wl;
             let (free, offset) = ((w * wlx - wx * wl) / determinant, (wll * wx - wl * wlx) / determinant);
-            let through_zero = wlx / wll;
-            let scale = if offset > 0.0 { through_zero } else { free };
-            let offset = if offset > 0.0 { 0.0 } else { offset };
+            // Where all codes are the same but for rounding, a line has no direction of its own: it goes through zero,
+            // and so does one that would lie above zero there. (Of codes that are all zero no number comes.)
+            let is_free = determinant > 1e-6 * w * wll && offset <= 0.0;
+            let scale = if is_free { free } else { wlx / wll };
+            let offset = if is_free { offset } else { 0.0 };
             let gain = scale * (2.0 * (wlx - offset * wl) - scale * wll) + offset * (2.0 * wx - offset * w);
-            // There is no such line where all codes are the same.
-            let gain = if determinant > 0.0 { gain } else { f32::NEG_INFINITY };
             let better = gain > best.gain[lane];
             best.scale[lane] = if better { scale } else { best.scale[lane] };
             best.offset[lane] = if better { offset } else { best.offset[lane] };
