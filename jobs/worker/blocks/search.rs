@@ -311,10 +311,9 @@ dispatched! {
             offset[lane] = -(grades.mins[lane] * unit.1);
             inverses[lane] = inverse(grades.scales[lane] * unit.0);
         }
-        for i in 0..N {
+        for (codes, values) in side_by_side.iter_mut().zip(&points.values) {
             for lane in 0..L {
-                let code = nearest((points.values[i][lane] - offset[lane]) * inverses[lane], range.0, range.1);
-                side_by_side[i][lane] = code - range.0;
+                codes[lane] = nearest((values[lane] - offset[lane]) * inverses[lane], range.0, range.1) - range.0;
             }
         }
         for (lane, codes) in codes.as_chunks_mut::<N>().0.iter_mut().enumerate().take(L) {

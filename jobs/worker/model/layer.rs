@@ -184,6 +184,9 @@ impl Layer {
     }
 }
 
+/// Is told of a projection and of what goes into it, `[tokens, width]`.
+pub type Hear<'a> = dyn Fn(TargetModule, &[f32]) + 'a;
+
 /// A layer, complete with its trained values and with the way in which it is to compute.
 #[derive(Clone, Copy)]
 pub struct Complete<'a> {
@@ -191,12 +194,12 @@ pub struct Complete<'a> {
     trained: &'a [f32],
     arithmetic: Arithmetic,
     /// Is lent what goes into each projection of a forward pass.
-    hear: Option<&'a dyn Fn(TargetModule, &[f32])>,
+    hear: Option<&'a Hear<'a>>,
 }
 
 impl<'a> Complete<'a> {
     /// The same, heard by somebody who wants to know what goes into each projection.
-    pub fn heard(self, hear: &'a dyn Fn(TargetModule, &[f32])) -> Self {
+    pub fn heard(self, hear: &'a Hear<'a>) -> Self {
         Self { hear: Some(hear), ..self }
     }
 

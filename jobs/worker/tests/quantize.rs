@@ -104,7 +104,8 @@ fn a_checkpoint_becomes_a_gguf_with_the_same_logits_and_tokens() {
     let text = ModelFiles::open(&made).unwrap().text().unwrap();
     assert_eq!(text.encode("cab<end>", false).unwrap().ids, [2, 0, 1, 26]);
     assert_eq!(text.chat_template.as_deref(), Some("{{ messages[0].content }}"));
-    assert_eq!(text.stops, [26]);
+    // The configuration's own end of text, and the tokenizer's.
+    assert_eq!(text.stops, [2, 26]);
 }
 
 #[test]
