@@ -16,15 +16,17 @@ mod super_block;
 #[cfg(test)]
 mod testing;
 mod tile;
+mod turned;
 mod widened;
 
-use std::borrow::Cow;
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use self::dot::rows_times;
 use self::lanes::{Instructions, ROWS};
 use self::rounded::Rounded;
 use self::tile::{Form, Tile};
+pub use self::turned::Turned;
 use super::memory::{Fresh, by_rows};
 use crate::blocks::BlockKind;
 
@@ -33,6 +35,8 @@ use crate::blocks::BlockKind;
 pub struct Blocks<'a> {
     pub kind: BlockKind,
     pub bytes: &'a [u8],
+    /// Where the rows are kept as integer products want them, once one has been taken.
+    pub turned: Option<&'a OnceLock<Turned>>,
 }
 
 impl<'a> Blocks<'a> {
@@ -41,7 +45,7 @@ impl<'a> Blocks<'a> {
     pub fn new(kind: BlockKind, bytes: &'a [u8], width: usize) -> Self {
         let whole = kind.row_bytes(width).is_some_and(|row| row > 0 && bytes.len().is_multiple_of(row));
         assert!(whole, "{} bytes of {kind} in rows of {width}", bytes.len());
-        Self { kind, bytes }
+        Self { kind, bytes, turned: None }
     }
 
     fn row_bytes(self, width: usize) -> usize {
@@ -72,19 +76,23 @@ impl<'a> Blocks<'a> {
     /// takes away.
     pub(super) fn forward_int8(self, x: &[f32], width: usize) -> Vec<f32> {
         let form = Form::of(self.kind).expect("asked for blocks with codes");
-        self.forward_on(x, width, form, Instructions::best())
+        let turn = || Turned::new(self.kind, self.bytes, self.row_bytes(width));
+        match self.turned {
+            Some(once) => self.forward_on(once.get_or_init(turn), x, width, form, Instructions::best()),
+            None => self.forward_on(&turn(), x, width, form, Instructions::best()),
+        }
     }
 
-    fn forward_on(self, x: &[f32], width: usize, form: Form, instructions: Instructions) -> Vec<f32> {
+    fn forward_on(self, turned: &Turned, x: &[f32], width: usize, form: Form, instructions: Instructions) -> Vec<f32> {
         let x = Rounded::new(x, width, form);
         let (tokens, out) = (x.tokens(), self.out(width));
         let mut y = Fresh::new(tokens * out);
         let parts = y.parts();
         by_rows(out.div_ceil(ROWS), |tiles| {
             let mut tile = Tile::new(form, width);
-            for rows in tiles.map(|tile| tile * ROWS..((tile + 1) * ROWS).min(out)) {
-                let bytes = self.sixteen_rows(rows.clone(), width);
-                rows_times(&mut tile, (self.kind, &bytes), &x, instructions, |token, sums| {
+            for index in tiles {
+                let rows = index * ROWS..((index + 1) * ROWS).min(out);
+                rows_times(&mut tile, (self.kind, turned, index), &x, instructions, |token, sums| {
                     // SAFETY: `by_rows` gives no tile out twice, and no two tiles share a row.
                     let y = unsafe { parts.part(token * out + rows.start..token * out + rows.end) };
                     y.copy_from_slice(&sums.0[..rows.len()]);
@@ -93,16 +101,6 @@ impl<'a> Blocks<'a> {
         });
         // SAFETY: the tiles are all rows.
         unsafe { y.filled() }
-    }
-    /// The bytes of rows that make a tile; where there are fewer than sixteen, the last of the tile are nothing.
-    fn sixteen_rows(self, rows: Range<usize>, width: usize) -> Cow<'a, [u8]> {
-        let bytes = self.rows(rows.clone(), width);
-        if rows.len() == ROWS {
-            return bytes.into();
-        }
-        let mut filled = bytes.to_vec();
-        filled.resize(ROWS * self.row_bytes(width), 0);
-        filled.into()
     }
 }
 
@@ -146,8 +144,13 @@ mod tests {
                     let error = (f64::from(*y) - want).abs();
                     assert!(error <= bound, "{kind}: {y}, not {want}: off by {error}, at most {bound}");
                 }
+                let turned = Turned::new(kind, &bytes, blocks.row_bytes(width));
                 for instructions in Instructions::all() {
-                    assert_eq!(blocks.forward_on(&x, width, form, instructions), first, "{kind}, {instructions:?}");
+                    assert_eq!(
+                        blocks.forward_on(&turned, &x, width, form, instructions),
+                        first,
+                        "{kind}, {instructions:?}"
+                    );
                 }
             }
         }

@@ -2,11 +2,12 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use memmap2::Mmap;
 
 use crate::blocks::BlockKind;
+use crate::kernels::quantized::{Blocks, Turned};
 use crate::kernels::weight::{Held, Weight};
 
 /// A frozen matrix `[out, width]`; a vector is a matrix of one row.
@@ -24,7 +25,7 @@ enum Form {
     /// Where it lies in its file: no second copy is made, and pages that nobody asks for are never read.
     MappedF32(Mapped),
     /// In a file's blocks: quantized, or floats of 16 bits.
-    Blocks(BlockKind, Vec<u8>),
+    Blocks { kind: BlockKind, bytes: Vec<u8>, turned: Arc<OnceLock<Turned>> },
 }
 
 /// A stretch of a mapped file that holds aligned f32.
@@ -56,13 +57,15 @@ impl Stored {
     /// Rows of `width` values in blocks of a file, which stay what they are.
     pub fn blocks(kind: BlockKind, bytes: Vec<u8>, width: usize) -> Self {
         let out = Weight::blocks(kind, &bytes, width).out;
-        Self { form: Form::Blocks(kind, bytes), out, width }
+        Self { form: Form::Blocks { kind, bytes, turned: Arc::default() }, out, width }
     }
 
     /// As the kernels take it.
     pub fn as_weight(&self) -> Weight<'_> {
         let held = match &self.form {
-            Form::Blocks(kind, bytes) => return Weight::blocks(*kind, bytes, self.width),
+            Form::Blocks { kind, bytes, turned } => {
+                Held::Blocks(Blocks { turned: Some(turned), ..Blocks::new(*kind, bytes, self.width) })
+            }
             Form::F32(values) => Held::F32(values),
             Form::MappedF32(mapped) => Held::F32(mapped.values()),
         };
