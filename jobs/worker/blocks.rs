@@ -12,11 +12,15 @@
 
 mod float;
 mod legacy;
+mod search;
 mod super_block;
 
 pub(crate) use float::from_f16;
 
 use rayon::prelude::*;
+
+/// Fewer rows than this are not worth a thread's while.
+const ROWS_OF_A_SHARE: usize = 8;
 
 /// How the values of a tensor are held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -139,6 +143,46 @@ impl BlockKind {
             Self::Q5K => super_block::decode_q5k(bytes, into),
             Self::Q6K => super_block::decode_q6k(bytes, into),
         }
+    }
+
+    /// Encodes whole blocks, on the calling thread.
+    ///
+    /// Floats are rounded to the nearest, ties to even. Blocks of 32 get the bytes that llama.cpp gives them; those of
+    /// the K-quants are of the same layout, but come of a search of our own. `importance`, the mean square of what each
+    /// value is multiplied with, makes errors count where they do harm; Q8_0 and floats do without.
+    ///
+    /// # Panics
+    /// If there is not exactly as much room as the values need, or not as many importances as values.
+    pub fn encode(self, values: &[f32], importance: Option<&[f32]>, into: &mut [u8]) {
+        assert_eq!(Some(into.len()), self.row_bytes(values.len()), "{} of {} values", self.name(), values.len());
+        assert!(importance.is_none_or(|importance| importance.len() == values.len()), "an importance for each value");
+        match self {
+            Self::F32 => float::encode_f32(values, into),
+            Self::F16 => float::encode_f16(values, into),
+            Self::Bf16 => float::encode_bf16(values, into),
+            Self::Q4_0 => legacy::encode_q4_0(values, into),
+            Self::Q4_1 => legacy::encode_q4_1(values, into),
+            Self::Q5_0 => legacy::encode_q5_0(values, into),
+            Self::Q5_1 => legacy::encode_q5_1(values, into),
+            Self::Q8_0 => legacy::encode_q8_0(values, into),
+            Self::Q2K => super_block::encode_q2k(values, importance, into),
+            Self::Q3K => super_block::encode_q3k(values, importance, into),
+            Self::Q4K => super_block::encode_q4k(values, importance, into),
+            Self::Q5K => super_block::encode_q5k(values, importance, into),
+            Self::Q6K => super_block::encode_q6k(values, importance, into),
+        }
+    }
+
+    /// Encodes a tensor in rows of `width` on all threads. `importance` has a value for each column.
+    ///
+    /// # Panics
+    /// As [`Self::encode`] does.
+    pub fn encode_all(self, values: &[f32], width: usize, importance: Option<&[f32]>, into: &mut [u8]) {
+        let Some(row_bytes) = self.row_bytes(width).filter(|bytes| *bytes > 0) else {
+            panic!("{} in rows of {width}", self.name());
+        };
+        let rows = values.par_chunks(width).zip(into.par_chunks_mut(row_bytes));
+        rows.with_min_len(ROWS_OF_A_SHARE).for_each(|(values, into)| self.encode(values, importance, into));
     }
 
     /// Decodes a whole tensor on all threads.

@@ -8,14 +8,18 @@ pub mod data;
 pub mod ending;
 pub mod finetune;
 pub mod generate;
+pub mod gguf;
 pub mod kernels;
 pub mod logits;
+pub mod merge;
 pub mod model;
 pub mod preview;
+pub mod quantize;
 pub mod random;
 pub mod report;
 pub mod save;
 pub mod schedule;
+pub mod shard;
 pub mod stop;
 
 /// As it stands in the first report.

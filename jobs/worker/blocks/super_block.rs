@@ -22,6 +22,10 @@
 //! but Q6_K's low four by halves: byte `i` of 64 holds values `i` and `i + 64`. A plane of single high bits is 32 bytes:
 //! byte `i` holds, at bit `j`, that of value `32 j + i`.
 
+mod encode;
+
+use encode::{Centred, Graded, centred as choose_centred, graded};
+
 use super::float::from_f16;
 use crate::kernels::simd::dispatched;
 
@@ -74,6 +78,42 @@ fn nibbles<const STRIDE: usize>(bytes: &[u8]) -> Codes {
     codes
 }
 
+/// The reverse of [`or_two_bits`].
+#[inline(always)]
+fn pack_two_bits(codes: &Codes, shift: u32, bytes: &mut [u8]) {
+    for (half, codes) in codes.as_chunks::<128>().0.iter().enumerate() {
+        let bytes = &mut bytes[32 * half..32 * half + 32];
+        for i in 0..32 {
+            let two = |j: usize| (codes[32 * j + i] >> shift & 3) << (2 * j);
+            bytes[i] = two(0) | two(1) | two(2) | two(3);
+        }
+    }
+}
+
+/// The reverse of [`or_bit_plane`].
+#[inline(always)]
+fn pack_bit_plane(codes: &Codes, shift: u32, bytes: &mut [u8]) {
+    let bytes = &mut bytes[..32];
+    bytes.fill(0);
+    for j in 0..8 {
+        for i in 0..32 {
+            bytes[i] |= (codes[32 * j + i] >> shift & 1) << j;
+        }
+    }
+}
+
+/// The reverse of [`nibbles`]; higher bits are passed over.
+#[inline(always)]
+fn pack_nibbles<const STRIDE: usize>(codes: &Codes, bytes: &mut [u8]) {
+    for group in 0..LEN / (2 * STRIDE) {
+        let bytes = &mut bytes[STRIDE * group..STRIDE * (group + 1)];
+        let codes = &codes[2 * STRIDE * group..2 * STRIDE * (group + 1)];
+        for i in 0..STRIDE {
+            bytes[i] = codes[i] & 15 | codes[i + STRIDE] << 4;
+        }
+    }
+}
+
 /// The eight scales and mins of six bits.
 #[inline(always)]
 pub(super) fn unpack_scales_and_mins(bytes: &[u8]) -> ([u8; 8], [u8; 8]) {
@@ -86,6 +126,15 @@ pub(super) fn unpack_scales_and_mins(bytes: &[u8]) -> ([u8; 8], [u8; 8]) {
     (scales, mins)
 }
 
+#[inline(always)]
+fn pack_scales_and_mins(scales: &[u8; 8], mins: &[u8; 8], bytes: &mut [u8]) {
+    for j in 0..4 {
+        bytes[j] = scales[j] | scales[j + 4] >> 4 << 6;
+        bytes[j + 4] = mins[j] | mins[j + 4] >> 4 << 6;
+        bytes[j + 8] = scales[j + 4] & 15 | mins[j + 4] << 4;
+    }
+}
+
 /// The sixteen scales of six bits, 32 too large.
 #[inline(always)]
 fn unpack_scales(bytes: &[u8]) -> [i8; 16] {
@@ -96,6 +145,16 @@ fn unpack_scales(bytes: &[u8]) -> [i8; 16] {
         *scale = (low | high << 4) as i8 - 32;
     }
     scales
+}
+
+#[inline(always)]
+fn pack_scales(scales: &[i8; 16], bytes: &mut [u8]) {
+    bytes[..12].fill(0);
+    for (j, scale) in scales.iter().enumerate() {
+        let scale = (scale + 32) as u8;
+        bytes[j % 8] |= (scale & 15) << (4 * (j / 8));
+        bytes[8 + j % 4] |= scale >> 4 << (2 * (j / 4));
+    }
 }
 
 /// `scale * code - min`, sub-block by sub-block.
@@ -184,6 +243,86 @@ dispatched! {
             or_two_bits(&block[128..192], 4, &mut codes);
             let scale = half_at(block, 208);
             centred(&codes, 32, into, |j| scale * f32::from(block[192 + j] as i8));
+        }
+    }
+}
+
+/// The values of a row's super-blocks, what they are multiplied with, and the room for their bytes.
+#[inline(always)]
+fn to_encode<'a, const BYTES: usize>(
+    values: &'a [f32],
+    importance: Option<&'a [f32]>,
+    into: &'a mut [u8],
+) -> impl Iterator<Item = (&'a Values, Option<&'a Values>, &'a mut [u8; BYTES])> {
+    let importance = importance.map(|importance| importance.as_chunks().0);
+    let blocks = values.as_chunks().0.iter().zip(into.as_chunks_mut().0);
+    blocks.enumerate().map(move |(i, (values, block))| (values, importance.map(|importance| &importance[i]), block))
+}
+
+dispatched! {
+    pub(super) fn encode_q2k(values: &[f32], importance: Option<&[f32]>, into: &mut [u8]) {
+        for (values, importance, block) in to_encode::<84>(values, importance, into) {
+            let Graded { scale, min, scales, mins, codes } =
+                graded::<16, 16>(values, importance, 3.0, 15.0);
+            for j in 0..16 {
+                block[j] = scales[j] | mins[j] << 4;
+            }
+            pack_two_bits(&codes, 0, &mut block[16..80]);
+            block[80..82].copy_from_slice(&scale.to_le_bytes());
+            block[82..84].copy_from_slice(&min.to_le_bytes());
+        }
+    }
+}
+
+dispatched! {
+    pub(super) fn encode_q3k(values: &[f32], importance: Option<&[f32]>, into: &mut [u8]) {
+        for (values, importance, block) in to_encode::<110>(values, importance, into) {
+            let Centred { scale, scales, codes } =
+                choose_centred(values, importance, -4.0, -32.0);
+            pack_bit_plane(&codes, 2, &mut block[..32]);
+            pack_two_bits(&codes, 0, &mut block[32..96]);
+            pack_scales(&scales, &mut block[96..108]);
+            block[108..].copy_from_slice(&scale.to_le_bytes());
+        }
+    }
+}
+
+dispatched! {
+    pub(super) fn encode_q4k(values: &[f32], importance: Option<&[f32]>, into: &mut [u8]) {
+        for (values, importance, block) in to_encode::<144>(values, importance, into) {
+            let Graded { scale, min, scales, mins, codes } =
+                graded::<8, 32>(values, importance, 15.0, 63.0);
+            block[..2].copy_from_slice(&scale.to_le_bytes());
+            block[2..4].copy_from_slice(&min.to_le_bytes());
+            pack_scales_and_mins(&scales, &mins, &mut block[4..16]);
+            pack_nibbles::<32>(&codes, &mut block[16..]);
+        }
+    }
+}
+
+dispatched! {
+    pub(super) fn encode_q5k(values: &[f32], importance: Option<&[f32]>, into: &mut [u8]) {
+        for (values, importance, block) in to_encode::<176>(values, importance, into) {
+            let Graded { scale, min, scales, mins, codes } =
+                graded::<8, 32>(values, importance, 31.0, 63.0);
+            block[..2].copy_from_slice(&scale.to_le_bytes());
+            block[2..4].copy_from_slice(&min.to_le_bytes());
+            pack_scales_and_mins(&scales, &mins, &mut block[4..16]);
+            pack_bit_plane(&codes, 4, &mut block[16..48]);
+            pack_nibbles::<32>(&codes, &mut block[48..]);
+        }
+    }
+}
+
+dispatched! {
+    pub(super) fn encode_q6k(values: &[f32], importance: Option<&[f32]>, into: &mut [u8]) {
+        for (values, importance, block) in to_encode::<210>(values, importance, into) {
+            let Centred { scale, scales, codes } =
+                choose_centred(values, importance, -32.0, -128.0);
+            pack_nibbles::<64>(&codes, &mut block[..128]);
+            pack_two_bits(&codes, 4, &mut block[128..192]);
+            block[192..208].copy_from_slice(&scales.map(|s| s as u8));
+            block[208..].copy_from_slice(&scale.to_le_bytes());
         }
     }
 }

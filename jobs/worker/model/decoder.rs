@@ -44,7 +44,7 @@ impl Decoder {
         1 + index
     }
 
-    fn last_group(&self) -> usize {
+    pub(super) fn last_group(&self) -> usize {
         1 + self.layers.len()
     }
 
@@ -107,6 +107,11 @@ impl Decoder {
     pub fn tensors(&self) -> impl Iterator<Item = &Parameter> {
         let layers = self.layers.iter().flat_map(Layer::parameters);
         std::iter::once(&self.embedding).chain(layers).chain(self.last.parameters())
+    }
+
+    /// Whether the head's weight is the embedding's.
+    pub fn is_tied(&self) -> bool {
+        self.last.head.is_none()
     }
 
     /// Numbers in the model, without adapters.
@@ -269,18 +274,11 @@ fn load_layer(files: &mut ModelFiles, index: usize) -> Result<Layer> {
 }
 
 fn load_projection(files: &mut ModelFiles, index: usize, module: TargetModule) -> Result<Projection> {
-    let Config { hidden, intermediate, heads, .. } = files.config;
-    let (out, width) = match module {
-        TargetModule::QProj => (heads.query_width(), hidden),
-        TargetModule::KProj | TargetModule::VProj => (heads.key_value_width(), hidden),
-        TargetModule::OProj => (hidden, heads.query_width()),
-        TargetModule::GateProj | TargetModule::UpProj => (intermediate, hidden),
-        TargetModule::DownProj => (hidden, intermediate),
-    };
+    let shape = files.config.shape(module);
     let name = projection_name(index, module);
-    let weight = files.parameter(&format!("{name}.weight"), &[out, width])?;
+    let weight = files.parameter(&format!("{name}.weight"), &shape)?;
     let bias = if files.config.features.has_bias(module) {
-        Some(files.parameter(&format!("{name}.bias"), &[out])?)
+        Some(files.parameter(&format!("{name}.bias"), &shape[..1])?)
     } else {
         None
     };

@@ -16,6 +16,8 @@ pub struct Stored {
     form: Form,
     out: usize,
     width: usize,
+    /// Quantized rows as integer products want them, once one has been taken.
+    turned: Arc<OnceLock<Turned>>,
 }
 
 #[derive(Debug, Clone)]
@@ -25,10 +27,12 @@ enum Form {
     /// Where it lies in its file: no second copy is made, and pages that nobody asks for are never read.
     MappedF32(Mapped),
     /// In a file's blocks: quantized, or floats of 16 bits.
-    Blocks { kind: BlockKind, bytes: Vec<u8>, turned: Arc<OnceLock<Turned>> },
+    Blocks(BlockKind, Vec<u8>),
+    /// The same, where they lie.
+    MappedBlocks(BlockKind, Mapped),
 }
 
-/// A stretch of a mapped file that holds aligned f32.
+/// A stretch of a mapped file; where it holds f32, they are aligned.
 #[derive(Clone)]
 struct Mapped {
     file: Arc<Mmap>,
@@ -36,10 +40,14 @@ struct Mapped {
 }
 
 impl Stored {
+    fn of(form: Form, out: usize, width: usize) -> Self {
+        Self { form, out, width, turned: Arc::default() }
+    }
+
     /// Rows of `width` values without gaps.
     pub fn f32(values: Vec<f32>, width: usize) -> Self {
         let out = values.len() / width.max(1);
-        Self { form: Form::F32(values), out, width }
+        Self::of(Form::F32(values), out, width)
     }
 
     /// `bytes` of a file that are little-endian f32, used where they lie; where they cannot be (a file may start a
@@ -51,25 +59,56 @@ impl Stored {
             return Self::f32(values.collect(), width);
         }
         let out = values.len() / size_of::<f32>() / width.max(1);
-        Self { form: Form::MappedF32(Mapped { file: file.clone(), bytes }), out, width }
+        Self::of(Form::MappedF32(Mapped { file: file.clone(), bytes }), out, width)
     }
 
     /// Rows of `width` values in blocks of a file, which stay what they are.
     pub fn blocks(kind: BlockKind, bytes: Vec<u8>, width: usize) -> Self {
         let out = Weight::blocks(kind, &bytes, width).out;
-        Self { form: Form::Blocks { kind, bytes, turned: Arc::default() }, out, width }
+        Self::of(Form::Blocks(kind, bytes), out, width)
+    }
+
+    /// `bytes` of a file that hold rows of `width` values in blocks, used where they lie.
+    pub fn mapped_blocks(kind: BlockKind, file: &Arc<Mmap>, bytes: Range<usize>, width: usize) -> Self {
+        let out = Weight::blocks(kind, &file[bytes.clone()], width).out;
+        Self::of(Form::MappedBlocks(kind, Mapped { file: file.clone(), bytes }), out, width)
+    }
+
+    /// Some of the rows; those of a mapped file stay where they are.
+    pub fn rows(&self, rows: Range<usize>) -> Self {
+        let values = rows.start * self.width..rows.end * self.width;
+        let form = match &self.form {
+            Form::F32(all) => Form::F32(all[values].to_vec()),
+            Form::Blocks(kind, bytes) => {
+                let row = bytes.len() / self.out.max(1);
+                Form::Blocks(*kind, bytes[rows.start * row..rows.end * row].to_vec())
+            }
+            Form::MappedBlocks(kind, Mapped { file, bytes }) => {
+                let row = bytes.len() / self.out.max(1);
+                let bytes = bytes.start + rows.start * row..bytes.start + rows.end * row;
+                Form::MappedBlocks(*kind, Mapped { file: file.clone(), bytes })
+            }
+            Form::MappedF32(Mapped { file, bytes }) => {
+                let at = |value: usize| bytes.start + value * size_of::<f32>();
+                Form::MappedF32(Mapped { file: file.clone(), bytes: at(values.start)..at(values.end) })
+            }
+        };
+        Self::of(form, rows.len(), self.width)
     }
 
     /// As the kernels take it.
     pub fn as_weight(&self) -> Weight<'_> {
         let held = match &self.form {
-            Form::Blocks { kind, bytes, turned } => {
-                Held::Blocks(Blocks { turned: Some(turned), ..Blocks::new(*kind, bytes, self.width) })
-            }
+            Form::Blocks(kind, bytes) => self.held_blocks(*kind, bytes),
+            Form::MappedBlocks(kind, mapped) => self.held_blocks(*kind, &mapped.file[mapped.bytes.clone()]),
             Form::F32(values) => Held::F32(values),
             Form::MappedF32(mapped) => Held::F32(mapped.values()),
         };
         Weight { held, out: self.out, width: self.width }
+    }
+
+    fn held_blocks<'a>(&'a self, kind: BlockKind, bytes: &'a [u8]) -> Held<'a> {
+        Held::Blocks(Blocks { turned: Some(&self.turned), ..Blocks::new(kind, bytes, self.width) })
     }
 
     /// Appends all values in f32.
@@ -117,8 +156,12 @@ mod tests {
         let mut read = vec![7.0];
         aligned.append_to(&mut read);
         assert_eq!(read, [7.0, 1.5, -2.0, 0.25, 8.0]);
+        let mut second = Vec::new();
+        aligned.rows(1..2).append_to(&mut second);
+        assert_eq!(second, [0.25, 8.0]);
         let skewed = Stored::mapped_f32(&map, 3..19, 4);
         assert!(matches!(skewed.form, Form::F32(_)));
         assert_eq!((skewed.as_weight().out, skewed.as_weight().width), (1, 4));
+        assert_eq!(Stored::f32(vec![1.0, 2.0, 3.0], 1).rows(1..3).as_weight().out, 2);
     }
 }
