@@ -12,13 +12,14 @@ pub mod adamw;
 pub mod add;
 pub mod attention;
 pub mod cross_entropy;
+pub mod gated;
 pub mod linear;
 mod matrix;
 mod memory;
 pub mod norm;
 pub mod rope;
 pub mod simd;
-pub mod swiglu;
+pub mod softcap;
 #[cfg(test)]
 mod testing;
 pub mod weight;

@@ -15,10 +15,10 @@ use super::lora::{LoraShape, peft_name, projection_name};
 use super::parameter::{Group, Parameter, Trainable, lend};
 use crate::data::batch::Batch;
 use crate::ending::{Result, failed};
-use crate::kernels::attention::{Attention, Cache};
+use crate::kernels::attention::{Attention, Cache, Scoring};
 use crate::kernels::cross_entropy::Target;
 use crate::kernels::read;
-use crate::kernels::rope::Rope;
+use crate::kernels::rope::{Frequencies, Rope};
 use crate::kernels::weight::Precision;
 
 /// A model, frozen until [`Decoder::adapt`] or [`Decoder::train`] says what of it is to be trained.
@@ -64,7 +64,8 @@ impl Decoder {
         } else {
             Some(files.parameter("lm_head.weight", &[vocabulary, hidden])?)
         };
-        let rope = Arc::new(Rope::new(&config.rope.inverse_frequencies(config.heads.dim), positions));
+        let inverse = config.rope.inverse_frequencies(config.heads.dim);
+        let rope = Arc::new(Rope::new(&Frequencies { inverse, factor: 1.0 }, positions));
         Ok(Self { config, embedding, layers, last: LastLayer { norm, head }, groups: Vec::new(), rope })
     }
 
@@ -199,7 +200,12 @@ impl Decoder {
     }
 
     pub(super) fn attention(&self, bounds: &Arc<[usize]>) -> Attention {
-        Attention { heads: self.config.heads, rope: self.rope.clone(), bounds: bounds.clone() }
+        Attention {
+            heads: self.config.heads,
+            scoring: Scoring::usual(self.config.heads.dim),
+            rope: self.rope.clone(),
+            bounds: bounds.clone(),
+        }
     }
 
     /// Lends a group's trained values to `f`; there may be none.
@@ -217,7 +223,8 @@ impl Decoder {
 
     /// A conversation with nothing said yet.
     pub fn conversation(&self) -> Conversation<'_> {
-        let caches = self.layers.iter().map(|_| Cache::new(self.config.heads)).collect();
+        let caches =
+            self.layers.iter().map(|_| Cache::new(self.config.heads, Scoring::usual(self.config.heads.dim))).collect();
         Conversation { decoder: self, caches }
     }
 }

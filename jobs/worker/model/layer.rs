@@ -10,9 +10,9 @@ use drydock_spec::finetune::TargetModule;
 use super::parameter::{Parameter, lend};
 use crate::kernels::add::add_to;
 use crate::kernels::attention::Attention;
+use crate::kernels::gated::Activation;
 use crate::kernels::linear::{Dropout, Linear, LinearGradient, Lora, mix};
 use crate::kernels::norm::{rms_norm, rms_norm_backward};
-use crate::kernels::swiglu::{swiglu, swiglu_backward};
 use crate::kernels::weight::Precision;
 
 pub struct Layer {
@@ -155,7 +155,7 @@ impl Complete<'_> {
         let h = self.layer.post_attention_norm.forward(&middle, self.trained);
         let gate = self.linear(TargetModule::GateProj, &h);
         let up = self.linear(TargetModule::UpProj, &h);
-        let mut y = self.linear(TargetModule::DownProj, &swiglu(&gate, &up));
+        let mut y = self.linear(TargetModule::DownProj, &Activation::Silu.gate(&gate, &up));
         add_to(&mut y, &middle);
         (y, Kept { q, k, v, attended, middle, gate, up })
     }
@@ -175,8 +175,8 @@ impl Complete<'_> {
         let Kept { q, k, v, attended, middle, gate, up } = kept;
 
         let mut dinner = Vec::new();
-        self.back(TargetModule::DownProj, &swiglu(&gate, &up), &dy, Some(&mut dinner), gradients);
-        let (dgate, dup) = swiglu_backward(&gate, &up, &dinner);
+        self.back(TargetModule::DownProj, &Activation::Silu.gate(&gate, &up), &dy, Some(&mut dinner), gradients);
+        let (dgate, dup) = Activation::Silu.gate_backward(&gate, &up, &dinner);
         let h = layer.post_attention_norm.forward(&middle, trained);
         let mut dh = Vec::new();
         self.back(TargetModule::GateProj, &h, &dgate, Some(&mut dh), gradients);
