@@ -15,7 +15,7 @@ use super::lora::{LoraShape, peft_name, projection_name};
 use super::parameter::{Group, Parameter, Trainable, lend};
 use crate::data::batch::Batch;
 use crate::ending::{Result, failed};
-use crate::kernels::attention::{Attention, Cache, Scoring};
+use crate::kernels::attention::{Attention, Scoring};
 use crate::kernels::cross_entropy::Target;
 use crate::kernels::read;
 use crate::kernels::rope::{Frequencies, Rope};
@@ -30,7 +30,7 @@ pub struct Decoder {
     pub(super) last: LastLayer,
     /// What is trained: the embedding's group, one for each layer, and the last layer's. None while all is frozen.
     groups: Vec<Trainable>,
-    rope: Arc<Rope>,
+    pub(super) rope: Arc<Rope>,
 }
 
 impl Decoder {
@@ -137,39 +137,46 @@ impl Decoder {
 
     /// The loss of a batch (the sum over its targets, in nats) for its own sake.
     pub fn score(&self, batch: &Batch) -> candle_core::Result<f64> {
-        let x = self.stream(&batch.ids, &batch.bounds)?;
-        Ok(self.losses(&x, &batch.targets, Precision::F32)?.into_iter().sum())
+        Ok(self.target_losses(batch, Precision::F32)?.into_iter().sum())
+    }
+
+    /// The loss of each of a batch's targets, in nats.
+    pub fn target_losses(&self, batch: &Batch, precision: Precision) -> candle_core::Result<Vec<f64>> {
+        let x = self.stream(&batch.ids, &batch.bounds, precision)?;
+        self.losses(&x, &batch.targets, precision)
     }
 
     /// The logits `[tokens, vocabulary]` of one row.
     pub fn logits(&self, ids: &[u32]) -> candle_core::Result<Tensor> {
-        let x = self.stream(ids, &Arc::from([0, ids.len()]))?;
-        Tensor::from_vec(self.logits_of(&x)?, (ids.len(), self.config.vocabulary), &Device::Cpu)
+        let x = self.stream(ids, &Arc::from([0, ids.len()]), Precision::F32)?;
+        Tensor::from_vec(self.logits_of(&x, Precision::F32)?, (ids.len(), self.config.vocabulary), &Device::Cpu)
     }
 
     /// What comes out of the last layer, `[tokens, hidden]`.
-    fn stream(&self, ids: &[u32], bounds: &Arc<[usize]>) -> candle_core::Result<Vec<f32>> {
+    fn stream(&self, ids: &[u32], bounds: &Arc<[usize]>, precision: Precision) -> candle_core::Result<Vec<f32>> {
         let attention = self.attention(bounds);
-        self.through_layers(self.embed(ids)?, |_, q, k, v| attention.forward(q, k, v))
+        self.through_layers(self.embed(ids)?, precision, |_, q, k, v| attention.forward(q, k, v))
     }
 
     /// The stream through every layer, without a backward pass to come; `attend` also hears which layer asks.
-    fn through_layers(
+    pub(super) fn through_layers(
         &self,
         mut x: Vec<f32>,
+        precision: Precision,
         mut attend: impl FnMut(usize, &[f32], &[f32], &[f32]) -> Vec<f32>,
     ) -> candle_core::Result<Vec<f32>> {
+        let arithmetic = Arithmetic { precision, dropout_seed: None };
         for (index, layer) in self.layers.iter().enumerate() {
             x = self.lent(self.layer_group(index), |trained| {
-                let layer = layer.with(trained, Arithmetic::default());
+                let layer = layer.with(trained, arithmetic);
                 layer.forward(&x, |q, k, v| attend(index, q, k, v)).0
             })?;
         }
         Ok(x)
     }
 
-    fn logits_of(&self, x: &[f32]) -> candle_core::Result<Vec<f32>> {
-        self.with_ends(|trained| self.last.head(&self.embedding, trained, Precision::F32).logits(x))
+    pub(super) fn logits_of(&self, x: &[f32], precision: Precision) -> candle_core::Result<Vec<f32>> {
+        self.with_ends(|trained| self.last.head(&self.embedding, trained, precision).logits(x))
     }
 
     pub(super) fn losses(&self, x: &[f32], targets: &[Target], precision: Precision) -> candle_core::Result<Vec<f64>> {
@@ -200,12 +207,11 @@ impl Decoder {
     }
 
     pub(super) fn attention(&self, bounds: &Arc<[usize]>) -> Attention {
-        Attention {
-            heads: self.config.heads,
-            scoring: Scoring::usual(self.config.heads.dim),
-            rope: self.rope.clone(),
-            bounds: bounds.clone(),
-        }
+        Attention { heads: self.config.heads, scoring: self.scoring(), rope: self.rope.clone(), bounds: bounds.clone() }
+    }
+
+    pub(super) fn scoring(&self) -> Scoring {
+        Scoring::usual(self.config.heads.dim)
     }
 
     /// Lends a group's trained values to `f`; there may be none.
@@ -219,30 +225,6 @@ impl Decoder {
     /// Lends the trained values of the model's both ends to `f`.
     pub(super) fn with_ends<R>(&self, f: impl FnOnce(&Ends<&[f32]>) -> R) -> candle_core::Result<R> {
         self.lent(Self::EMBEDDING_GROUP, |embedding| self.lent(self.last_group(), |last| f(&Ends { embedding, last })))?
-    }
-
-    /// A conversation with nothing said yet.
-    pub fn conversation(&self) -> Conversation<'_> {
-        let caches =
-            self.layers.iter().map(|_| Cache::new(self.config.heads, Scoring::usual(self.config.heads.dim))).collect();
-        Conversation { decoder: self, caches }
-    }
-}
-
-/// Tokens taken in so far, as the layers remember them.
-pub struct Conversation<'d> {
-    decoder: &'d Decoder,
-    caches: Vec<Cache>,
-}
-
-impl Conversation<'_> {
-    /// Takes in more tokens, at least one, and returns the logits `[vocabulary]` of what follows them. All tokens
-    /// together must fit the positions that the decoder was loaded for.
-    pub fn take_in(&mut self, ids: &[u32]) -> candle_core::Result<Vec<f32>> {
-        let Self { decoder, caches } = self;
-        let attend = |layer: usize, q: &[f32], k: &[f32], v: &[f32]| caches[layer].attend(&decoder.rope, q, k, v);
-        let x = decoder.through_layers(decoder.embed(ids)?, attend)?;
-        decoder.logits_of(&x[(ids.len() - 1) * decoder.config.hidden..])
     }
 }
 
