@@ -5,6 +5,7 @@
 pub mod attempt;
 pub mod data;
 pub mod ending;
+pub mod evaluate;
 pub mod finetune;
 pub mod generate;
 pub mod kernels;

@@ -87,6 +87,16 @@ impl<'a> Saver<'a> {
         self.write(path, role, &bytes)
     }
 
+    /// Writes JSON, a value a line, and announces it.
+    pub fn lines<V: Serialize>(&self, path: &str, role: &str, values: impl IntoIterator<Item = V>) -> Result<()> {
+        let mut bytes = Vec::new();
+        for value in values {
+            serde_json::to_writer(&mut bytes, &value).or_fail(FailureKind::Crashed, path)?;
+            bytes.push(b'\n');
+        }
+        self.write(path, role, &bytes)
+    }
+
     /// Writes under another name first: whoever looks sees all of a file or nothing of it.
     fn write(&self, path: &str, role: &str, bytes: &[u8]) -> Result<()> {
         let target = self.output.join(path);
