@@ -31,7 +31,8 @@ use crate::kernels::weight::Precision;
 use crate::model::ModelFiles;
 use crate::model::config::Config;
 use crate::model::decoder::Decoder;
-use crate::model::lora::load_adapter;
+use crate::model::lora::SavedAdapter;
+
 use crate::model::tokenizer::Text;
 use crate::report::{Reporter, resident_bytes};
 use crate::save::Saver;
@@ -143,7 +144,7 @@ pub fn evaluate(attempt: &AttemptSpec, spec: &EvaluateSpec, reporter: &Reporter)
         let mut decoder = Decoder::load(&mut files, prepared.positions(), |_| stop::check())?;
         for adapter in subject.states() {
             if let Some(folder) = adapter {
-                load_adapter(&mut decoder, folder)?;
+                SavedAdapter::open(folder)?.load(&mut decoder)?;
             }
             reporter.report(Report::Model(model_report(&decoder)));
             reporter.stage(Stage::Evaluate);

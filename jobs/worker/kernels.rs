@@ -11,7 +11,9 @@
 pub mod adamw;
 pub mod add;
 pub mod attention;
+pub mod bias;
 pub mod cross_entropy;
+pub mod dora;
 pub mod gated;
 pub mod linear;
 mod matrix;

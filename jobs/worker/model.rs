@@ -3,11 +3,16 @@
 pub mod config;
 pub mod conversation;
 pub mod decoder;
-mod gguf;
+pub mod describe;
+pub mod fused;
+pub mod gguf;
 pub mod head;
 mod hf;
 pub mod layer;
 pub mod lora;
+pub mod merge;
+pub mod method;
+pub mod names;
 pub mod parameter;
 pub mod stored;
 pub mod tape;
@@ -74,7 +79,7 @@ impl ModelFiles {
     /// Whether the model has a tensor of this name (as Hugging Face names it).
     pub fn has(&self, name: &str) -> bool {
         match &self.weights {
-            Weights::Gguf(file) => file.has(name),
+            Weights::Gguf(file) => file.has(name, &self.config),
             Weights::Safetensors(shards) => shards.has(name),
         }
     }
@@ -82,6 +87,19 @@ impl ModelFiles {
     /// The tensor of this name, frozen and in Hugging Face's order of rows; its shape must be the one that the
     /// configuration promises.
     pub fn parameter(&mut self, name: &str, shape: &[usize]) -> Result<Parameter> {
+        let stored = match fused::part(name, &self.config) {
+            None => self.stored(name, shape)?,
+            Some(part) => {
+                let mut whole = shape.to_vec();
+                whole[0] = part.of;
+                self.stored(&part.whole, &whole)?.rows(part.rows)
+            }
+        };
+        Ok(Parameter { name: name.to_owned(), shape: shape.to_vec(), place: Place::Frozen(stored) })
+    }
+
+    /// A tensor of the files.
+    fn stored(&mut self, name: &str, shape: &[usize]) -> Result<Stored> {
         let (stored, found) = match &mut self.weights {
             Weights::Gguf(file) => {
                 let tensor = file.tensor(name, &self.config)?;
@@ -94,7 +112,7 @@ impl ModelFiles {
             let message = format!("tensor `{name}` is {found:?}; the configuration asks for {shape:?}");
             return failed(FailureKind::BadModel, message);
         }
-        Ok(Parameter { name: name.to_owned(), shape: found, place: Place::Frozen(stored) })
+        Ok(stored)
     }
 }
 

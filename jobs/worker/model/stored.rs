@@ -50,6 +50,19 @@ impl Stored {
         Self { form: Form::MappedF32(Mapped { file: file.clone(), bytes }), out, width }
     }
 
+    /// Some of the rows; those of a mapped file stay where they are.
+    pub fn rows(&self, rows: Range<usize>) -> Self {
+        let values = rows.start * self.width..rows.end * self.width;
+        let form = match &self.form {
+            Form::F32(all) => Form::F32(all[values].to_vec()),
+            Form::MappedF32(Mapped { file, bytes }) => {
+                let at = |value: usize| bytes.start + value * size_of::<f32>();
+                Form::MappedF32(Mapped { file: file.clone(), bytes: at(values.start)..at(values.end) })
+            }
+        };
+        Self { form, out: rows.len(), width: self.width }
+    }
+
     /// As the kernels take it.
     pub fn as_weight(&self) -> Weight<'_> {
         let held = match &self.form {
@@ -104,8 +117,12 @@ mod tests {
         let mut read = vec![7.0];
         aligned.append_to(&mut read);
         assert_eq!(read, [7.0, 1.5, -2.0, 0.25, 8.0]);
+        let mut second = Vec::new();
+        aligned.rows(1..2).append_to(&mut second);
+        assert_eq!(second, [0.25, 8.0]);
         let skewed = Stored::mapped_f32(&map, 3..19, 4);
         assert!(matches!(skewed.form, Form::F32(_)));
         assert_eq!((skewed.as_weight().out, skewed.as_weight().width), (1, 4));
+        assert_eq!(Stored::f32(vec![1.0, 2.0, 3.0], 1).rows(1..3).as_weight().out, 2);
     }
 }
