@@ -6,6 +6,7 @@ pub mod attempt;
 pub mod blocks;
 pub mod data;
 pub mod ending;
+pub mod evaluate;
 pub mod finetune;
 pub mod generate;
 pub mod gguf;
