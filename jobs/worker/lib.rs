@@ -11,6 +11,7 @@ pub mod kernels;
 pub mod logits;
 pub mod model;
 pub mod preview;
+pub mod process;
 pub mod random;
 pub mod report;
 pub mod save;

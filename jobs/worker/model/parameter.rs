@@ -41,8 +41,10 @@ impl Parameter {
 
     /// A vector, as a norm has it; `trained` are the values of its group.
     pub fn vector<'a>(&'a self, trained: &'a [f32]) -> &'a [f32] {
-        let Held::F32(values) = self.matrix(trained).held;
-        values
+        match self.matrix(trained).held {
+            Held::F32(values) => values,
+            Held::Bf16(_) => unreachable!("`{}` is a vector, and vectors are held in f32", self.name),
+        }
     }
 
     /// Where its gradient lies among its group's; nowhere if it is frozen.
