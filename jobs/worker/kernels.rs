@@ -18,6 +18,7 @@ pub mod gated;
 pub mod linear;
 mod matrix;
 mod memory;
+pub mod narrow;
 pub mod norm;
 pub mod rope;
 pub mod simd;

@@ -55,13 +55,31 @@ impl<'a> Weight<'a> {
         summed(&[(Matrix::new(x, self.width), self.matrix().t())], precision)
     }
 
+    /// `y = x Wᵀ + r Bᵀ` in one go, for an adapter's `r` `[tokens, rank]` and B `[out, rank]`.
+    pub fn forward_with(self, x: &[f32], (r, b): (&[f32], &[f32]), precision: Precision) -> Vec<f32> {
+        let rank = b.len() / self.out;
+        let adapter = (Matrix::new(r, rank), Matrix::new(b, rank).t());
+        summed(&[(Matrix::new(x, self.width), self.matrix().t()), adapter], precision)
+    }
+
     /// `dx += dy W`: adds the gradient of the product's input; an empty `dx` is begun.
     pub fn backward(self, dy: &[f32], dx: &mut Vec<f32>, precision: Precision) {
-        let terms = [(Matrix::new(dy, self.out), self.matrix())];
+        self.add(&[(Matrix::new(dy, self.out), self.matrix())], dx, precision);
+    }
+
+    /// `dx += dy W + dr A` in one go, for an adapter's A `[rank, width]` and the gradient `dr` `[tokens, rank]` of what
+    /// it makes of the input; an empty `dx` is begun.
+    pub fn backward_with(self, dy: &[f32], (dr, a): (&[f32], &[f32]), dx: &mut Vec<f32>, precision: Precision) {
+        let rank = a.len() / self.width;
+        let adapter = (Matrix::new(dr, rank), Matrix::new(a, self.width));
+        self.add(&[(Matrix::new(dy, self.out), self.matrix()), adapter], dx, precision);
+    }
+
+    fn add(self, terms: &[(Matrix<'_>, Matrix<'_>)], dx: &mut Vec<f32>, precision: Precision) {
         if dx.is_empty() {
-            *dx = summed(&terms, precision);
+            *dx = summed(terms, precision);
         } else {
-            sum(MatrixMut::new(dx, self.width), Write::Add, &terms, precision);
+            sum(MatrixMut::new(dx, self.width), Write::Add, terms, precision);
         }
     }
 
