@@ -15,6 +15,7 @@ pub mod logits;
 pub mod merge;
 pub mod model;
 pub mod preview;
+pub mod process;
 pub mod quantize;
 pub mod random;
 pub mod report;

@@ -142,9 +142,10 @@ fn plan(spec: &QuantizeSpec, facts: &Model, tensors: &[SourceTensor<'_>]) -> Res
 
 /// Says what a user would want to know before they trust the file.
 fn warn_about_losses(tensors: &[SourceTensor<'_>], planned: &[Planned], reporter: &Reporter) {
-    let twice = tensors.iter().zip(planned).filter(|(tensor, plan)| {
-        tensor.kind.is_quantized() && tensor.kind != plan.kind && plan.kind.is_quantized()
-    });
+    let twice = tensors
+        .iter()
+        .zip(planned)
+        .filter(|(tensor, plan)| tensor.kind.is_quantized() && tensor.kind != plan.kind && plan.kind.is_quantized());
     let twice: Vec<BlockKind> = twice.map(|(tensor, _)| tensor.kind).collect();
     if let Some(kind) = twice.first() {
         let message = format!(

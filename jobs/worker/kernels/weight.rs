@@ -53,24 +53,54 @@ impl<'a> Weight<'a> {
         match (self.held, precision) {
             (Held::Blocks(blocks), Precision::Int8) if blocks.has_codes() => blocks.forward_int8(x, self.width),
             (_, Precision::F32 | Precision::Int8) if x.len() <= FEW * self.width => few::forward(self, x),
-            (Held::Blocks(blocks), _) => blocks.forward(x, self.width, precision),
-            (Held::F32(values), _) => self.forward_of(Values::F32(values), x, precision),
-            (Held::Bf16(values), _) => self.forward_of(Values::Bf16(values), x, precision),
+            _ => self.forward_many(x, None, precision),
         }
     }
 
-    fn forward_of(self, values: Values<'_>, x: &[f32], precision: Precision) -> Vec<f32> {
-        summed(&[(Matrix::new(x, self.width), Matrix::of(values, self.width).t())], precision)
+    /// `y = x Wᵀ + r Bᵀ` in one go, for an adapter's `r` `[tokens, rank]` and B `[out, rank]`.
+    pub fn forward_with(self, x: &[f32], adapter: (&[f32], &[f32]), precision: Precision) -> Vec<f32> {
+        if precision != Precision::Int8 && x.len() > FEW * self.width {
+            return self.forward_many(x, Some(adapter), precision);
+        }
+        let (r, b) = adapter;
+        let rank = b.len() / self.out;
+        let mut y = self.forward(x, precision);
+        let adapter = (Matrix::new(r, rank), Matrix::new(b, rank).t());
+        sum(MatrixMut::new(&mut y, self.out), Write::Add, &[adapter], precision);
+        y
+    }
+
+    fn forward_many(self, x: &[f32], adapter: Option<(&[f32], &[f32])>, precision: Precision) -> Vec<f32> {
+        let values = match self.held {
+            Held::F32(values) => Values::F32(values),
+            Held::Bf16(values) => Values::Bf16(values),
+            Held::Blocks(blocks) => return blocks.forward(x, self.width, adapter, precision),
+        };
+        let own = (Matrix::new(x, self.width), Matrix::of(values, self.width).t());
+        let Some((r, b)) = adapter else { return summed(&[own], precision) };
+        let rank = b.len() / self.out;
+        summed(&[own, (Matrix::new(r, rank), Matrix::new(b, rank).t())], precision)
     }
 
     /// `dx += dy W`: adds the gradient of the product's input; an empty `dx` is begun.
     pub fn backward(self, dy: &[f32], dx: &mut Vec<f32>, precision: Precision) {
+        self.add(dy, None, dx, precision);
+    }
+
+    /// `dx += dy W + dr A` in one go, for an adapter's A `[rank, width]` and the gradient `dr` `[tokens, rank]` of what
+    /// it makes of the input; an empty `dx` is begun.
+    pub fn backward_with(self, dy: &[f32], adapter: (&[f32], &[f32]), dx: &mut Vec<f32>, precision: Precision) {
+        self.add(dy, Some(adapter), dx, precision);
+    }
+
+    fn add(self, dy: &[f32], adapter: Option<(&[f32], &[f32])>, dx: &mut Vec<f32>, precision: Precision) {
         let values = match self.held {
             Held::F32(values) => Values::F32(values),
             Held::Bf16(values) => Values::Bf16(values),
-            Held::Blocks(blocks) => return blocks.backward(dy, self.width, dx, precision),
+            Held::Blocks(blocks) => return blocks.backward(dy, self.width, adapter, dx, precision),
         };
-        let terms = [(Matrix::new(dy, self.out), Matrix::of(values, self.width))];
+        let mut terms = vec![(Matrix::new(dy, self.out), Matrix::of(values, self.width))];
+        terms.extend(adapter.map(|(dr, a)| (Matrix::new(dr, a.len() / self.width), Matrix::new(a, self.width))));
         if dx.is_empty() {
             *dx = summed(&terms, precision);
         } else {

@@ -2,8 +2,8 @@
 //!
 //! The plan is that of GotoBLAS (Goto and van de Geijn 2008), with the roles that suit training: the left operand (a
 //! batch's tokens) is packed once for all threads; the right one is cut into strips of 48 columns, each of which is
-//! packed by the thread that is about to use it, a block of its depth at a time, and stays in the first-level cache
-//! while all rows pass by. Rounding to bf16 and widening from it happen in packing, so they cost no pass of their own.
+//! packed by the thread that is about to use it, a block of its depth at a time, and stays in that core's cache while
+//! all rows pass by. Rounding to bf16 and widening from it happen in packing, so they cost no pass of their own.
 //!
 //! Every value of the result is summed in the order of depth, whoever computes it: the bits do not depend on the number
 //! of threads.
@@ -18,8 +18,9 @@ use super::tile::{self, GROUP, GROUPS, Packed, Place, ROWS};
 use super::{Matrix, MatrixMut, Precision, Threads, Write};
 use crate::kernels::simd::{Level, level};
 
-/// Cells of depth that a strip has in the first-level cache: 36 KiB.
-const BLOCK: usize = 192;
+/// Cells of depth that a strip is packed for at a time: 144 KiB. Longer than the first-level cache would like, but each
+/// block costs a pass over the result, and that is dearer.
+const BLOCK: usize = 768;
 /// Cells of depth for which the left operand is packed at a time, and groups of its rows: 8 MiB at most, and mostly
 /// less, so that it stays in the last cache while strip after strip meets it.
 const SPAN: usize = 2048;
