@@ -55,6 +55,12 @@ impl<'a> Weight<'a> {
         summed(&[(Matrix::new(x, self.width), self.matrix().t())], precision)
     }
 
+    /// The same into memory that is there already.
+    pub fn forward_into(self, x: &[f32], y: &mut [f32], precision: Precision) {
+        let terms = [(Matrix::new(x, self.width), self.matrix().t())];
+        sum(MatrixMut::new(y, self.out), Write::Replace, &terms, precision);
+    }
+
     /// `y = x Wᵀ + r Bᵀ` in one go, for an adapter's `r` `[tokens, rank]` and B `[out, rank]`.
     pub fn forward_with(self, x: &[f32], (r, b): (&[f32], &[f32]), precision: Precision) -> Vec<f32> {
         let rank = b.len() / self.out;
