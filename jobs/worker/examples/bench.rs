@@ -18,6 +18,7 @@ use drydock_worker::kernels::adamw::{AdamW, Constants};
 use drydock_worker::kernels::simd::features;
 use drydock_worker::kernels::weight::Precision;
 use drydock_worker::model::ModelFiles;
+use drydock_worker::model::conversation::{Conversation, Piece};
 use drydock_worker::model::decoder::Decoder;
 use drydock_worker::model::lora::{LoraShape, start_values};
 use drydock_worker::model::parameter::{Gradients, Trainable};
@@ -29,7 +30,7 @@ use serde_json::json;
 
 const USAGE: &str = "\
 usage: bench lora|full|perplexity|generate --model FOLDER --text FILE
-       [--batch ROWS] [--length TOKENS] [--steps COUNT] [--dtype f32|bf16] [--threads COUNT] [--rank R]
+       [--batch ROWS] [--length TOKENS] [--steps COUNT] [--dtype f32|bf16|int8] [--threads COUNT] [--rank R]
        [--checkpointing true|false]";
 
 struct Options {
@@ -70,7 +71,7 @@ fn main() -> anyhow::Result<()> {
     let cpu = sorted(warm.iter().map(|step| step.cpu_seconds));
     let line = json!({
         "work": options.work,
-        "dtype": if options.precision == Precision::Bf16 { "bf16" } else { "f32" },
+        "dtype": format!("{:?}", options.precision).to_lowercase(),
         "batch": options.batch,
         "length": options.length,
         "tokens_per_second": { "median": rates[rates.len() / 2], "min": rates[0], "max": rates[rates.len() - 1] },
@@ -121,7 +122,8 @@ fn options(arguments: Vec<String>) -> anyhow::Result<Options> {
                 options.precision = match value.as_str() {
                     "f32" => Precision::F32,
                     "bf16" => Precision::Bf16,
-                    _ => bail!("--dtype {value}: f32 or bf16 is expected"),
+                    "int8" => Precision::Int8,
+                    _ => bail!("--dtype {value}: f32, bf16 or int8 is expected"),
                 }
             }
             _ => bail!("{USAGE}"),
@@ -143,7 +145,7 @@ fn work(options: &Options, step_done: impl FnMut(usize)) -> anyhow::Result<Vec<M
             let shape =
                 LoraShape { rank: options.rank, alpha: 2.0 * options.rank as f64, dropout: 0.0, dora: false, targets };
             let mut chance = Chance::new(1, Purpose::Adapter);
-            let start = |_, _, [rank, width, out]: [usize; 3]| start_values(&mut chance, rank, width, out);
+            let start = |_: &str, [rank, width, out]: [usize; 3]| start_values(&mut chance, rank, width, out);
             let trainables = decoder.adapt(&shape, start).map_err(told)?;
             train(&decoder, &trainables, &batches, options, step_done)
         }
@@ -153,7 +155,7 @@ fn work(options: &Options, step_done: impl FnMut(usize)) -> anyhow::Result<Vec<M
             train(&decoder, &trainables, &batches, options, step_done)
         }
         "perplexity" => score(&decoder, &batches, options, step_done),
-        "generate" => generate(&decoder, &ids[..options.length], options, step_done),
+        "generate" => generate(&decoder, &ids, options, step_done),
         other => Err(anyhow!("{other} is no work that is known here\n{USAGE}")),
     }
 }
@@ -214,27 +216,32 @@ fn score(
     options: &Options,
     step_done: impl FnMut(usize),
 ) -> anyhow::Result<Vec<Measured>> {
-    if options.precision != Precision::F32 {
-        bail!("perplexity is computed in f32");
-    }
     measured(batches.len(), step_done, |index| {
         let batch = &batches[index];
-        Ok((batch.ids.len(), Some(decoder.score(batch)? / batch.targets.len() as f64)))
+        Ok((
+            batch.ids.len(),
+            Some(decoder.target_losses(batch, options.precision)?.iter().sum::<f64>() / batch.targets.len() as f64),
+        ))
     })
 }
 
-/// Takes the prompt in as the first step; each later step is a token, always of the same text.
+/// Takes a prompt in for each row of the batch as the first step; each later step adds a token to every row.
 fn generate(
     decoder: &Decoder,
-    prompt: &[u32],
+    ids: &[u32],
     options: &Options,
     step_done: impl FnMut(usize),
 ) -> anyhow::Result<Vec<Measured>> {
-    let mut conversation = decoder.conversation();
+    let prompts: Vec<&[u32]> = ids.chunks_exact(options.length).take(options.batch).collect();
+    let mut conversations: Vec<Conversation> = prompts.iter().map(|_| decoder.conversation()).collect();
     measured(options.steps, step_done, |index| {
-        let ids = if index == 0 { prompt } else { &prompt[index % prompt.len()..][..1] };
-        conversation.take_in(ids)?;
-        Ok((ids.len(), None))
+        let next =
+            |prompt: &&[u32]| if index == 0 { 0..prompt.len() } else { index % prompt.len()..index % prompt.len() + 1 };
+        let rows = conversations.iter_mut().zip(&prompts);
+        let mut pieces: Vec<Piece<'_>> =
+            rows.map(|(conversation, prompt)| Piece { conversation, ids: &prompt[next(prompt)] }).collect();
+        decoder.next_logits(&mut pieces, options.precision)?;
+        Ok((pieces.iter().map(|piece| piece.ids.len()).sum(), None))
     })
 }
 

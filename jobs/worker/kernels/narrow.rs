@@ -4,112 +4,62 @@
 //! operand that it uses eight times, and read it again for each of the three. Here a few tokens at a time stay in the
 //! cache until all that an adapter wants of them is done.
 
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+
 use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::add::add_to;
 use super::memory::{Fresh, by_rows};
-use super::simd::dispatched;
+#[cfg(target_arch = "x86_64")]
+use super::simd::{Level, level};
+use super::simd::{dispatched, dot};
 
-const LANES: usize = 16;
-/// Rows of the narrow matrix that one loop takes on: their sums fill eight registers.
-const RANKS: usize = 8;
 /// Tokens that are taken on together, so that they come out of the cache the second time.
 const TOKENS: usize = 16;
 /// Tokens whose gradients are summed up before they join the others. It does not depend on the number of threads, and
 /// so neither does a gradient.
 const SUMMED: usize = 128;
 
+/// `y = scale * x Aᵀ` for some rows `[width]` of `x`; `y` is `[tokens, rank]`, `a` is `[rank, width]`.
+fn reduce(x: &[f32], a: &[f32], width: usize, scale: f32, y: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if level() == Level::Avx512 {
+        // SAFETY: the CPU has the instructions.
+        return unsafe { avx512::reduce(x, a, width, scale, y) };
+    }
+    plain_reduce(x, a, width, scale, y);
+}
+
+/// `g += cᵀ x` for some rows: `c` is `[tokens, rank]`, `x` `[tokens, width]`, `g` `[rank, width]`.
+fn add_outer_products(c: &[f32], x: &[f32], rank: usize, g: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if level() == Level::Avx512 {
+        // SAFETY: the CPU has the instructions.
+        return unsafe { avx512::add_outer_products(c, x, rank, g) };
+    }
+    plain_add_outer_products(c, x, rank, g);
+}
+
 dispatched! {
-    /// `y += scale * x Aᵀ` for some rows `[width]` of `x`; `y` is `[tokens, rank]`, `a` is `[rank, width]`.
-    fn reduce(x: &[f32], a: &[f32], width: usize, scale: f32, y: &mut [f32]) {
+    fn plain_reduce(x: &[f32], a: &[f32], width: usize, scale: f32, y: &mut [f32]) {
         let rank = a.len() / width;
         for (x, y) in x.chunks_exact(width).zip(y.chunks_exact_mut(rank)) {
-            for (a, y) in a.chunks(RANKS * width).zip(y.chunks_mut(RANKS)) {
-                if y.len() == RANKS {
-                    inner_products::<RANKS>(x, a, scale, y);
-                } else {
-                    for (a, y) in a.chunks_exact(width).zip(y.chunks_exact_mut(1)) {
-                        inner_products::<1>(x, a, scale, y);
-                    }
-                }
+            for (a, y) in a.chunks_exact(width).zip(y) {
+                *y = scale * dot(x, a);
             }
         }
-    }
-}
-
-/// `x` with each of `R` rows of its length.
-#[inline(always)]
-fn inner_products<const R: usize>(x: &[f32], rows: &[f32], scale: f32, y: &mut [f32]) {
-    let width = x.len();
-    let rows: [&[f32]; R] = std::array::from_fn(|r| &rows[r * width..(r + 1) * width]);
-    let chunks: [&[[f32; LANES]]; R] = rows.map(|row| row.as_chunks::<LANES>().0);
-    let (x_chunks, x_rest) = x.as_chunks::<LANES>();
-    let chunks = chunks.map(|chunks| &chunks[..x_chunks.len()]);
-    let mut sums = [[0.0f32; LANES]; R];
-    for (i, x) in x_chunks.iter().enumerate() {
-        for r in 0..R {
-            let row = &chunks[r][i];
-            for lane in 0..LANES {
-                sums[r][lane] += x[lane] * row[lane];
-            }
-        }
-    }
-    for r in 0..R {
-        let mut lanes = LANES / 2;
-        while lanes > 0 {
-            for lane in 0..lanes {
-                sums[r][lane] += sums[r][lane + lanes];
-            }
-            lanes /= 2;
-        }
-        let rest: f32 = x_rest.iter().zip(&rows[r][width - x_rest.len()..]).map(|(x, row)| x * row).sum();
-        y[r] = scale * (sums[r][0] + rest);
     }
 }
 
 dispatched! {
-    /// `g += cᵀ x` for some rows: `c` is `[tokens, rank]`, `x` `[tokens, width]`, `g` `[rank, width]`.
-    fn add_outer_products(c: &[f32], x: &[f32], rank: usize, g: &mut [f32]) {
+    fn plain_add_outer_products(c: &[f32], x: &[f32], rank: usize, g: &mut [f32]) {
         let width = g.len() / rank;
-        let mut first = 0;
-        for g in g.chunks_mut(RANKS * width) {
-            if g.len() == RANKS * width {
-                outer_products::<RANKS>(c, x, (rank, first), g);
-            } else {
-                for (r, g) in g.chunks_exact_mut(width).enumerate() {
-                    outer_products::<1>(c, x, (rank, first + r), g);
-                }
-            }
-            first += RANKS;
-        }
-    }
-}
-
-/// The rows of `g` from `first` on, of which there are `R`.
-#[inline(always)]
-fn outer_products<const R: usize>(c: &[f32], x: &[f32], (rank, first): (usize, usize), g: &mut [f32]) {
-    let width = g.len() / R;
-    let whole = width - width % LANES;
-    for column in (0..whole).step_by(LANES) {
-        let mut sums: [[f32; LANES]; R] =
-            std::array::from_fn(|r| std::array::from_fn(|lane| g[r * width + column + lane]));
         for (c, x) in c.chunks_exact(rank).zip(x.chunks_exact(width)) {
-            let (c, x) = (&c[first..first + R], &x[column..column + LANES]);
-            for r in 0..R {
-                for lane in 0..LANES {
-                    sums[r][lane] += c[r] * x[lane];
-                }
-            }
-        }
-        for r in 0..R {
-            g[r * width + column..][..LANES].copy_from_slice(&sums[r]);
-        }
-    }
-    for (c, x) in c.chunks_exact(rank).zip(x.chunks_exact(width)) {
-        for r in 0..R {
-            for column in whole..width {
-                g[r * width + column] += c[first + r] * x[column];
+            for (c, g) in c.iter().zip(g.chunks_exact_mut(width)) {
+                g.iter_mut().zip(x).for_each(|(g, x)| *g += c * x);
             }
         }
     }
@@ -130,9 +80,15 @@ pub fn reduced(x: &[f32], a: &[f32], width: usize, scale: f32) -> Vec<f32> {
 }
 
 /// The transpose of `[rows, cols]`.
-pub fn transposed(values: &[f32], cols: usize) -> Vec<f32> {
+fn transposed(values: &[f32], cols: usize) -> Vec<f32> {
     let rows = values.len() / cols;
-    (0..cols * rows).map(|i| values[i % rows * cols + i / rows]).collect()
+    let mut turned = vec![0.0; values.len()];
+    for (row, values) in values.chunks_exact(cols).enumerate() {
+        for (turned, value) in turned[row..].iter_mut().step_by(rows).zip(values) {
+            *turned = *value;
+        }
+    }
+    turned
 }
 
 /// An adapter of a projection, with what went into it and the gradient of what came out.
@@ -183,15 +139,17 @@ impl Adapted<'_> {
                 (da, db_turned)
             })
             .collect();
+        let mut pieces = pieces.into_iter();
+        let (mut sum_a, mut sum_b_turned) = pieces.next().unwrap_or_default();
+        for (a, b_turned) in pieces {
+            add_to(&mut sum_a, &a);
+            add_to(&mut sum_b_turned, &b_turned);
+        }
         if let Some(da) = da {
-            for (piece, _) in &pieces {
-                da.iter_mut().zip(piece).for_each(|(sum, more)| *sum += more);
-            }
+            add_to(da, &sum_a);
         }
         if let Some(db) = db {
-            for (_, turned) in &pieces {
-                db.iter_mut().zip(transposed(turned, out)).for_each(|(sum, more)| *sum += more);
-            }
+            add_to(db, &transposed(&sum_b_turned, out));
         }
         // SAFETY: every row has been written.
         unsafe { dreduced.filled() }
@@ -225,6 +183,21 @@ mod tests {
         assert_eq!(got.len(), want.len());
         let worst = got.iter().zip(&want).map(|(got, want)| (got - want).abs()).fold(0.0, f32::max);
         assert!(worst < 2e-5, "{worst:e}");
+    }
+
+    #[test]
+    fn every_cpu_computes_the_same_but_for_rounding() {
+        for (tokens, width, rank) in [(1, 1, 1), (3, 31, 8), (16, 100, 19)] {
+            let (x, a, c) = (values("x", tokens * width), values("a", rank * width), values("c", tokens * rank));
+            let (mut fast, mut plain) = (vec![0.0; tokens * rank], vec![0.0; tokens * rank]);
+            reduce(&x, &a, width, 0.5, &mut fast);
+            plain_reduce(&x, &a, width, 0.5, &mut plain);
+            assert_near(&fast, plain.into_iter());
+            let (mut fast, mut plain) = (a.clone(), a);
+            add_outer_products(&c, &x, rank, &mut fast);
+            plain_add_outer_products(&c, &x, rank, &mut plain);
+            assert_near(&fast, plain.into_iter());
+        }
     }
 
     #[test]

@@ -19,6 +19,7 @@ mod tile;
 mod turned;
 mod widened;
 
+use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::OnceLock;
 
@@ -27,7 +28,7 @@ use self::lanes::{Instructions, ROWS};
 use self::rounded::Rounded;
 use self::tile::{Form, Tile};
 pub use self::turned::Turned;
-use super::memory::{Fresh, by_rows};
+use super::memory::{Parts, by_rows};
 use crate::blocks::BlockKind;
 
 /// A matrix `[out, width]` in blocks, row after row.
@@ -73,34 +74,42 @@ impl<'a> Blocks<'a> {
     }
 
     /// `y = x Wᵀ` in integers, `[tokens, out]` of `[tokens, width]`: off by what rounding the activations to eight bits
-    /// takes away.
-    pub(super) fn forward_int8(self, x: &[f32], width: usize) -> Vec<f32> {
-        let form = Form::of(self.kind).expect("asked for blocks with codes");
+    /// takes away. Every value of `y` is written.
+    ///
+    /// # Safety
+    /// Nobody else holds `y`.
+    pub(super) unsafe fn forward_int8(self, x: &[f32], width: usize, y: Parts<'_>) {
         let turn = || Turned::new(self.kind, self.bytes, self.row_bytes(width));
+        // SAFETY: by this function's contract.
+        let forward = |turned: &Turned| unsafe { self.forward_on(turned, x, width, y, Instructions::best()) };
         match self.turned {
-            Some(once) => self.forward_on(once.get_or_init(turn), x, width, form, Instructions::best()),
-            None => self.forward_on(&turn(), x, width, form, Instructions::best()),
+            Some(once) => forward(once.get_or_init(turn)),
+            None => forward(&turn()),
         }
     }
 
-    fn forward_on(self, turned: &Turned, x: &[f32], width: usize, form: Form, instructions: Instructions) -> Vec<f32> {
-        let x = Rounded::new(x, width, form);
-        let (tokens, out) = (x.tokens(), self.out(width));
-        let mut y = Fresh::new(tokens * out);
-        let parts = y.parts();
+    /// # Safety
+    /// As for [`Self::forward_int8`].
+    unsafe fn forward_on(self, turned: &Turned, x: &[f32], width: usize, y: Parts<'_>, instructions: Instructions) {
+        thread_local! {
+            /// Each thread's room for a tile, which lasts from product to product.
+            static TILE: RefCell<Tile> = const { RefCell::new(Tile::EMPTY) };
+        }
+        let form = Form::of(self.kind).expect("asked for blocks with codes");
+        let (x, out) = (Rounded::new(x, width, form), self.out(width));
         by_rows(out.div_ceil(ROWS), |tiles| {
-            let mut tile = Tile::new(form, width);
-            for index in tiles {
-                let rows = index * ROWS..((index + 1) * ROWS).min(out);
-                rows_times(&mut tile, (self.kind, turned, index), &x, instructions, |token, sums| {
-                    // SAFETY: `by_rows` gives no tile out twice, and no two tiles share a row.
-                    let y = unsafe { parts.part(token * out + rows.start..token * out + rows.end) };
-                    y.copy_from_slice(&sums.0[..rows.len()]);
-                });
-            }
+            TILE.with_borrow_mut(|tile| {
+                tile.make_room(form, width);
+                for index in tiles {
+                    let rows = index * ROWS..((index + 1) * ROWS).min(out);
+                    rows_times(tile, (self.kind, turned, index), &x, instructions, |token, sums| {
+                        // SAFETY: `by_rows` gives no tile out twice, and no two tiles share a row.
+                        let y = unsafe { y.part(token * out + rows.start..token * out + rows.end) };
+                        y.copy_from_slice(&sums.0[..rows.len()]);
+                    });
+                }
+            });
         });
-        // SAFETY: the tiles are all rows.
-        unsafe { y.filled() }
     }
 }
 
@@ -108,6 +117,7 @@ impl<'a> Blocks<'a> {
 mod tests {
     use super::testing::{KINDS, some_activations, some_blocks};
     use super::*;
+    use crate::kernels::weight::{Held, Precision, Weight};
 
     /// For each result the product in f64 and how far rounding the activations may move it.
     fn slow(blocks: Blocks<'_>, x: &[f32], width: usize) -> Vec<(f64, f64)> {
@@ -138,19 +148,17 @@ mod tests {
                 let bytes = some_blocks(kind, out, width);
                 let blocks = Blocks::new(kind, &bytes, width);
                 let x = some_activations(tokens, width);
-                let form = Form::of(kind).unwrap();
-                let first = blocks.forward_int8(&x, width);
+                let first = Weight { held: Held::Blocks(blocks), out, width }.forward(&x, Precision::Int8);
                 for (y, (want, bound)) in first.iter().zip(slow(blocks, &x, width)) {
                     let error = (f64::from(*y) - want).abs();
                     assert!(error <= bound, "{kind}: {y}, not {want}: off by {error}, at most {bound}");
                 }
                 let turned = Turned::new(kind, &bytes, blocks.row_bytes(width));
                 for instructions in Instructions::all() {
-                    assert_eq!(
-                        blocks.forward_on(&turned, &x, width, form, instructions),
-                        first,
-                        "{kind}, {instructions:?}"
-                    );
+                    let mut y = vec![f32::NAN; first.len()];
+                    // SAFETY: `y` is ours.
+                    unsafe { blocks.forward_on(&turned, &x, width, Parts::of(&mut y), instructions) };
+                    assert_eq!(y, first, "{kind}, {instructions:?}");
                 }
             }
         }

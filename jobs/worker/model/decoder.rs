@@ -144,16 +144,20 @@ impl Decoder {
         &self,
         mut x: Vec<f32>,
         precision: Precision,
-        mut attend: impl FnMut(usize, &[f32], &[f32], &[f32]) -> Vec<f32>,
+        mut attend: impl FnMut(usize, &[f32], &[f32], &[f32]) -> Vec<f32> + Send,
     ) -> candle_core::Result<Vec<f32>> {
         let arithmetic = Arithmetic { precision, dropout_seed: None };
-        for (index, layer) in self.layers.iter().enumerate() {
-            x = self.lent(self.layer_group(index), |trained| {
-                let layer = layer.with(trained, arithmetic);
-                layer.forward(&x, |q, k, v| attend(index, q, k, v)).0
-            })?;
-        }
-        Ok(x)
+        // As one of the pool's own threads: from outside, each of a layer's products would wake the pool and sleep until
+        // it is done, which for a single token takes as long as the product.
+        rayon::scope(|_| {
+            for (index, layer) in self.layers.iter().enumerate() {
+                x = self.lent(self.layer_group(index), |trained| {
+                    let layer = layer.with(trained, arithmetic);
+                    layer.forward(&x, |q, k, v| attend(index, q, k, v)).0
+                })?;
+            }
+            Ok(x)
+        })
     }
 
     pub(super) fn logits_of(&self, x: &[f32], precision: Precision) -> candle_core::Result<Vec<f32>> {

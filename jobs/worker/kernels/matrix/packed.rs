@@ -8,6 +8,7 @@
 //! Every value of the result is summed in the order of depth, whoever computes it: the bits do not depend on the number
 //! of threads.
 
+use std::cell::RefCell;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
@@ -145,6 +146,11 @@ fn pack_terms(
     }
 }
 
+thread_local! {
+    /// A strip, packed. Every thread keeps its own for the next product: there are a thousand strips in a training step.
+    static PACKED: RefCell<Vec<MaybeUninit<u32>>> = const { RefCell::new(Vec::new()) };
+}
+
 /// A product over a span of its depth.
 struct SpanOfProduct<'a> {
     left: Left,
@@ -176,40 +182,42 @@ impl SpanOfProduct<'_> {
         let rows = row_groups.start * GROUP..(row_groups.end * GROUP).min(self.out.rows);
         let first = strip * GROUPS;
         let groups = (self.out.cols.div_ceil(GROUP) - first).min(GROUPS);
-        let mut packed = Box::new_uninit_slice(groups * BLOCK.min(self.span.len()) * GROUP);
-        for block in even_ranges(self.span.len(), BLOCK) {
-            let len = block.len() * GROUP;
-            for (group, into) in packed[..groups * len].chunks_exact_mut(len).enumerate() {
-                let cells = self.span.start + block.start..self.span.start + block.end;
-                pack_terms(self.cols, self.precision, first + group, cells, into);
-            }
-            for row in rows.clone().step_by(ROWS) {
-                let packed = Packed {
-                    rows: self.left.at(row, block.start),
-                    cols: packed.as_ptr().cast(),
-                    group_step: len,
-                    cells: block.len(),
-                };
-                let place = Place {
-                    first: self.out.values.get().wrapping_add(row * self.out.row_step + first * GROUP),
-                    row_step: self.out.row_step,
-                    rows: (rows.end - row).min(ROWS),
-                    cols: self.out.cols - first * GROUP,
-                    add: block.start > 0 || self.write == Write::Add,
-                };
-                // SAFETY: `available` has found the instructions; both operands are packed for these cells; no two
-                // strips share a value of the result, whose bounds `MatrixMut` has checked.
-                unsafe {
-                    match (self.precision, groups) {
-                        (Precision::F32 | Precision::Int8, 1) => tile::single::<1>(packed, place),
-                        (Precision::F32 | Precision::Int8, 2) => tile::single::<2>(packed, place),
-                        (Precision::F32 | Precision::Int8, _) => tile::single::<3>(packed, place),
-                        (Precision::Bf16, 1) => tile::pairs::<1>(packed, place),
-                        (Precision::Bf16, 2) => tile::pairs::<2>(packed, place),
-                        (Precision::Bf16, _) => tile::pairs::<3>(packed, place),
+        PACKED.with_borrow_mut(|packed| {
+            packed.resize(packed.len().max(groups * BLOCK.min(self.span.len()) * GROUP), MaybeUninit::uninit());
+            for block in even_ranges(self.span.len(), BLOCK) {
+                let len = block.len() * GROUP;
+                for (group, into) in packed[..groups * len].chunks_exact_mut(len).enumerate() {
+                    let cells = self.span.start + block.start..self.span.start + block.end;
+                    pack_terms(self.cols, self.precision, first + group, cells, into);
+                }
+                for row in rows.clone().step_by(ROWS) {
+                    let packed = Packed {
+                        rows: self.left.at(row, block.start),
+                        cols: packed.as_ptr().cast(),
+                        group_step: len,
+                        cells: block.len(),
+                    };
+                    let place = Place {
+                        first: self.out.values.get().wrapping_add(row * self.out.row_step + first * GROUP),
+                        row_step: self.out.row_step,
+                        rows: (rows.end - row).min(ROWS),
+                        cols: self.out.cols - first * GROUP,
+                        add: block.start > 0 || self.write == Write::Add,
+                    };
+                    // SAFETY: `available` has found the instructions; both operands are packed for these cells; no two
+                    // strips share a value of the result, whose bounds `MatrixMut` has checked.
+                    unsafe {
+                        match (self.precision, groups) {
+                            (Precision::F32 | Precision::Int8, 1) => tile::single::<1>(packed, place),
+                            (Precision::F32 | Precision::Int8, 2) => tile::single::<2>(packed, place),
+                            (Precision::F32 | Precision::Int8, _) => tile::single::<3>(packed, place),
+                            (Precision::Bf16, 1) => tile::pairs::<1>(packed, place),
+                            (Precision::Bf16, 2) => tile::pairs::<2>(packed, place),
+                            (Precision::Bf16, _) => tile::pairs::<3>(packed, place),
+                        }
                     }
                 }
             }
-        }
+        });
     }
 }

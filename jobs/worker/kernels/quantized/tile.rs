@@ -49,15 +49,21 @@ pub(super) struct Tile {
 }
 
 impl Tile {
-    /// Room for rows of `width` values.
-    pub(super) fn new(form: Form, width: usize) -> Self {
+    /// Room for nothing yet.
+    pub(super) const EMPTY: Self = Self {
+        form: Form { group: 32, zero: 0, raised: false },
+        codes: Vec::new(),
+        scales: Vec::new(),
+        minima: Vec::new(),
+    };
+
+    /// Makes room for rows of `width` values; what is there is left behind.
+    pub(super) fn make_room(&mut self, form: Form, width: usize) {
         let groups = width / form.group;
-        Self {
-            form,
-            codes: vec![Words::ZERO; width / 4],
-            scales: vec![Floats::ZERO; groups],
-            minima: vec![Floats::ZERO; if form.raised { groups } else { 0 }],
-        }
+        self.form = form;
+        self.codes.resize(width / 4, Words::ZERO);
+        self.scales.resize(groups, Floats::ZERO);
+        self.minima.resize(if form.raised { groups } else { 0 }, Floats::ZERO);
     }
 
     /// Unpacks the blocks of sixteen rows.

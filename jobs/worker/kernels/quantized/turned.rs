@@ -5,8 +5,6 @@
 //! memory from one end to the other, and a register is filled by one load. llama.cpp does the like with some of its
 //! formats ("repacking").
 
-use rayon::prelude::*;
-
 use super::lanes::{Halves, ROWS, Words};
 use crate::blocks::BlockKind;
 
@@ -55,28 +53,29 @@ pub(super) struct Block<'a> {
 }
 
 impl Turned {
-    /// Turns rows of `row_bytes` bytes.
+    /// Turns rows of `row_bytes` bytes. On the calling thread: others may wait for the result, and a thread that helps
+    /// here could be made to wait for itself.
     pub(super) fn new(kind: BlockKind, bytes: &[u8], row_bytes: usize) -> Self {
         let layout = Layout::of(kind);
         let (tiles, blocks) = ((bytes.len() / row_bytes).div_ceil(ROWS), row_bytes / layout.bytes);
         let of_tile = blocks * layout.words();
         let mut words = vec![Words::ZERO; tiles * of_tile];
-        words.par_chunks_mut(of_tile).zip(bytes.par_chunks(ROWS * row_bytes)).for_each(|(words, rows)| {
+        for (words, rows) in words.chunks_exact_mut(of_tile).zip(bytes.chunks(ROWS * row_bytes)) {
             for (row, bytes) in rows.chunks_exact(row_bytes).enumerate() {
                 let blocks = bytes.chunks_exact(layout.bytes).map(|block| &block[layout.words_at..]);
                 let values = blocks.flat_map(|block| &block.as_chunks().0[..layout.words()]);
                 words.iter_mut().zip(values).for_each(|(words, &word)| words.0[row] = u32::from_le_bytes(word));
             }
-        });
+        }
         let mut halves = vec![Halves::ZERO; layout.half_at.map_or(0, |_| tiles * blocks)];
         if let Some(at) = layout.half_at {
-            halves.par_chunks_mut(blocks).zip(bytes.par_chunks(ROWS * row_bytes)).for_each(|(halves, rows)| {
+            for (halves, rows) in halves.chunks_exact_mut(blocks).zip(bytes.chunks(ROWS * row_bytes)) {
                 for (row, bytes) in rows.chunks_exact(row_bytes).enumerate() {
                     for (halves, block) in halves.iter_mut().zip(bytes.chunks_exact(layout.bytes)) {
                         halves.0[row] = u16::from_le_bytes([block[at], block[at + 1]]);
                     }
                 }
-            });
+            }
         }
         Self { layout, blocks, words, halves }
     }

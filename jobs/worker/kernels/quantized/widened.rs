@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::Blocks;
 use crate::kernels::matrix::{Matrix, MatrixMut, Precision, Write, sum};
-use crate::kernels::memory::{Fresh, Parts};
+use crate::kernels::memory::Parts;
 
 /// Values that are widened at once, about: 2 MiB.
 const TILE: usize = 1 << 19;
@@ -19,16 +19,19 @@ const COLUMNS: usize = 128;
 
 impl Blocks<'_> {
     /// `y = x Wᵀ`, `[tokens, out]` of `[tokens, width]`; with an adapter's `r` `[tokens, rank]` and B `[out, rank]`
-    /// `y = x Wᵀ + r Bᵀ`.
-    pub(in crate::kernels) fn forward(
+    /// `y = x Wᵀ + r Bᵀ`. Every value of `y` is written.
+    ///
+    /// # Safety
+    /// Nobody else holds `y`.
+    pub(in crate::kernels) unsafe fn forward(
         self,
         x: &[f32],
         width: usize,
         adapter: Option<(&[f32], &[f32])>,
+        y: Parts<'_>,
         precision: Precision,
-    ) -> Vec<f32> {
+    ) {
         let (tokens, out) = (x.len() / width, self.out(width));
-        let mut y = Fresh::new(tokens * out);
         // Whole registers of results, whatever their width.
         let rows = (TILE / width).next_multiple_of(64).min(out);
         let mut tile = vec![0.0; rows * width];
@@ -41,12 +44,10 @@ impl Blocks<'_> {
                 let rank = b.len() / out;
                 (Matrix::new(r, rank), Matrix::new(&b[start * rank..end * rank], rank).t())
             }));
-            // SAFETY: nobody else holds these columns of the result.
-            let y = unsafe { MatrixMut::strided(y.parts(), start, (tokens, end - start), out) };
+            // SAFETY: by this function's contract.
+            let y = unsafe { MatrixMut::strided(y, start, (tokens, end - start), out) };
             sum(y, Write::Replace, &terms, precision);
         }
-        // SAFETY: the tiles are all columns.
-        unsafe { y.filled() }
     }
 
     /// `dx += dy W`, where `dx` is `[tokens, width]` and `dy` `[tokens, out]`; with an adapter's `dr` `[tokens, rank]` and
