@@ -22,7 +22,7 @@ import numpy as np
 from gguf import quants
 
 SEARCHED = {"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"}
-WINDOW, WINDOWS = 512, 8
+WINDOW, WINDOWS = 512, 4
 
 
 def quantize(worker: str, model: Path, kind: str, folder: Path) -> Path:

@@ -1,67 +1,120 @@
-//! Unpacking blocks of 32 values; their layouts are described in [`crate::blocks`].
+//! Unpacking blocks of 32 values; their layouts are described in [`crate::blocks`], and
+//! what of them are words in [`super::turned`].
 
-use super::lanes::{Source, Words};
-use super::tile::Unpacked;
+use super::lanes::Lanes;
+use super::tile::{Unpacked, high_nibbles, low_nibbles};
+use super::turned::Block;
 
-/// Puts the lower halves of 16 bytes into the first half of the codes, the upper halves into the second.
+/// Four words from `first` on.
+///
+/// # Safety
+/// The CPU has the instructions of `L`; so everywhere here.
 #[inline(always)]
-fn put_nibbles(bytes: [Words; 4], codes: &mut [Words]) {
-    let (low, high) = codes.split_at_mut(4);
-    for (i, bytes) in bytes.into_iter().enumerate() {
-        (low[i], high[i]) = (bytes.low_nibbles(), bytes.high_nibbles());
+unsafe fn four<L: Lanes>(block: Block<'_>, first: usize) -> [L::Words; 4] {
+    // SAFETY: by this function's contract.
+    unsafe {
+        [block.word::<L>(first), block.word::<L>(first + 1), block.word::<L>(first + 2), block.word::<L>(first + 3)]
     }
 }
 
-/// Adds the fifth bits: bit `i` of the word is that of value `i`.
+/// The lower halves of four words are the first half of the codes, the upper halves the second.
 #[inline(always)]
-fn add_fifth_bits(bits: Words, codes: &mut [Words]) {
-    for (i, codes) in codes.iter_mut().enumerate() {
-        // Four bits, each to the fifth place of a byte of its own.
-        let spread = bits.map(|bits| {
-            let bits = bits >> (4 * i);
-            (bits & 1) << 4 | (bits & 2) << 11 | (bits & 4) << 18 | (bits & 8) << 25
-        });
-        *codes = codes.with(spread, |code, bit| code | bit);
+unsafe fn nibbles<L: Lanes>(bytes: [L::Words; 4]) -> [L::Words; 8] {
+    let [a, b, c, d] = bytes;
+    // SAFETY: by this function's contract.
+    unsafe {
+        [
+            low_nibbles::<L>(a),
+            low_nibbles::<L>(b),
+            low_nibbles::<L>(c),
+            low_nibbles::<L>(d),
+            high_nibbles::<L>(a),
+            high_nibbles::<L>(b),
+            high_nibbles::<L>(c),
+            high_nibbles::<L>(d),
+        ]
+    }
+}
+
+/// Four codes with their fifth bits, which are the lowest of `bits`.
+#[inline(always)]
+unsafe fn with_fifth_bits<L: Lanes>(codes: L::Words, bits: L::Words) -> L::Words {
+    // SAFETY: by the module's contract.
+    unsafe {
+        // Each to the fifth place of a byte of its own.
+        let first_two = L::or(L::left::<4>(L::and(bits, 1)), L::left::<11>(L::and(bits, 2)));
+        let last_two = L::or(L::left::<18>(L::and(bits, 4)), L::left::<25>(L::and(bits, 8)));
+        L::or(codes, L::or(first_two, last_two))
+    }
+}
+
+/// Codes of five bits: the lower four as in [`nibbles`], and a word of fifth bits, the first value's lowest.
+#[inline(always)]
+unsafe fn five_bits<L: Lanes>(bytes: [L::Words; 4], bits: L::Words) -> [L::Words; 8] {
+    // SAFETY: by the module's contract.
+    unsafe {
+        let [a, b, c, d, e, f, g, h] = nibbles::<L>(bytes);
+        [
+            with_fifth_bits::<L>(a, bits),
+            with_fifth_bits::<L>(b, L::right::<4>(bits)),
+            with_fifth_bits::<L>(c, L::right::<8>(bits)),
+            with_fifth_bits::<L>(d, L::right::<12>(bits)),
+            with_fifth_bits::<L>(e, L::right::<16>(bits)),
+            with_fifth_bits::<L>(f, L::right::<20>(bits)),
+            with_fifth_bits::<L>(g, L::right::<24>(bits)),
+            with_fifth_bits::<L>(h, L::right::<28>(bits)),
+        ]
     }
 }
 
 #[inline(always)]
-pub(super) fn q4_0<const AVX512: bool>(block: Source<'_>, to: Unpacked<'_>) {
-    to.scales[0] = block.halves(0);
-    put_nibbles(block.four_words::<AVX512>(2), &mut to.codes[..8]);
+pub(super) unsafe fn q4_0<L: Lanes>(block: Block<'_>, mut to: Unpacked<'_>) {
+    // SAFETY: by the module's contract.
+    unsafe {
+        to.scale::<L>(0, block.scales::<L>());
+        to.codes::<L>(0, &nibbles::<L>(four::<L>(block, 0)));
+    }
 }
 
 #[inline(always)]
-pub(super) fn q4_1<const AVX512: bool>(block: Source<'_>, to: Unpacked<'_>) {
-    let scale_and_minimum = block.words(0);
-    (to.scales[0], to.minima[0]) = (scale_and_minimum.low_half(), scale_and_minimum.high_half());
-    put_nibbles(block.four_words::<AVX512>(4), &mut to.codes[..8]);
+pub(super) unsafe fn q4_1<L: Lanes>(block: Block<'_>, mut to: Unpacked<'_>) {
+    // SAFETY: by the module's contract.
+    unsafe {
+        let both = block.word::<L>(0);
+        to.scale::<L>(0, L::half(both));
+        to.minimum::<L>(0, L::half(L::right::<16>(both)));
+        to.codes::<L>(0, &nibbles::<L>(four::<L>(block, 1)));
+    }
 }
 
 #[inline(always)]
-pub(super) fn q5_0<const AVX512: bool>(block: Source<'_>, to: Unpacked<'_>) {
-    let codes = &mut to.codes[..8];
-    to.scales[0] = block.halves(0);
-    put_nibbles(block.four_words::<AVX512>(6), codes);
-    add_fifth_bits(block.words(2), codes);
+pub(super) unsafe fn q5_0<L: Lanes>(block: Block<'_>, mut to: Unpacked<'_>) {
+    // SAFETY: by the module's contract.
+    unsafe {
+        to.scale::<L>(0, block.scales::<L>());
+        to.codes::<L>(0, &five_bits::<L>(four::<L>(block, 1), block.word::<L>(0)));
+    }
 }
 
 #[inline(always)]
-pub(super) fn q5_1<const AVX512: bool>(block: Source<'_>, to: Unpacked<'_>) {
-    let codes = &mut to.codes[..8];
-    let scale_and_minimum = block.words(0);
-    (to.scales[0], to.minima[0]) = (scale_and_minimum.low_half(), scale_and_minimum.high_half());
-    put_nibbles(block.four_words::<AVX512>(8), codes);
-    add_fifth_bits(block.words(4), codes);
+pub(super) unsafe fn q5_1<L: Lanes>(block: Block<'_>, mut to: Unpacked<'_>) {
+    // SAFETY: by the module's contract.
+    unsafe {
+        let both = block.word::<L>(0);
+        to.scale::<L>(0, L::half(both));
+        to.minimum::<L>(0, L::half(L::right::<16>(both)));
+        to.codes::<L>(0, &five_bits::<L>(four::<L>(block, 2), block.word::<L>(1)));
+    }
 }
 
 /// Bytes with a sign become codes by an offset of 128.
 #[inline(always)]
-pub(super) fn q8_0<const AVX512: bool>(block: Source<'_>, to: Unpacked<'_>) {
-    to.scales[0] = block.halves(0);
-    for (at, codes) in [2, 18].into_iter().zip(to.codes.chunks_exact_mut(4)) {
-        for (codes, bytes) in codes.iter_mut().zip(block.four_words::<AVX512>(at)) {
-            *codes = bytes.map(|bytes| bytes ^ 0x8080_8080);
+pub(super) unsafe fn q8_0<L: Lanes>(block: Block<'_>, mut to: Unpacked<'_>) {
+    // SAFETY: by the module's contract.
+    unsafe {
+        to.scale::<L>(0, block.scales::<L>());
+        for word in 0..8 {
+            to.code::<L>(word, L::xor(block.word::<L>(word), 0x8080_8080));
         }
     }
 }
