@@ -145,17 +145,25 @@ impl BlockKind {
         }
     }
 
-    /// Encodes whole blocks, on the calling thread.
+    /// Encodes a row of whole blocks, on the calling thread.
     ///
-    /// Floats are rounded to the nearest, ties to even. Blocks of 32 get the bytes that llama.cpp gives them; those of
-    /// the K-quants are of the same layout, but come of a search of our own. `importance`, the mean square of what each
-    /// value is multiplied with, makes errors count where they do harm; Q8_0 and floats do without.
+    /// Floats are rounded to the nearest, ties to even. Blocks of 32 get the bytes that llama.cpp gives them; the
+    /// K-quants are of the same layout, but come of a search of our own. `importance`, the mean square of what each value
+    /// is multiplied with, makes errors count where they do harm: then blocks of 32 are searched for too. Q8_0 and floats
+    /// do without.
     ///
     /// # Panics
     /// If there is not exactly as much room as the values need, or not as many importances as values.
     pub fn encode(self, values: &[f32], importance: Option<&[f32]>, into: &mut [u8]) {
         assert_eq!(Some(into.len()), self.row_bytes(values.len()), "{} of {} values", self.name(), values.len());
         assert!(importance.is_none_or(|importance| importance.len() == values.len()), "an importance for each value");
+        match (self, importance) {
+            (Self::Q4_0, Some(importance)) => return legacy::encode_q4_0_by(importance, values, into),
+            (Self::Q4_1, Some(importance)) => return legacy::encode_q4_1_by(importance, values, into),
+            (Self::Q5_0, Some(importance)) => return legacy::encode_q5_0_by(importance, values, into),
+            (Self::Q5_1, Some(importance)) => return legacy::encode_q5_1_by(importance, values, into),
+            _ => {}
+        }
         match self {
             Self::F32 => float::encode_f32(values, into),
             Self::F16 => float::encode_f16(values, into),

@@ -19,6 +19,7 @@ pub mod gated;
 pub mod linear;
 mod matrix;
 mod memory;
+pub mod narrow;
 pub mod norm;
 pub mod quantized;
 pub mod rope;

@@ -1,6 +1,7 @@
 //! Models: their files, their tokenizer, and the decoder that is trained.
 
 pub mod config;
+pub mod conversation;
 pub mod decoder;
 pub mod describe;
 pub mod fused;

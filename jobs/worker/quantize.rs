@@ -6,6 +6,7 @@
 
 pub mod convert;
 pub mod encode;
+pub mod importance;
 pub mod mix;
 pub mod source;
 pub mod vocabulary;
@@ -13,6 +14,7 @@ pub mod vocabulary;
 use std::collections::BTreeMap;
 
 use drydock_spec::FailureKind::BadOption;
+use drydock_spec::contract::ModelInput;
 use drydock_spec::report::{Finished, Quantized};
 use drydock_spec::{AttemptSpec, QuantizeSpec, Report, Stage};
 use serde::Serialize;
@@ -22,7 +24,7 @@ use crate::ending::{Result, failed, input, write_failed};
 use crate::gguf::{GgufWriter, Planned, Value};
 use crate::model::ModelFiles;
 use crate::model::decoder::Decoder;
-use crate::model::lora::SavedAdapter;
+use crate::model::lora::{LoraShape, SavedAdapter};
 use crate::report::{Reporter, resident_bytes};
 use crate::save::Saver;
 use crate::stop;
@@ -66,13 +68,22 @@ pub fn quantize(attempt: &AttemptSpec, spec: &QuantizeSpec, reporter: &Reporter)
     let model = input(&attempt.inputs.model, "model")?;
     let files = ModelFiles::open(&model.path)?;
     let mut source = Source::open(&files)?;
-    let decoder = model.adapter.as_deref().map(|folder| adapted(&model.path, folder)).transpose()?;
-    if let Some((decoder, adapter)) = &decoder {
+    let saver = Saver::new(&attempt.output, reporter);
+    let decoder = decoder(model, spec, &files)?;
+    if let Some((decoder, Some(adapter))) = &decoder {
         let merged = decoder.merged().into_iter();
         let changed = merged.filter(|tensor| adapter.targets(tensor.name.trim_end_matches(".weight")));
         source.replace(changed.collect(), &files);
     }
-    let importance = Importance::new();
+    let importance = match (&decoder, &spec.imatrix_dataset) {
+        (Some((decoder, _)), Some(dataset)) => {
+            let measured = importance::measure(attempt, spec, decoder, &files, reporter)?;
+            measured.save(&attempt.output.join("imatrix.gguf"), &files, dataset)?;
+            saver.announce("imatrix.gguf", "importance_matrix");
+            measured.importance(&files)
+        }
+        _ => Importance::new(),
+    };
     let facts = Model::of(&source.metadata, !source.has("output.weight"), !importance.is_empty())?;
     let planned = plan(spec, &facts, &source.tensors)?;
     warn_about_losses(&source.tensors, &planned, reporter);
@@ -99,7 +110,6 @@ pub fn quantize(attempt: &AttemptSpec, spec: &QuantizeSpec, reporter: &Reporter)
 
     reporter.stage(Stage::Save);
     writer.finish()?;
-    let saver = Saver::new(&attempt.output, reporter);
     saver.announce(&file, "model");
     if model.path.join("tokenizer.json").exists() {
         saver.tokenizer("model", &files.text()?)?;
@@ -113,15 +123,22 @@ pub fn quantize(attempt: &AttemptSpec, spec: &QuantizeSpec, reporter: &Reporter)
     Ok(Finished { steps: 0, train_loss: None, tokens: 0, peak_rss_bytes: resident_bytes().1 })
 }
 
-/// A decoder with the adapter, and what the adapter is laid over.
-fn adapted(model: &std::path::Path, folder: &std::path::Path) -> Result<(Decoder, crate::model::lora::LoraShape)> {
-    let mut files = ModelFiles::open(model)?;
-    // Not a row will pass through it.
-    let mut decoder = Decoder::load(&mut files, 1, |_| Ok(()))?;
+/// A decoder, if one is needed: to work an adapter in, or to see which values matter. With it comes what its adapter is
+/// laid over.
+fn decoder(
+    model: &ModelInput,
+    spec: &QuantizeSpec,
+    files: &ModelFiles,
+) -> Result<Option<(Decoder, Option<LoraShape>)>> {
+    if model.adapter.is_none() && spec.imatrix_dataset.is_none() {
+        return Ok(None);
+    }
+    let mut decoder = Decoder::load(&mut ModelFiles::open(&model.path)?, importance::positions(files), |_| Ok(()))?;
+    let Some(folder) = &model.adapter else { return Ok(Some((decoder, None))) };
     let adapter = SavedAdapter::open(folder)?;
     let shape = adapter.shape.clone();
     adapter.load(&mut decoder)?;
-    Ok((decoder, shape))
+    Ok(Some((decoder, Some(shape))))
 }
 
 /// The form of every tensor. A pattern that is about none of them is a mistake that should be seen.

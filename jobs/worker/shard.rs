@@ -167,7 +167,7 @@ mod tests {
             "tensor `b` overlaps the one before, at byte 4"
         );
         assert_eq!(wrong(&[a.clone(), entry("b", "F32", "[1]", 12, 16)], 16), "tensor `b` follows a gap, at byte 12");
-        assert_eq!(wrong(&[a.clone()], 9), "1 bytes after the last tensor belong to none");
+        assert_eq!(wrong(std::slice::from_ref(&a), 9), "1 bytes after the last tensor belong to none");
         assert!(wrong(&[a.clone(), a.clone()], 8).contains("tensor `a` is there twice"));
         assert!(wrong(&[entry("a", "F32", "[3]", 0, 8)], 8).contains("bytes 0..8 do not hold [3] values"));
         assert!(wrong(&[entry("a", "F32", "[2]", 8, 0)], 8).contains("bytes 8..0 do not hold"));

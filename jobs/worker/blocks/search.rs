@@ -60,6 +60,11 @@ impl<const L: usize> Grades<L> {
         Self { scales: zero, mins: zero, gain, sum_wl: zero, sum_wll: zero, sum_wlx: zero }
     }
 
+    /// Scales and mins that were found otherwise.
+    pub(super) fn at(scales: [f32; L], mins: [f32; L]) -> Self {
+        Self { scales, mins, ..Self::none() }
+    }
+
     /// How much smaller the error is than that of nothing at all.
     pub(super) fn gain(&self) -> f32 {
         self.gain.iter().sum()
@@ -225,12 +230,12 @@ dispatched! {
             let (wl, wll, wlx) = (sum_wl[lane], sum_wll[lane], sum_wlx[lane]);
             let determinant = w * wll - wl * wl;
             let (free, offset) = ((w * wlx - wx * wl) / determinant, (wll * wx - wl * wlx) / determinant);
-            let through_zero = wlx / wll;
-            let scale = if offset > 0.0 { through_zero } else { free };
-            let offset = if offset > 0.0 { 0.0 } else { offset };
+            // Where all codes are the same but for rounding, a line has no direction of its own: it goes through zero,
+            // and so does one that would lie above zero there. (Of codes that are all zero no number comes.)
+            let is_free = determinant > 1e-6 * w * wll && offset <= 0.0;
+            let scale = if is_free { free } else { wlx / wll };
+            let offset = if is_free { offset } else { 0.0 };
             let gain = scale * (2.0 * (wlx - offset * wl) - scale * wll) + offset * (2.0 * wx - offset * w);
-            // There is no such line where all codes are the same.
-            let gain = if determinant > 0.0 { gain } else { f32::NEG_INFINITY };
             let better = gain > best.gain[lane];
             best.scale[lane] = if better { scale } else { best.scale[lane] };
             best.offset[lane] = if better { offset } else { best.offset[lane] };
@@ -306,10 +311,9 @@ dispatched! {
             offset[lane] = -(grades.mins[lane] * unit.1);
             inverses[lane] = inverse(grades.scales[lane] * unit.0);
         }
-        for i in 0..N {
+        for (codes, values) in side_by_side.iter_mut().zip(&points.values) {
             for lane in 0..L {
-                let code = nearest((points.values[i][lane] - offset[lane]) * inverses[lane], range.0, range.1);
-                side_by_side[i][lane] = code - range.0;
+                codes[lane] = nearest((values[lane] - offset[lane]) * inverses[lane], range.0, range.1) - range.0;
             }
         }
         for (lane, codes) in codes.as_chunks_mut::<N>().0.iter_mut().enumerate().take(L) {

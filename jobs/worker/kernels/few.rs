@@ -4,7 +4,7 @@
 //! product itself; here each thread takes rows of the weight as they lie in memory, widens one where it has to, and
 //! multiplies it with every token.
 
-use super::memory::{Fresh, by_rows};
+use super::memory::{Parts, by_rows};
 use super::simd::{dispatched, dot};
 use super::weight::{Held, Weight};
 
@@ -20,13 +20,14 @@ dispatched! {
     }
 }
 
-/// `y = x Wᵀ`: `[tokens, out]` of `[tokens, width]`, in f32.
-pub(super) fn forward(weight: Weight<'_>, x: &[f32]) -> Vec<f32> {
+/// `y = x Wᵀ`: `[tokens, out]` of `[tokens, width]`, in f32. Every value of `y` is written.
+///
+/// # Safety
+/// Nobody else holds `y`.
+pub(super) unsafe fn forward(weight: Weight<'_>, x: &[f32], y: Parts<'_>) {
     let Weight { held, out, width } = weight;
     let tokens = x.len() / width;
     assert!(tokens <= FEW, "{tokens} tokens are not a few");
-    let mut y = Fresh::new(tokens * out);
-    let parts = y.parts();
     by_rows(out, |rows| {
         let mut widened = vec![0.0; width];
         for index in rows {
@@ -40,19 +41,18 @@ pub(super) fn forward(weight: Weight<'_>, x: &[f32]) -> Vec<f32> {
             let mut sums = [0.0; FEW];
             dots(row, x, &mut sums[..tokens]);
             for (token, &sum) in sums[..tokens].iter().enumerate() {
-                // SAFETY: `by_rows` gives no row out twice.
-                let y = unsafe { parts.part(token * out + index..token * out + index + 1) };
-                y[0] = sum;
+                // SAFETY: `by_rows` gives no row out twice, and nobody else holds `y`.
+                let value = unsafe { y.part(token * out + index..token * out + index + 1) };
+                value[0] = sum;
             }
         }
     });
-    // SAFETY: every row has met every token.
-    unsafe { y.filled() }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::weight::Precision;
 
     #[test]
     fn a_few_tokens_meet_every_row() {
@@ -60,7 +60,7 @@ mod tests {
             let (out, width) = (37, 21);
             let w: Vec<f32> = (0..out * width).map(|i| (i as f32 * 0.37).sin()).collect();
             let x: Vec<f32> = (0..tokens * width).map(|i| (i as f32 * 0.11).cos()).collect();
-            let y = forward(Weight::f32(&w, width), &x);
+            let y = Weight::f32(&w, width).forward(&x, Precision::F32);
             for (i, y) in y.iter().enumerate() {
                 let (token, row) = (i / out, i % out);
                 let pairs = w[row * width..].iter().zip(&x[token * width..(token + 1) * width]);

@@ -251,14 +251,6 @@ pub(super) fn multiplied(a: Matrix<'_>, b: Matrix<'_>) -> Vec<f32> {
     summed(&[(a, b)], Precision::F32)
 }
 
-/// `scale * a * b` in memory of its own.
-pub(super) fn scaled(scale: f32, a: Matrix<'_>, b: Matrix<'_>) -> Vec<f32> {
-    let mut out = Fresh::new(a.rows * b.cols);
-    product(MatrixMut::fresh(&mut out, b.cols), Write::Replace, scale, a, b, Threads::All);
-    // SAFETY: the product has written every value.
-    unsafe { out.filled() }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -16,16 +16,19 @@ mod super_block;
 #[cfg(test)]
 mod testing;
 mod tile;
+mod turned;
 mod widened;
 
-use std::borrow::Cow;
+use std::cell::RefCell;
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use self::dot::rows_times;
 use self::lanes::{Instructions, ROWS};
 use self::rounded::Rounded;
 use self::tile::{Form, Tile};
-use super::memory::{Fresh, by_rows};
+pub use self::turned::Turned;
+use super::memory::{Parts, by_rows};
 use crate::blocks::BlockKind;
 
 /// A matrix `[out, width]` in blocks, row after row.
@@ -33,6 +36,8 @@ use crate::blocks::BlockKind;
 pub struct Blocks<'a> {
     pub kind: BlockKind,
     pub bytes: &'a [u8],
+    /// Where the rows are kept as integer products want them, once one has been taken.
+    pub turned: Option<&'a OnceLock<Turned>>,
 }
 
 impl<'a> Blocks<'a> {
@@ -41,7 +46,7 @@ impl<'a> Blocks<'a> {
     pub fn new(kind: BlockKind, bytes: &'a [u8], width: usize) -> Self {
         let whole = kind.row_bytes(width).is_some_and(|row| row > 0 && bytes.len().is_multiple_of(row));
         assert!(whole, "{} bytes of {kind} in rows of {width}", bytes.len());
-        Self { kind, bytes }
+        Self { kind, bytes, turned: None }
     }
 
     fn row_bytes(self, width: usize) -> usize {
@@ -69,40 +74,42 @@ impl<'a> Blocks<'a> {
     }
 
     /// `y = x Wᵀ` in integers, `[tokens, out]` of `[tokens, width]`: off by what rounding the activations to eight bits
-    /// takes away.
-    pub(super) fn forward_int8(self, x: &[f32], width: usize) -> Vec<f32> {
-        let form = Form::of(self.kind).expect("asked for blocks with codes");
-        self.forward_on(x, width, form, Instructions::best())
+    /// takes away. Every value of `y` is written.
+    ///
+    /// # Safety
+    /// Nobody else holds `y`.
+    pub(super) unsafe fn forward_int8(self, x: &[f32], width: usize, y: Parts<'_>) {
+        let turn = || Turned::new(self.kind, self.bytes, self.row_bytes(width));
+        // SAFETY: by this function's contract.
+        let forward = |turned: &Turned| unsafe { self.forward_on(turned, x, width, y, Instructions::best()) };
+        match self.turned {
+            Some(once) => forward(once.get_or_init(turn)),
+            None => forward(&turn()),
+        }
     }
 
-    fn forward_on(self, x: &[f32], width: usize, form: Form, instructions: Instructions) -> Vec<f32> {
-        let x = Rounded::new(x, width, form);
-        let (tokens, out) = (x.tokens(), self.out(width));
-        let mut y = Fresh::new(tokens * out);
-        let parts = y.parts();
-        by_rows(out.div_ceil(ROWS), |tiles| {
-            let mut tile = Tile::new(form, width);
-            for rows in tiles.map(|tile| tile * ROWS..((tile + 1) * ROWS).min(out)) {
-                let bytes = self.sixteen_rows(rows.clone(), width);
-                rows_times(&mut tile, (self.kind, &bytes), &x, instructions, |token, sums| {
-                    // SAFETY: `by_rows` gives no tile out twice, and no two tiles share a row.
-                    let y = unsafe { parts.part(token * out + rows.start..token * out + rows.end) };
-                    y.copy_from_slice(&sums.0[..rows.len()]);
-                });
-            }
-        });
-        // SAFETY: the tiles are all rows.
-        unsafe { y.filled() }
-    }
-    /// The bytes of rows that make a tile; where there are fewer than sixteen, the last of the tile are nothing.
-    fn sixteen_rows(self, rows: Range<usize>, width: usize) -> Cow<'a, [u8]> {
-        let bytes = self.rows(rows.clone(), width);
-        if rows.len() == ROWS {
-            return bytes.into();
+    /// # Safety
+    /// As for [`Self::forward_int8`].
+    unsafe fn forward_on(self, turned: &Turned, x: &[f32], width: usize, y: Parts<'_>, instructions: Instructions) {
+        thread_local! {
+            /// Each thread's room for a tile, which lasts from product to product.
+            static TILE: RefCell<Tile> = const { RefCell::new(Tile::EMPTY) };
         }
-        let mut filled = bytes.to_vec();
-        filled.resize(ROWS * self.row_bytes(width), 0);
-        filled.into()
+        let form = Form::of(self.kind).expect("asked for blocks with codes");
+        let (x, out) = (Rounded::new(x, width, form), self.out(width));
+        by_rows(out.div_ceil(ROWS), |tiles| {
+            TILE.with_borrow_mut(|tile| {
+                tile.make_room(form, width);
+                for index in tiles {
+                    let rows = index * ROWS..((index + 1) * ROWS).min(out);
+                    rows_times(tile, (self.kind, turned, index), &x, instructions, |token, sums| {
+                        // SAFETY: `by_rows` gives no tile out twice, and no two tiles share a row.
+                        let y = unsafe { y.part(token * out + rows.start..token * out + rows.end) };
+                        y.copy_from_slice(&sums.0[..rows.len()]);
+                    });
+                }
+            });
+        });
     }
 }
 
@@ -110,6 +117,7 @@ impl<'a> Blocks<'a> {
 mod tests {
     use super::testing::{KINDS, some_activations, some_blocks};
     use super::*;
+    use crate::kernels::weight::{Held, Precision, Weight};
 
     /// For each result the product in f64 and how far rounding the activations may move it.
     fn slow(blocks: Blocks<'_>, x: &[f32], width: usize) -> Vec<(f64, f64)> {
@@ -140,14 +148,17 @@ mod tests {
                 let bytes = some_blocks(kind, out, width);
                 let blocks = Blocks::new(kind, &bytes, width);
                 let x = some_activations(tokens, width);
-                let form = Form::of(kind).unwrap();
-                let first = blocks.forward_int8(&x, width);
+                let first = Weight { held: Held::Blocks(blocks), out, width }.forward(&x, Precision::Int8);
                 for (y, (want, bound)) in first.iter().zip(slow(blocks, &x, width)) {
                     let error = (f64::from(*y) - want).abs();
                     assert!(error <= bound, "{kind}: {y}, not {want}: off by {error}, at most {bound}");
                 }
+                let turned = Turned::new(kind, &bytes, blocks.row_bytes(width));
                 for instructions in Instructions::all() {
-                    assert_eq!(blocks.forward_on(&x, width, form, instructions), first, "{kind}, {instructions:?}");
+                    let mut y = vec![f32::NAN; first.len()];
+                    // SAFETY: `y` is ours.
+                    unsafe { blocks.forward_on(&turned, &x, width, Parts::of(&mut y), instructions) };
+                    assert_eq!(y, first, "{kind}, {instructions:?}");
                 }
             }
         }

@@ -8,6 +8,7 @@ use half::bf16;
 use super::few::{self, FEW};
 pub use super::matrix::Precision;
 use super::matrix::{Matrix, MatrixMut, Values, Write, sum, summed};
+use super::memory::{Fresh, Parts};
 use super::quantized::Blocks;
 use crate::blocks::BlockKind;
 
@@ -50,27 +51,84 @@ impl<'a> Weight<'a> {
 
     /// `y = x Wᵀ`: `[tokens, out]` of `[tokens, width]`.
     pub fn forward(self, x: &[f32], precision: Precision) -> Vec<f32> {
-        match (self.held, precision) {
-            (Held::Blocks(blocks), Precision::Int8) if blocks.has_codes() => blocks.forward_int8(x, self.width),
-            (_, Precision::F32 | Precision::Int8) if x.len() <= FEW * self.width => few::forward(self, x),
-            (Held::Blocks(blocks), _) => blocks.forward(x, self.width, precision),
-            (Held::F32(values), _) => self.forward_of(Values::F32(values), x, precision),
-            (Held::Bf16(values), _) => self.forward_of(Values::Bf16(values), x, precision),
+        self.forward_fresh(x, None, precision)
+    }
+
+    /// The same into memory that is there already.
+    pub fn forward_into(self, x: &[f32], y: &mut [f32], precision: Precision) {
+        // SAFETY: `y` is lent to us alone.
+        unsafe { self.write(x, None, Parts::of(y), precision) };
+    }
+
+    /// `y = x Wᵀ + r Bᵀ` in one go, for an adapter's `r` `[tokens, rank]` and B `[out, rank]`.
+    pub fn forward_with(self, x: &[f32], adapter: (&[f32], &[f32]), precision: Precision) -> Vec<f32> {
+        if precision != Precision::Int8 && x.len() > FEW * self.width {
+            return self.forward_fresh(x, Some(adapter), precision);
+        }
+        let (r, b) = adapter;
+        let rank = b.len() / self.out;
+        let mut y = self.forward(x, precision);
+        let adapter = (Matrix::new(r, rank), Matrix::new(b, rank).t());
+        sum(MatrixMut::new(&mut y, self.out), Write::Add, &[adapter], precision);
+        y
+    }
+
+    fn forward_fresh(self, x: &[f32], adapter: Option<(&[f32], &[f32])>, precision: Precision) -> Vec<f32> {
+        let mut y = Fresh::new(x.len() / self.width * self.out);
+        // SAFETY: nobody else holds `y` yet, and every value of it is written.
+        unsafe {
+            self.write(x, adapter, y.parts(), precision);
+            y.filled()
         }
     }
 
-    fn forward_of(self, values: Values<'_>, x: &[f32], precision: Precision) -> Vec<f32> {
-        summed(&[(Matrix::new(x, self.width), Matrix::of(values, self.width).t())], precision)
+    /// Writes every value of `y`; an adapter is for more than a few tokens, and not for integers.
+    ///
+    /// # Safety
+    /// Nobody else holds `y`.
+    unsafe fn write(self, x: &[f32], adapter: Option<(&[f32], &[f32])>, y: Parts<'_>, precision: Precision) {
+        let few = x.len() <= FEW * self.width;
+        let values = match (self.held, precision) {
+            (Held::Blocks(blocks), Precision::Int8) if blocks.has_codes() => {
+                // SAFETY: by this function's contract.
+                return unsafe { blocks.forward_int8(x, self.width, y) };
+            }
+            // SAFETY: by this function's contract.
+            (_, Precision::F32 | Precision::Int8) if few => return unsafe { few::forward(self, x, y) },
+            // SAFETY: by this function's contract.
+            (Held::Blocks(blocks), _) => return unsafe { blocks.forward(x, self.width, adapter, y, precision) },
+            (Held::F32(values), _) => Values::F32(values),
+            (Held::Bf16(values), _) => Values::Bf16(values),
+        };
+        let mut terms = vec![(Matrix::new(x, self.width), Matrix::of(values, self.width).t())];
+        terms.extend(adapter.map(|(r, b)| {
+            let rank = b.len() / self.out;
+            (Matrix::new(r, rank), Matrix::new(b, rank).t())
+        }));
+        // SAFETY: by this function's contract.
+        let y = unsafe { MatrixMut::strided(y, 0, (x.len() / self.width, self.out), self.out) };
+        sum(y, Write::Replace, &terms, precision);
     }
 
     /// `dx += dy W`: adds the gradient of the product's input; an empty `dx` is begun.
     pub fn backward(self, dy: &[f32], dx: &mut Vec<f32>, precision: Precision) {
+        self.add(dy, None, dx, precision);
+    }
+
+    /// `dx += dy W + dr A` in one go, for an adapter's A `[rank, width]` and the gradient `dr` `[tokens, rank]` of what
+    /// it makes of the input; an empty `dx` is begun.
+    pub fn backward_with(self, dy: &[f32], adapter: (&[f32], &[f32]), dx: &mut Vec<f32>, precision: Precision) {
+        self.add(dy, Some(adapter), dx, precision);
+    }
+
+    fn add(self, dy: &[f32], adapter: Option<(&[f32], &[f32])>, dx: &mut Vec<f32>, precision: Precision) {
         let values = match self.held {
             Held::F32(values) => Values::F32(values),
             Held::Bf16(values) => Values::Bf16(values),
-            Held::Blocks(blocks) => return blocks.backward(dy, self.width, dx, precision),
+            Held::Blocks(blocks) => return blocks.backward(dy, self.width, adapter, dx, precision),
         };
-        let terms = [(Matrix::new(dy, self.out), Matrix::of(values, self.width))];
+        let mut terms = vec![(Matrix::new(dy, self.out), Matrix::of(values, self.width))];
+        terms.extend(adapter.map(|(dr, a)| (Matrix::new(dr, a.len() / self.width), Matrix::new(a, self.width))));
         if dx.is_empty() {
             *dx = summed(&terms, precision);
         } else {

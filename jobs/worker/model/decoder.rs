@@ -16,7 +16,7 @@ use super::parameter::{Group, Parameter, Place, Trainable, lend};
 use crate::blocks::BlockKind;
 use crate::data::batch::Batch;
 use crate::ending::Result;
-use crate::kernels::attention::{Attention, Cache};
+use crate::kernels::attention::Attention;
 use crate::kernels::cross_entropy::Target;
 use crate::kernels::read;
 use crate::kernels::rope::Rope;
@@ -25,15 +25,13 @@ use crate::kernels::weight::Precision;
 /// A model, frozen until [`Decoder::adapt`] or [`Decoder::train`] says what of it is to be trained.
 pub struct Decoder {
     pub config: Config,
-    /// What scoring and answering compute with; a training pass says so itself.
-    pub scoring: Precision,
     /// `[vocabulary, hidden]`
     pub(super) embedding: Parameter,
     pub(super) layers: Vec<Layer>,
     pub(super) last: LastLayer,
     /// What is trained: the embedding's group, one for each layer, and the last layer's. None while all is frozen.
     groups: Vec<Trainable>,
-    rope: Arc<Rope>,
+    pub(super) rope: Arc<Rope>,
     /// What turns the heads of layers with a window, where that differs.
     window_rope: Option<Arc<Rope>>,
 }
@@ -73,8 +71,7 @@ impl Decoder {
         let rope = Arc::new(config.rope.rope(positions));
         let window_rope = config.window_rope.as_ref().map(|rope| Arc::new(rope.rope(positions)));
         let last = LastLayer { norm, head, softcap: config.features.logit_softcap };
-        let scoring = Precision::default();
-        Ok(Self { config, scoring, embedding, layers, last, groups: Vec::new(), rope, window_rope })
+        Ok(Self { config, embedding, layers, last, groups: Vec::new(), rope, window_rope })
     }
 
     /// Trains the tensors themselves: those of these names.
@@ -133,38 +130,64 @@ impl Decoder {
 
     /// The loss of a batch (the sum over its targets, in nats) for its own sake.
     pub fn score(&self, batch: &Batch) -> candle_core::Result<f64> {
-        let x = self.stream(&batch.ids, &batch.bounds)?;
-        Ok(self.losses(&x, &batch.targets, self.scoring)?.into_iter().sum())
+        Ok(self.target_losses(batch, Precision::F32)?.into_iter().sum())
+    }
+
+    /// The loss of each of a batch's targets, in nats.
+    pub fn target_losses(&self, batch: &Batch, precision: Precision) -> candle_core::Result<Vec<f64>> {
+        let x = self.stream(&batch.ids, &batch.bounds, precision)?;
+        self.losses(&x, &batch.targets, precision)
     }
 
     /// The logits `[tokens, vocabulary]` of one row.
     pub fn logits(&self, ids: &[u32]) -> candle_core::Result<Tensor> {
-        let x = self.stream(ids, &Arc::from([0, ids.len()]))?;
-        Tensor::from_vec(self.logits_of(&x)?, (ids.len(), self.config.vocabulary), &Device::Cpu)
+        let x = self.stream(ids, &Arc::from([0, ids.len()]), Precision::F32)?;
+        Tensor::from_vec(self.logits_of(&x, Precision::F32)?, (ids.len(), self.config.vocabulary), &Device::Cpu)
     }
 
     /// What comes out of the last layer, `[tokens, hidden]`.
-    fn stream(&self, ids: &[u32], bounds: &Arc<[usize]>) -> candle_core::Result<Vec<f32>> {
-        self.through_layers(self.embed(ids)?, |layer, q, k, v| self.attention(layer, bounds).forward(q, k, v))
+    fn stream(&self, ids: &[u32], bounds: &Arc<[usize]>, precision: Precision) -> candle_core::Result<Vec<f32>> {
+        let attend = |layer: usize, q: &[f32], k: &[f32], v: &[f32]| self.attention(layer, bounds).forward(q, k, v);
+        self.through_layers(self.embed(ids)?, precision, attend)
     }
 
     /// The stream through every layer, without a backward pass to come; `attend` also hears which layer asks.
-    fn through_layers(
+    pub(super) fn through_layers(
         &self,
         mut x: Vec<f32>,
-        mut attend: impl FnMut(usize, &[f32], &[f32], &[f32]) -> Vec<f32>,
+        precision: Precision,
+        mut attend: impl FnMut(usize, &[f32], &[f32], &[f32]) -> Vec<f32> + Send,
     ) -> candle_core::Result<Vec<f32>> {
-        for (index, layer) in self.layers.iter().enumerate() {
-            x = self.lent(self.layer_group(index), |trained| {
-                let layer = layer.with(trained, Arithmetic { precision: self.scoring, ..Default::default() });
-                layer.forward(&x, |q, k, v| attend(index, q, k, v)).0
-            })?;
-        }
-        Ok(x)
+        let arithmetic = Arithmetic { precision, dropout_seed: None };
+        // As one of the pool's own threads: from outside, each of a layer's products would wake the pool and sleep until
+        // it is done, which for a single token takes as long as the product.
+        rayon::scope(|_| {
+            for (index, layer) in self.layers.iter().enumerate() {
+                x = self.lent(self.layer_group(index), |trained| {
+                    let layer = layer.with(trained, arithmetic);
+                    layer.forward(&x, |q, k, v| attend(index, q, k, v)).0
+                })?;
+            }
+            Ok(x)
+        })
     }
 
-    fn logits_of(&self, x: &[f32]) -> candle_core::Result<Vec<f32>> {
-        self.with_ends(|trained| self.last.head(&self.embedding, trained, self.scoring).logits(x))
+    /// Lends `hear` what goes into each projection of each layer, `[tokens, width]`, when a row passes through.
+    pub fn inputs(&self, ids: &[u32], hear: &dyn Fn(usize, TargetModule, &[f32])) -> candle_core::Result<()> {
+        let bounds = Arc::from([0, ids.len()]);
+        let mut x = self.embed(ids)?;
+        for (index, layer) in self.layers.iter().enumerate() {
+            let hear = |module: TargetModule, input: &[f32]| hear(index, module, input);
+            x = self.lent(self.layer_group(index), |trained| {
+                let layer = layer.with(trained, Arithmetic::default());
+                layer.heard(&hear).forward(&x, |q, k, v| self.attention(index, &bounds).forward(q, k, v)).0
+            })?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn logits_of(&self, x: &[f32], precision: Precision) -> candle_core::Result<Vec<f32>> {
+        self.with_ends(|trained| self.last.head(&self.embedding, trained, precision).logits(x))
     }
 
     pub(super) fn losses(&self, x: &[f32], targets: &[Target], precision: Precision) -> candle_core::Result<Vec<f64>> {
@@ -203,7 +226,7 @@ impl Decoder {
         Attention { heads: self.config.heads, scoring: self.config.scoring(layer), rope, bounds: bounds.clone() }
     }
 
-    fn rope_of(&self, layer: usize) -> &Arc<Rope> {
+    pub(super) fn rope_of(&self, layer: usize) -> &Arc<Rope> {
         self.window_rope.as_ref().filter(|_| self.config.windows[layer].is_some()).unwrap_or(&self.rope)
     }
 
@@ -218,42 +241,6 @@ impl Decoder {
     /// Lends the trained values of the model's both ends to `f`.
     pub(super) fn with_ends<R>(&self, f: impl FnOnce(&Ends<&[f32]>) -> R) -> candle_core::Result<R> {
         self.lent(Self::EMBEDDING_GROUP, |embedding| self.lent(self.last_group(), |last| f(&Ends { embedding, last })))?
-    }
-
-    /// A conversation with nothing said yet.
-    pub fn conversation(&self) -> Conversation<'_> {
-        Conversation { decoder: self, said: Vec::new(), caches: self.caches() }
-    }
-
-    fn caches(&self) -> Vec<Cache> {
-        (0..self.layers.len()).map(|layer| Cache::new(self.config.heads, self.config.scoring(layer))).collect()
-    }
-}
-
-/// Tokens taken in so far, as the layers remember them.
-pub struct Conversation<'d> {
-    decoder: &'d Decoder,
-    said: Vec<u32>,
-    caches: Vec<Cache>,
-}
-
-impl Conversation<'_> {
-    /// Takes in more tokens, at least one, and returns the logits `[vocabulary]` of what follows them. All tokens
-    /// together must fit the positions that the decoder was loaded for.
-    pub fn take_in(&mut self, ids: &[u32]) -> candle_core::Result<Vec<f32>> {
-        let before = self.said.len();
-        self.said.extend_from_slice(ids);
-        let Self { decoder, said, caches } = self;
-        // Where a long row turns otherwise than a short one, what was said before must be thought of anew.
-        let became_long = decoder.rope.is_long(said.len()) && !decoder.rope.is_long(before);
-        let ids = if became_long { &said[..] } else { ids };
-        if became_long {
-            *caches = decoder.caches();
-        }
-        let attend =
-            |layer: usize, q: &[f32], k: &[f32], v: &[f32]| caches[layer].attend(decoder.rope_of(layer), q, k, v);
-        let x = decoder.through_layers(decoder.embed(ids)?, attend)?;
-        decoder.logits_of(&x[(ids.len() - 1) * decoder.config.hidden..])
     }
 }
 

@@ -2,11 +2,12 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use memmap2::Mmap;
 
 use crate::blocks::BlockKind;
+use crate::kernels::quantized::{Blocks, Turned};
 use crate::kernels::weight::{Held, Weight};
 
 /// A frozen matrix `[out, width]`; a vector is a matrix of one row.
@@ -15,6 +16,8 @@ pub struct Stored {
     form: Form,
     out: usize,
     width: usize,
+    /// Quantized rows as integer products want them, once one has been taken.
+    turned: Arc<OnceLock<Turned>>,
 }
 
 #[derive(Debug, Clone)]
@@ -37,10 +40,14 @@ struct Mapped {
 }
 
 impl Stored {
+    fn of(form: Form, out: usize, width: usize) -> Self {
+        Self { form, out, width, turned: Arc::default() }
+    }
+
     /// Rows of `width` values without gaps.
     pub fn f32(values: Vec<f32>, width: usize) -> Self {
         let out = values.len() / width.max(1);
-        Self { form: Form::F32(values), out, width }
+        Self::of(Form::F32(values), out, width)
     }
 
     /// `bytes` of a file that are little-endian f32, used where they lie; where they cannot be (a file may start a
@@ -52,19 +59,19 @@ impl Stored {
             return Self::f32(values.collect(), width);
         }
         let out = values.len() / size_of::<f32>() / width.max(1);
-        Self { form: Form::MappedF32(Mapped { file: file.clone(), bytes }), out, width }
+        Self::of(Form::MappedF32(Mapped { file: file.clone(), bytes }), out, width)
     }
 
     /// Rows of `width` values in blocks of a file, which stay what they are.
     pub fn blocks(kind: BlockKind, bytes: Vec<u8>, width: usize) -> Self {
         let out = Weight::blocks(kind, &bytes, width).out;
-        Self { form: Form::Blocks(kind, bytes), out, width }
+        Self::of(Form::Blocks(kind, bytes), out, width)
     }
 
     /// `bytes` of a file that hold rows of `width` values in blocks, used where they lie.
     pub fn mapped_blocks(kind: BlockKind, file: &Arc<Mmap>, bytes: Range<usize>, width: usize) -> Self {
         let out = Weight::blocks(kind, &file[bytes.clone()], width).out;
-        Self { form: Form::MappedBlocks(kind, Mapped { file: file.clone(), bytes }), out, width }
+        Self::of(Form::MappedBlocks(kind, Mapped { file: file.clone(), bytes }), out, width)
     }
 
     /// Some of the rows; those of a mapped file stay where they are.
@@ -86,16 +93,14 @@ impl Stored {
                 Form::MappedF32(Mapped { file: file.clone(), bytes: at(values.start)..at(values.end) })
             }
         };
-        Self { form, out: rows.len(), width: self.width }
+        Self::of(form, rows.len(), self.width)
     }
 
     /// As the kernels take it.
     pub fn as_weight(&self) -> Weight<'_> {
         let held = match &self.form {
-            Form::Blocks(kind, bytes) => return Weight::blocks(*kind, bytes, self.width),
-            Form::MappedBlocks(kind, mapped) => {
-                return Weight::blocks(*kind, &mapped.file[mapped.bytes.clone()], self.width);
-            }
+            Form::Blocks(kind, bytes) => self.held_blocks(*kind, bytes),
+            Form::MappedBlocks(kind, mapped) => self.held_blocks(*kind, &mapped.file[mapped.bytes.clone()]),
             Form::F32(values) => Held::F32(values),
             Form::MappedF32(mapped) => Held::F32(mapped.values()),
         };
@@ -115,6 +120,10 @@ impl Stored {
         let mut bytes = vec![0; self.out * row];
         kind.encode_all(&values, self.width, None, &mut bytes);
         *self = Self::blocks(kind, bytes, self.width);
+    }
+
+    fn held_blocks<'a>(&'a self, kind: BlockKind, bytes: &'a [u8]) -> Held<'a> {
+        Held::Blocks(Blocks { turned: Some(&self.turned), ..Blocks::new(kind, bytes, self.width) })
     }
 
     /// Appends all values in f32.

@@ -130,6 +130,16 @@ impl Text {
         Ok(Tokens { ids, starts })
     }
 
+    /// The tokens of a text that is to go on: a tokenizer that ends every text would end it before the answer.
+    pub fn encode_prompt(&self, text: &str, special: bool) -> Result<Tokens> {
+        let mut tokens = self.encode(text, special)?;
+        if special && tokens.ids.len() > 1 && tokens.ids.last().is_some_and(|last| self.stops.contains(last)) {
+            tokens.ids.pop();
+            tokens.starts.pop();
+        }
+        Ok(tokens)
+    }
+
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         self.tokenizer.decode(ids, skip_special).or_fail(BadModel, "the tokenizer cannot write its own tokens")
     }

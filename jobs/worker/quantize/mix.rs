@@ -219,3 +219,96 @@ pub fn file_type(mix: QuantType) -> u32 {
         QuantType::BF16 => 32,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use drydock_spec::quantize::QuantizeArgs;
+
+    use super::*;
+    use crate::ending::Ending;
+
+    fn spec(mix: QuantType, tensor_types: &[(&str, TensorType)]) -> QuantizeSpec {
+        let types = tensor_types.iter().map(|(pattern, kind)| (pattern.to_string(), *kind)).collect();
+        let args = QuantizeArgs { model: "m".into(), quant_type: Some(mix), ..QuantizeArgs::default() };
+        QuantizeArgs { tensor_types: Some(types), ..args }.parse().unwrap()
+    }
+
+    const MODEL: Model = Model { layers: 16, queries_per_key: 2, tied: false, has_importance: false };
+
+    fn chosen(mix: QuantType, model: &Model, name: &str, width: usize) -> BlockKind {
+        choose(&spec(mix, &[]), model, name, &[64, width], BlockKind::F16).unwrap()
+    }
+
+    #[test]
+    fn a_medium_mix_spends_more_on_values_and_on_the_way_down() {
+        let of = |name: &str| chosen(QuantType::Q4_K_M, &MODEL, name, 512);
+        let down: Vec<bool> =
+            (0..16).map(|layer| of(&format!("blk.{layer}.ffn_down.weight")) == BlockKind::Q6K).collect();
+        let more: Vec<usize> = (0..16).filter(|layer| down[*layer]).collect();
+        assert_eq!(more, [0, 1, 4, 7, 10, 13, 14, 15]);
+        assert_eq!(of("blk.0.attn_v.weight"), BlockKind::Q6K);
+        assert_eq!(of("blk.2.attn_v.weight"), BlockKind::Q4K);
+        assert_eq!(of("blk.0.attn_q.weight"), BlockKind::Q4K);
+        assert_eq!((of("output.weight"), of("token_embd.weight")), (BlockKind::Q6K, BlockKind::Q4K));
+        assert_eq!(chosen(QuantType::Q4_K_S, &MODEL, "blk.3.attn_v.weight", 512), BlockKind::Q5K);
+        assert_eq!(chosen(QuantType::Q4_K_S, &MODEL, "blk.4.attn_v.weight", 512), BlockKind::Q4K);
+    }
+
+    #[test]
+    fn a_tied_embedding_is_held_as_the_output_is() {
+        let tied = Model { tied: true, ..MODEL };
+        assert_eq!(chosen(QuantType::Q4_0, &tied, "token_embd.weight", 512), BlockKind::Q6K);
+        assert_eq!(chosen(QuantType::Q4_0, &tied, "token_embd.weight", 576), BlockKind::Q8_0);
+        assert_eq!(chosen(QuantType::Q8_0, &tied, "token_embd.weight", 512), BlockKind::Q8_0);
+    }
+
+    #[test]
+    fn rows_that_do_not_fit_fall_back_step_by_step() {
+        let of = |mix, width| chosen(mix, &MODEL, "blk.5.attn_q.weight", width);
+        assert_eq!(of(QuantType::Q2_K, 576), BlockKind::Q4_0);
+        assert_eq!(of(QuantType::Q3_K_M, 576), BlockKind::Q4_0);
+        assert_eq!(of(QuantType::Q4_K_M, 576), BlockKind::Q5_0);
+        assert_eq!(of(QuantType::Q5_K_M, 576), BlockKind::Q5_1);
+        assert_eq!(of(QuantType::Q6_K, 576), BlockKind::Q8_0);
+        assert_eq!(of(QuantType::Q6_K, 100), BlockKind::F16);
+        assert_eq!(of(QuantType::Q4_0, 100), BlockKind::F16);
+    }
+
+    #[test]
+    fn norms_stay_as_they_are_and_pure_means_it() {
+        let norm =
+            choose(&spec(QuantType::Q4_0, &[]), &MODEL, "blk.0.attn_norm.weight", &[512], BlockKind::F32).unwrap();
+        assert_eq!(norm, BlockKind::F32);
+        let pure = QuantizeSpec { pure: true, ..spec(QuantType::Q4_K_M, &[]) };
+        let output = choose(&pure, &MODEL, "output.weight", &[64, 512], BlockKind::F16).unwrap();
+        assert_eq!(output, BlockKind::Q4K);
+    }
+
+    #[test]
+    fn what_is_asked_for_by_name_is_given_or_refused() {
+        let spec = spec(QuantType::Q4_0, &[("blk.*.attn_q.weight", TensorType::Q4_K), ("*norm*", TensorType::Q8_0)]);
+        let of = |name: &str, shape: &[usize]| choose(&spec, &MODEL, name, shape, BlockKind::F16);
+        assert_eq!(of("blk.3.attn_q.weight", &[64, 512]).unwrap(), BlockKind::Q4K);
+        let Err(Ending::Failed(refused)) = of("blk.3.attn_q.weight", &[64, 576]) else { panic!("it is accepted") };
+        assert_eq!(refused.kind, BadOption);
+        let can = "it can be in F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0";
+        assert_eq!(refused.message, format!("tensor `blk.3.attn_q.weight` of [64, 576] cannot be held in Q4_K; {can}"));
+        let Err(Ending::Failed(refused)) = of("blk.3.attn_norm.weight", &[512]) else { panic!("it is accepted") };
+        assert!(refused.message.ends_with("cannot be held in Q8_0; it can be in F32"), "{refused}");
+    }
+
+    #[test]
+    fn a_star_stands_for_anything() {
+        for (pattern, name, fits) in [
+            ("a", "a", true),
+            ("a*", "abc", true),
+            ("*c", "abc", true),
+            ("a*b*c", "a--b--c", true),
+            ("a*b*c", "a--c--b", false),
+            ("*", "", true),
+            ("b", "abc", false),
+        ] {
+            assert_eq!(matches(pattern, name), fits, "{pattern} {name}");
+        }
+    }
+}

@@ -7,9 +7,8 @@
 use std::arch::x86_64::{
     __m256i, __m512, __m512i, _mm256_maskz_loadu_epi16, _mm512_castps_si512, _mm512_castsi256_si512,
     _mm512_castsi512_ps, _mm512_cvtepu16_epi32, _mm512_cvtne2ps_pbh, _mm512_inserti64x4, _mm512_maskz_loadu_epi16,
-    _mm512_maskz_loadu_ps, _mm512_permutexvar_epi16, _mm512_set_epi16, _mm512_setzero_si512, _mm512_shuffle_i32x4,
-    _mm512_slli_epi32, _mm512_storeu_si512, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32,
-    _mm512_unpacklo_epi64,
+    _mm512_maskz_loadu_ps, _mm512_permutexvar_epi16, _mm512_set_epi16, _mm512_shuffle_i32x4, _mm512_slli_epi32,
+    _mm512_storeu_si512, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
 };
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -107,20 +106,29 @@ unsafe fn along<T: Value, const PAIRS: bool>(
     into: &mut [MaybeUninit<u32>],
 ) {
     let wide = if PAIRS { 2 } else { 1 };
+    let load = |at: *const T, count: usize| {
+        // SAFETY: `count` values exist from here on.
+        unsafe { if PAIRS { T::pairs(at, count) } else { _mm512_castps_si512(T::wide(at, count)) } }
+    };
     for (block, into) in into.chunks_mut(GROUP * GROUP).enumerate() {
         let at = (cells.start + block * GROUP) * wide;
+        let from = from.wrapping_add(at);
         let count = (depth - at).min(GROUP * wide);
-        let mut turned = [_mm512_setzero_si512(); GROUP];
-        for (line, cells) in turned.iter_mut().enumerate().take(here) {
-            // SAFETY: `count` values of this line exist from here on.
-            unsafe {
-                let at = from.add(line * line_step + at);
-                *cells = if PAIRS { T::pairs(at, count) } else { _mm512_castps_si512(T::wide(at, count)) };
+        if here == GROUP && count == GROUP * wide && into.len() == GROUP * GROUP {
+            // With all lengths known, nothing leaves the registers.
+            let turned =
+                transposed(std::array::from_fn(|line| load(from.wrapping_add(line * line_step), GROUP * wide)));
+            for (cell, cells) in turned.into_iter().enumerate() {
+                // SAFETY: there is room for 16 times 16 cells.
+                unsafe { _mm512_storeu_si512(into.as_mut_ptr().add(cell * GROUP).cast(), cells) };
             }
+            continue;
         }
-        transpose(&mut turned);
+        let turned = transposed(std::array::from_fn(|line| {
+            load(from.wrapping_add(line * line_step), if line < here { count } else { 0 })
+        }));
         for (into, cells) in into.chunks_exact_mut(GROUP).zip(turned) {
-            // SAFETY: there is room for 16 values.
+            // SAFETY: there is room for 16 cells.
             unsafe { _mm512_storeu_si512(into.as_mut_ptr().cast(), cells) };
         }
     }
@@ -252,30 +260,30 @@ unsafe fn half_register(at: *const bf16, count: usize) -> __m256i {
 /// Turns 16 x 16 cells over: by 1 and by 2 cells within quarters of a register, then by quarters.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn transpose(rows: &mut [__m512i; GROUP]) {
-    let mut pairs = *rows;
-    for i in (0..GROUP).step_by(2) {
-        pairs[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
-        pairs[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
-    }
-    // Now register 4i + j holds, of four rows, cell j of every quarter.
-    let mut fours = pairs;
+fn transposed(rows: [__m512i; GROUP]) -> [__m512i; GROUP] {
+    // Register 4i + j, of four rows, comes to hold cell j of every quarter.
+    let mut fours = rows;
     for i in (0..GROUP).step_by(4) {
-        fours[i] = _mm512_unpacklo_epi64(pairs[i], pairs[i + 2]);
-        fours[i + 1] = _mm512_unpackhi_epi64(pairs[i], pairs[i + 2]);
-        fours[i + 2] = _mm512_unpacklo_epi64(pairs[i + 1], pairs[i + 3]);
-        fours[i + 3] = _mm512_unpackhi_epi64(pairs[i + 1], pairs[i + 3]);
+        let [a, b, c, d] = [rows[i], rows[i + 1], rows[i + 2], rows[i + 3]];
+        let (ab_low, ab_high) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+        let (cd_low, cd_high) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+        fours[i] = _mm512_unpacklo_epi64(ab_low, cd_low);
+        fours[i + 1] = _mm512_unpackhi_epi64(ab_low, cd_low);
+        fours[i + 2] = _mm512_unpacklo_epi64(ab_high, cd_high);
+        fours[i + 3] = _mm512_unpackhi_epi64(ab_high, cd_high);
     }
+    const EVEN: i32 = 0b10_00_10_00;
+    const ODD: i32 = 0b11_01_11_01;
+    let mut turned = fours;
     for j in 0..4 {
-        let (a, b, c, d) = (fours[j], fours[4 + j], fours[8 + j], fours[12 + j]);
+        let [a, b, c, d] = [fours[j], fours[4 + j], fours[8 + j], fours[12 + j]];
         // Quarters 0 and 2, and quarters 1 and 3, of two registers.
-        let (ab_even, ab_odd) =
-            (_mm512_shuffle_i32x4::<0b10_00_10_00>(a, b), _mm512_shuffle_i32x4::<0b11_01_11_01>(a, b));
-        let (cd_even, cd_odd) =
-            (_mm512_shuffle_i32x4::<0b10_00_10_00>(c, d), _mm512_shuffle_i32x4::<0b11_01_11_01>(c, d));
-        rows[j] = _mm512_shuffle_i32x4::<0b10_00_10_00>(ab_even, cd_even);
-        rows[8 + j] = _mm512_shuffle_i32x4::<0b11_01_11_01>(ab_even, cd_even);
-        rows[4 + j] = _mm512_shuffle_i32x4::<0b10_00_10_00>(ab_odd, cd_odd);
-        rows[12 + j] = _mm512_shuffle_i32x4::<0b11_01_11_01>(ab_odd, cd_odd);
+        let (ab_even, ab_odd) = (_mm512_shuffle_i32x4::<EVEN>(a, b), _mm512_shuffle_i32x4::<ODD>(a, b));
+        let (cd_even, cd_odd) = (_mm512_shuffle_i32x4::<EVEN>(c, d), _mm512_shuffle_i32x4::<ODD>(c, d));
+        turned[j] = _mm512_shuffle_i32x4::<EVEN>(ab_even, cd_even);
+        turned[4 + j] = _mm512_shuffle_i32x4::<EVEN>(ab_odd, cd_odd);
+        turned[8 + j] = _mm512_shuffle_i32x4::<ODD>(ab_even, cd_even);
+        turned[12 + j] = _mm512_shuffle_i32x4::<ODD>(ab_odd, cd_odd);
     }
+    turned
 }

@@ -2,12 +2,13 @@
 //!
 //! The plan is that of GotoBLAS (Goto and van de Geijn 2008), with the roles that suit training: the left operand (a
 //! batch's tokens) is packed once for all threads; the right one is cut into strips of 48 columns, each of which is
-//! packed by the thread that is about to use it, a block of its depth at a time, and stays in the first-level cache
-//! while all rows pass by. Rounding to bf16 and widening from it happen in packing, so they cost no pass of their own.
+//! packed by the thread that is about to use it, a block of its depth at a time, and stays in that core's cache while
+//! all rows pass by. Rounding to bf16 and widening from it happen in packing, so they cost no pass of their own.
 //!
 //! Every value of the result is summed in the order of depth, whoever computes it: the bits do not depend on the number
 //! of threads.
 
+use std::cell::RefCell;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
@@ -18,8 +19,9 @@ use super::tile::{self, GROUP, GROUPS, Packed, Place, ROWS};
 use super::{Matrix, MatrixMut, Precision, Threads, Write};
 use crate::kernels::simd::{Level, level};
 
-/// Cells of depth that a strip has in the first-level cache: 36 KiB.
-const BLOCK: usize = 192;
+/// Cells of depth that a strip is packed for at a time: 144 KiB. Longer than the first-level cache would like, but each
+/// block costs a pass over the result, and that is dearer.
+const BLOCK: usize = 768;
 /// Cells of depth for which the left operand is packed at a time, and groups of its rows: 8 MiB at most, and mostly
 /// less, so that it stays in the last cache while strip after strip meets it.
 const SPAN: usize = 2048;
@@ -144,6 +146,11 @@ fn pack_terms(
     }
 }
 
+thread_local! {
+    /// A strip, packed. Every thread keeps its own for the next product: there are a thousand strips in a training step.
+    static PACKED: RefCell<Vec<MaybeUninit<u32>>> = const { RefCell::new(Vec::new()) };
+}
+
 /// A product over a span of its depth.
 struct SpanOfProduct<'a> {
     left: Left,
@@ -175,40 +182,42 @@ impl SpanOfProduct<'_> {
         let rows = row_groups.start * GROUP..(row_groups.end * GROUP).min(self.out.rows);
         let first = strip * GROUPS;
         let groups = (self.out.cols.div_ceil(GROUP) - first).min(GROUPS);
-        let mut packed = Box::new_uninit_slice(groups * BLOCK.min(self.span.len()) * GROUP);
-        for block in even_ranges(self.span.len(), BLOCK) {
-            let len = block.len() * GROUP;
-            for (group, into) in packed[..groups * len].chunks_exact_mut(len).enumerate() {
-                let cells = self.span.start + block.start..self.span.start + block.end;
-                pack_terms(self.cols, self.precision, first + group, cells, into);
-            }
-            for row in rows.clone().step_by(ROWS) {
-                let packed = Packed {
-                    rows: self.left.at(row, block.start),
-                    cols: packed.as_ptr().cast(),
-                    group_step: len,
-                    cells: block.len(),
-                };
-                let place = Place {
-                    first: self.out.values.get().wrapping_add(row * self.out.row_step + first * GROUP),
-                    row_step: self.out.row_step,
-                    rows: (rows.end - row).min(ROWS),
-                    cols: self.out.cols - first * GROUP,
-                    add: block.start > 0 || self.write == Write::Add,
-                };
-                // SAFETY: `available` has found the instructions; both operands are packed for these cells; no two
-                // strips share a value of the result, whose bounds `MatrixMut` has checked.
-                unsafe {
-                    match (self.precision, groups) {
-                        (Precision::F32 | Precision::Int8, 1) => tile::single::<1>(packed, place),
-                        (Precision::F32 | Precision::Int8, 2) => tile::single::<2>(packed, place),
-                        (Precision::F32 | Precision::Int8, _) => tile::single::<3>(packed, place),
-                        (Precision::Bf16, 1) => tile::pairs::<1>(packed, place),
-                        (Precision::Bf16, 2) => tile::pairs::<2>(packed, place),
-                        (Precision::Bf16, _) => tile::pairs::<3>(packed, place),
+        PACKED.with_borrow_mut(|packed| {
+            packed.resize(packed.len().max(groups * BLOCK.min(self.span.len()) * GROUP), MaybeUninit::uninit());
+            for block in even_ranges(self.span.len(), BLOCK) {
+                let len = block.len() * GROUP;
+                for (group, into) in packed[..groups * len].chunks_exact_mut(len).enumerate() {
+                    let cells = self.span.start + block.start..self.span.start + block.end;
+                    pack_terms(self.cols, self.precision, first + group, cells, into);
+                }
+                for row in rows.clone().step_by(ROWS) {
+                    let packed = Packed {
+                        rows: self.left.at(row, block.start),
+                        cols: packed.as_ptr().cast(),
+                        group_step: len,
+                        cells: block.len(),
+                    };
+                    let place = Place {
+                        first: self.out.values.get().wrapping_add(row * self.out.row_step + first * GROUP),
+                        row_step: self.out.row_step,
+                        rows: (rows.end - row).min(ROWS),
+                        cols: self.out.cols - first * GROUP,
+                        add: block.start > 0 || self.write == Write::Add,
+                    };
+                    // SAFETY: `available` has found the instructions; both operands are packed for these cells; no two
+                    // strips share a value of the result, whose bounds `MatrixMut` has checked.
+                    unsafe {
+                        match (self.precision, groups) {
+                            (Precision::F32 | Precision::Int8, 1) => tile::single::<1>(packed, place),
+                            (Precision::F32 | Precision::Int8, 2) => tile::single::<2>(packed, place),
+                            (Precision::F32 | Precision::Int8, _) => tile::single::<3>(packed, place),
+                            (Precision::Bf16, 1) => tile::pairs::<1>(packed, place),
+                            (Precision::Bf16, 2) => tile::pairs::<2>(packed, place),
+                            (Precision::Bf16, _) => tile::pairs::<3>(packed, place),
+                        }
                     }
                 }
             }
-        }
+        });
     }
 }

@@ -6,7 +6,7 @@
 //! latency of two multiply-adds a cycle, and 11 loads for 24 of those stay below what the CPU can load.
 
 use std::arch::x86_64::{
-    __m512, __m512bh, __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_add_ps, _mm512_castsi512_ps, _mm512_dpbf16_ps,
+    __m512bh, __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_add_ps, _mm512_castsi512_ps, _mm512_dpbf16_ps,
     _mm512_fmadd_ps, _mm512_loadu_si512, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_set1_epi32,
     _mm512_setzero_ps,
 };
@@ -55,25 +55,6 @@ fn prefetch<const V: usize>(place: Place) {
     }
 }
 
-/// # Safety
-/// `place` describes memory that is ours to write, and to read where it is added to.
-#[inline]
-#[target_feature(enable = "avx512f")]
-unsafe fn store<const V: usize>(sums: &[[__m512; V]; ROWS], place: Place) {
-    for (row, sums) in sums.iter().enumerate().take(place.rows) {
-        for (group, &sum) in sums.iter().enumerate() {
-            let cols = place.cols.saturating_sub(group * GROUP).min(GROUP);
-            let mask = ((1u32 << cols) - 1) as u16;
-            // SAFETY: the mask lets only columns through that exist.
-            unsafe {
-                let at = place.first.wrapping_add(row * place.row_step + group * GROUP);
-                let sum = if place.add { _mm512_add_ps(_mm512_maskz_loadu_ps(mask, at), sum) } else { sum };
-                _mm512_mask_storeu_ps(at, mask, sum);
-            }
-        }
-    }
-}
-
 /// A tile of `V` groups of columns for one kind of cell.
 macro_rules! tile {
     ($(#[$meta:meta])* $name:ident, $features:literal, |$sum:ident, $row:ident, $col:ident| $step:expr) => {
@@ -97,8 +78,26 @@ macro_rules! tile {
                     }
                 }
             }
-            // SAFETY: as above.
-            unsafe { store(&sums, place) };
+            let masks: [u16; V] = std::array::from_fn(|group| {
+                let cols = place.cols.saturating_sub(group * GROUP).min(GROUP);
+                ((1u32 << cols) - 1) as u16
+            });
+            // In place, and with the row counted by hand: handed on or looped over, the sums would leave their registers.
+            let mut at = place.first;
+            for (row, sums) in sums.into_iter().enumerate() {
+                if row == place.rows {
+                    return;
+                }
+                for (group, sum) in sums.into_iter().enumerate() {
+                    // SAFETY: the masks let only columns through that exist.
+                    unsafe {
+                        let at = at.wrapping_add(group * GROUP);
+                        let before = _mm512_maskz_loadu_ps(if place.add { masks[group] } else { 0 }, at);
+                        _mm512_mask_storeu_ps(at, masks[group], _mm512_add_ps(before, sum));
+                    }
+                }
+                at = at.wrapping_add(place.row_step);
+            }
         }
     };
 }

@@ -7,6 +7,7 @@ use super::lanes::{Avx2, Avx512};
 use super::lanes::{Floats, Instructions, Lanes, Plain, Words};
 use super::rounded::{BLOCK, Rounded};
 use super::tile::Tile;
+use super::turned::Turned;
 use crate::blocks::BlockKind;
 
 /// A tile times the tokens `first..first + TOKENS`, whose results are given to `put`.
@@ -107,35 +108,35 @@ unsafe fn by_form<L: Lanes>(tile: &Tile, x: &Rounded, tokens: Range<usize>, put:
 #[inline(always)]
 unsafe fn unpack_and_multiply<L: Lanes>(
     tile: &mut Tile,
-    (kind, bytes): (BlockKind, &[u8]),
+    (kind, turned, index): (BlockKind, &Turned, usize),
     x: &Rounded,
     put: &mut impl FnMut(usize, &Floats),
 ) {
     // SAFETY: by this function's contract.
     unsafe {
-        tile.unpack::<L>(kind, bytes);
+        tile.unpack::<L>(kind, turned.tile(index));
         by_form::<L>(tile, x, 0..x.tokens(), put);
     }
 }
 
-/// Multiplies the sixteen rows of `bytes` with every token; `put` gets a token and what the rows say to it. The tile is
+/// Multiplies sixteen rows (those of a kind and an index among the turned ones) with every token; `put` gets a token and what the rows say to it. The tile is
 /// room to work in.
 pub(super) fn rows_times(
     tile: &mut Tile,
-    rows: (BlockKind, &[u8]),
+    rows: (BlockKind, &Turned, usize),
     x: &Rounded,
     instructions: Instructions,
     mut put: impl FnMut(usize, &Floats),
 ) {
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-    fn avx512(tile: &mut Tile, rows: (BlockKind, &[u8]), x: &Rounded, put: &mut impl FnMut(usize, &Floats)) {
+    fn avx512(tile: &mut Tile, rows: (BlockKind, &Turned, usize), x: &Rounded, put: &mut impl FnMut(usize, &Floats)) {
         // SAFETY: the instructions are enabled.
         unsafe { unpack_and_multiply::<Avx512>(tile, rows, x, put) }
     }
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma,f16c")]
-    fn avx2(tile: &mut Tile, rows: (BlockKind, &[u8]), x: &Rounded, put: &mut impl FnMut(usize, &Floats)) {
+    fn avx2(tile: &mut Tile, rows: (BlockKind, &Turned, usize), x: &Rounded, put: &mut impl FnMut(usize, &Floats)) {
         // SAFETY: the instructions are enabled.
         unsafe { unpack_and_multiply::<Avx2>(tile, rows, x, put) }
     }

@@ -27,6 +27,15 @@ pub(super) struct Words(pub(super) [u32; ROWS]);
 #[repr(C, align(64))]
 pub(super) struct Floats(pub(super) [f32; ROWS]);
 
+/// An f16's bits for each of the rows, in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C, align(32))]
+pub(super) struct Halves(pub(super) [u16; ROWS]);
+
+impl Halves {
+    pub(super) const ZERO: Self = Self([0; ROWS]);
+}
+
 impl Words {
     pub(super) const ZERO: Self = Self([0; ROWS]);
 }
@@ -75,13 +84,6 @@ pub(super) trait Lanes {
     /// Tokens that there are registers for.
     const TOKENS: usize;
 
-    /// Reads 16 bytes of each row, the first row's from `from` on and each `row_bytes` after the one before: a matrix of
-    /// 16 x 4 words, which is turned.
-    ///
-    /// # Safety
-    /// The bytes are there.
-    unsafe fn read(from: *const u8, row_bytes: usize) -> [Self::Words; 4];
-
     unsafe fn load(words: &Words) -> Self::Words;
     unsafe fn store(words: Self::Words, into: &mut Words);
     unsafe fn and(words: Self::Words, mask: u32) -> Self::Words;
@@ -92,6 +94,7 @@ pub(super) trait Lanes {
 
     /// The f16 in the lower half of each word.
     unsafe fn half(words: Self::Words) -> Self::Floats;
+    unsafe fn load_halves(halves: &Halves) -> Self::Floats;
     /// Words as numbers with a sign.
     unsafe fn number(words: Self::Words) -> Self::Floats;
 

@@ -1,12 +1,23 @@
-//! Unpacking blocks of 32 values; their layouts are described in [`crate::blocks`].
+//! Unpacking blocks of 32 values; their layouts are described in [`crate::blocks`], and
+//! what of them are words in [`super::turned`].
 
 use super::lanes::Lanes;
-use super::tile::{Source, Unpacked, high_nibbles, low_nibbles};
+use super::tile::{Unpacked, high_nibbles, low_nibbles};
+use super::turned::Block;
 
-/// The lower halves of 16 bytes are the first half of the codes, the upper halves the second.
+/// Four words from `first` on.
 ///
 /// # Safety
 /// The CPU has the instructions of `L`; so everywhere here.
+#[inline(always)]
+unsafe fn four<L: Lanes>(block: Block<'_>, first: usize) -> [L::Words; 4] {
+    // SAFETY: by this function's contract.
+    unsafe {
+        [block.word::<L>(first), block.word::<L>(first + 1), block.word::<L>(first + 2), block.word::<L>(first + 3)]
+    }
+}
+
+/// The lower halves of four words are the first half of the codes, the upper halves the second.
 #[inline(always)]
 unsafe fn nibbles<L: Lanes>(bytes: [L::Words; 4]) -> [L::Words; 8] {
     let [a, b, c, d] = bytes;
@@ -57,57 +68,53 @@ unsafe fn five_bits<L: Lanes>(bytes: [L::Words; 4], bits: L::Words) -> [L::Words
 }
 
 #[inline(always)]
-pub(super) unsafe fn q4_0<L: Lanes>(block: Source<'_>, mut to: Unpacked<'_>) {
+pub(super) unsafe fn q4_0<L: Lanes>(block: Block<'_>, mut to: Unpacked<'_>) {
     // SAFETY: by the module's contract.
     unsafe {
-        to.scale::<L>(0, L::half(block.words::<L>(0)));
-        to.codes::<L>(0, &nibbles::<L>(block.four_words::<L>(2)));
+        to.scale::<L>(0, block.scales::<L>());
+        to.codes::<L>(0, &nibbles::<L>(four::<L>(block, 0)));
     }
 }
 
 #[inline(always)]
-pub(super) unsafe fn q4_1<L: Lanes>(block: Source<'_>, mut to: Unpacked<'_>) {
+pub(super) unsafe fn q4_1<L: Lanes>(block: Block<'_>, mut to: Unpacked<'_>) {
     // SAFETY: by the module's contract.
     unsafe {
-        let both = block.words::<L>(0);
+        let both = block.word::<L>(0);
         to.scale::<L>(0, L::half(both));
         to.minimum::<L>(0, L::half(L::right::<16>(both)));
-        to.codes::<L>(0, &nibbles::<L>(block.four_words::<L>(4)));
+        to.codes::<L>(0, &nibbles::<L>(four::<L>(block, 1)));
     }
 }
 
 #[inline(always)]
-pub(super) unsafe fn q5_0<L: Lanes>(block: Source<'_>, mut to: Unpacked<'_>) {
+pub(super) unsafe fn q5_0<L: Lanes>(block: Block<'_>, mut to: Unpacked<'_>) {
     // SAFETY: by the module's contract.
     unsafe {
-        let [first, second, ..] = block.four_words::<L>(0);
-        let bits = L::or(L::right::<16>(first), L::left::<16>(second));
-        to.scale::<L>(0, L::half(first));
-        to.codes::<L>(0, &five_bits::<L>(block.four_words::<L>(6), bits));
+        to.scale::<L>(0, block.scales::<L>());
+        to.codes::<L>(0, &five_bits::<L>(four::<L>(block, 1), block.word::<L>(0)));
     }
 }
 
 #[inline(always)]
-pub(super) unsafe fn q5_1<L: Lanes>(block: Source<'_>, mut to: Unpacked<'_>) {
+pub(super) unsafe fn q5_1<L: Lanes>(block: Block<'_>, mut to: Unpacked<'_>) {
     // SAFETY: by the module's contract.
     unsafe {
-        let [both, bits, ..] = block.four_words::<L>(0);
+        let both = block.word::<L>(0);
         to.scale::<L>(0, L::half(both));
         to.minimum::<L>(0, L::half(L::right::<16>(both)));
-        to.codes::<L>(0, &five_bits::<L>(block.four_words::<L>(8), bits));
+        to.codes::<L>(0, &five_bits::<L>(four::<L>(block, 2), block.word::<L>(1)));
     }
 }
 
 /// Bytes with a sign become codes by an offset of 128.
 #[inline(always)]
-pub(super) unsafe fn q8_0<L: Lanes>(block: Source<'_>, mut to: Unpacked<'_>) {
+pub(super) unsafe fn q8_0<L: Lanes>(block: Block<'_>, mut to: Unpacked<'_>) {
     // SAFETY: by the module's contract.
     unsafe {
-        to.scale::<L>(0, L::half(block.words::<L>(0)));
-        for half in 0..2 {
-            let [a, b, c, d] = block.four_words::<L>(2 + 16 * half);
-            let code = |word| L::xor(word, 0x8080_8080);
-            to.codes::<L>(4 * half, &[code(a), code(b), code(c), code(d)]);
+        to.scale::<L>(0, block.scales::<L>());
+        for word in 0..8 {
+            to.code::<L>(word, L::xor(block.word::<L>(word), 0x8080_8080));
         }
     }
 }

@@ -74,14 +74,20 @@ impl Rounded {
         let mut codes = vec![0; x.len() / 4];
         let mut scales = vec![0.0; x.len() / BLOCK];
         let mut starts = vec![0; tokens * groups];
-        x.par_chunks(SHARE * width)
-            .zip(codes.par_chunks_mut(SHARE * width / 4))
-            .zip(scales.par_chunks_mut(SHARE * width / BLOCK))
-            .zip(starts.par_chunks_mut(SHARE * groups))
-            .for_each(|(((x, codes), scales), sums)| {
+        if tokens <= SHARE {
+            round(x, &mut codes, &mut scales);
+            group_sums(&codes, form.group / 4, &mut starts);
+        } else {
+            let shares = x
+                .par_chunks(SHARE * width)
+                .zip(codes.par_chunks_mut(SHARE * width / 4))
+                .zip(scales.par_chunks_mut(SHARE * width / BLOCK))
+                .zip(starts.par_chunks_mut(SHARE * groups));
+            shares.for_each(|(((x, codes), scales), sums)| {
                 round(x, codes, scales);
                 group_sums(codes, form.group / 4, sums);
             });
+        }
         let mut lifts = Vec::new();
         if form.raised {
             let of_block = BLOCK / form.group;

@@ -4,7 +4,8 @@
 //! here have the very scales that decoding multiplies by.
 
 use super::lanes::Lanes;
-use super::tile::{Source, Unpacked, high_nibbles, low_nibbles};
+use super::tile::{Unpacked, high_nibbles, low_nibbles};
+use super::turned::Block;
 
 /// The two bits of every byte that begin at bit `BIT`.
 ///
@@ -38,12 +39,13 @@ unsafe fn bytes_as_numbers<L: Lanes>(words: L::Words) -> [L::Floats; 4] {
 }
 
 #[inline(always)]
-pub(super) unsafe fn q2k<L: Lanes>(block: Source<'_>, mut to: Unpacked<'_>) {
+pub(super) unsafe fn q2k<L: Lanes>(block: Block<'_>, mut to: Unpacked<'_>) {
     // SAFETY: by the module's contract.
     unsafe {
-        let both = block.words::<L>(80);
+        let both = block.word::<L>(20);
         let (scale, min) = (L::half(both), L::times(L::half(L::right::<16>(both)), L::same(-1.0)));
-        for (word, packed) in block.four_words::<L>(0).into_iter().enumerate() {
+        for word in 0..4 {
+            let packed = block.word::<L>(word);
             let scales = bytes_as_numbers::<L>(low_nibbles::<L>(packed));
             let mins = bytes_as_numbers::<L>(high_nibbles::<L>(packed));
             for byte in 0..4 {
@@ -52,7 +54,8 @@ pub(super) unsafe fn q2k<L: Lanes>(block: Source<'_>, mut to: Unpacked<'_>) {
             }
         }
         for half in 0..2 {
-            for (i, bytes) in block.eight_words::<L>(16 + 32 * half).into_iter().enumerate() {
+            for i in 0..8 {
+                let bytes = block.word::<L>(4 + 8 * half + i);
                 to.code::<L>(32 * half + i, two_bits::<L, 0>(bytes));
                 to.code::<L>(32 * half + 8 + i, two_bits::<L, 2>(bytes));
                 to.code::<L>(32 * half + 16 + i, two_bits::<L, 4>(bytes));
@@ -70,42 +73,44 @@ unsafe fn three_bits<L: Lanes, const BIT: u32, const THIRD: u32>(bytes: L::Words
 }
 
 #[inline(always)]
-pub(super) unsafe fn q3k<L: Lanes>(block: Source<'_>, mut to: Unpacked<'_>) {
+pub(super) unsafe fn q3k<L: Lanes>(block: Block<'_>, mut to: Unpacked<'_>) {
     // SAFETY: by the module's contract.
     unsafe {
-        let scale = L::half(L::right::<16>(block.words::<L>(106)));
-        let (first, second, high) = (block.words::<L>(96), block.words::<L>(100), block.words::<L>(104));
+        let scale = block.scales::<L>();
+        let (first, second, high) = (block.word::<L>(24), block.word::<L>(25), block.word::<L>(26));
         let six_bits = [
             L::or(low_nibbles::<L>(first), L::left::<4>(two_bits::<L, 0>(high))),
             L::or(low_nibbles::<L>(second), L::left::<4>(two_bits::<L, 2>(high))),
             L::or(high_nibbles::<L>(first), L::left::<4>(two_bits::<L, 4>(high))),
             L::or(high_nibbles::<L>(second), L::left::<4>(two_bits::<L, 6>(high))),
         ];
-        for (word, six_bits) in six_bits.into_iter().enumerate() {
-            for (byte, number) in bytes_as_numbers::<L>(six_bits).into_iter().enumerate() {
-                to.scale::<L>(4 * word + byte, L::times(scale, L::plus(number, L::same(-32.0))));
+        for word in 0..4 {
+            let numbers = bytes_as_numbers::<L>(six_bits[word]);
+            for byte in 0..4 {
+                to.scale::<L>(4 * word + byte, L::times(scale, L::plus(numbers[byte], L::same(-32.0))));
             }
         }
-        let third = block.eight_words::<L>(0);
-        let halves = [block.eight_words::<L>(32), block.eight_words::<L>(64)];
         for i in 0..8 {
-            to.code::<L>(i, three_bits::<L, 0, 0>(halves[0][i], third[i]));
-            to.code::<L>(8 + i, three_bits::<L, 2, 1>(halves[0][i], third[i]));
-            to.code::<L>(16 + i, three_bits::<L, 4, 2>(halves[0][i], third[i]));
-            to.code::<L>(24 + i, three_bits::<L, 6, 3>(halves[0][i], third[i]));
-            to.code::<L>(32 + i, three_bits::<L, 0, 4>(halves[1][i], third[i]));
-            to.code::<L>(40 + i, three_bits::<L, 2, 5>(halves[1][i], third[i]));
-            to.code::<L>(48 + i, three_bits::<L, 4, 6>(halves[1][i], third[i]));
-            to.code::<L>(56 + i, three_bits::<L, 6, 7>(halves[1][i], third[i]));
+            let (third, first, second) = (block.word::<L>(i), block.word::<L>(8 + i), block.word::<L>(16 + i));
+            to.code::<L>(i, three_bits::<L, 0, 0>(first, third));
+            to.code::<L>(8 + i, three_bits::<L, 2, 1>(first, third));
+            to.code::<L>(16 + i, three_bits::<L, 4, 2>(first, third));
+            to.code::<L>(24 + i, three_bits::<L, 6, 3>(first, third));
+            to.code::<L>(32 + i, three_bits::<L, 0, 4>(second, third));
+            to.code::<L>(40 + i, three_bits::<L, 2, 5>(second, third));
+            to.code::<L>(48 + i, three_bits::<L, 4, 6>(second, third));
+            to.code::<L>(56 + i, three_bits::<L, 6, 7>(second, third));
         }
     }
 }
 
-/// The eight scales and minima of Q4_K and Q5_K, from the block's first 16 bytes.
+/// The eight scales and minima of Q4_K and Q5_K, from the block's first four words.
 #[inline(always)]
-unsafe fn scales_and_minima<L: Lanes>([both, s, m, rest]: [L::Words; 4], to: &mut Unpacked<'_>) {
+unsafe fn scales_and_minima<L: Lanes>(block: Block<'_>, to: &mut Unpacked<'_>) {
     // SAFETY: by the module's contract.
     unsafe {
+        let (both, s) = (block.word::<L>(0), block.word::<L>(1));
+        let (m, rest) = (block.word::<L>(2), block.word::<L>(3));
         let (scale, min) = (L::half(both), L::times(L::half(L::right::<16>(both)), L::same(-1.0)));
         let last = |low, six| L::or(low, L::left::<4>(two_bits::<L, 6>(six)));
         let scales = [L::and(s, 0x3f3f_3f3f), last(low_nibbles::<L>(rest), s)];
@@ -121,12 +126,13 @@ unsafe fn scales_and_minima<L: Lanes>([both, s, m, rest]: [L::Words; 4], to: &mu
 }
 
 #[inline(always)]
-pub(super) unsafe fn q4k<L: Lanes>(block: Source<'_>, mut to: Unpacked<'_>) {
+pub(super) unsafe fn q4k<L: Lanes>(block: Block<'_>, mut to: Unpacked<'_>) {
     // SAFETY: by the module's contract.
     unsafe {
-        scales_and_minima::<L>(block.four_words::<L>(0), &mut to);
+        scales_and_minima::<L>(block, &mut to);
         for quarter in 0..4 {
-            for (i, bytes) in block.eight_words::<L>(16 + 32 * quarter).into_iter().enumerate() {
+            for i in 0..8 {
+                let bytes = block.word::<L>(4 + 8 * quarter + i);
                 to.code::<L>(16 * quarter + i, low_nibbles::<L>(bytes));
                 to.code::<L>(16 * quarter + 8 + i, high_nibbles::<L>(bytes));
             }
@@ -134,18 +140,18 @@ pub(super) unsafe fn q4k<L: Lanes>(block: Source<'_>, mut to: Unpacked<'_>) {
     }
 }
 
-/// A quarter of Q5_K's codes: four bits of `bytes`, and the fifth from `fifth`.
+/// A quarter of Q5_K's codes: four bits here, and the fifth from the plane of them.
 #[inline(always)]
 unsafe fn five_bits<L: Lanes, const LOW: u32, const HIGH: u32>(
     quarter: usize,
-    block: Source<'_>,
-    fifth: &[L::Words; 8],
+    block: Block<'_>,
     to: &mut Unpacked<'_>,
 ) {
     // SAFETY: by the module's contract.
     unsafe {
-        for (i, bytes) in block.eight_words::<L>(48 + 32 * quarter).into_iter().enumerate() {
-            let (low, high) = (one_bit::<L, LOW>(fifth[i]), one_bit::<L, HIGH>(fifth[i]));
+        for i in 0..8 {
+            let (fifth, bytes) = (block.word::<L>(4 + i), block.word::<L>(12 + 8 * quarter + i));
+            let (low, high) = (one_bit::<L, LOW>(fifth), one_bit::<L, HIGH>(fifth));
             to.code::<L>(16 * quarter + i, L::or(low_nibbles::<L>(bytes), L::left::<4>(low)));
             to.code::<L>(16 * quarter + 8 + i, L::or(high_nibbles::<L>(bytes), L::left::<4>(high)));
         }
@@ -153,39 +159,38 @@ unsafe fn five_bits<L: Lanes, const LOW: u32, const HIGH: u32>(
 }
 
 #[inline(always)]
-pub(super) unsafe fn q5k<L: Lanes>(block: Source<'_>, mut to: Unpacked<'_>) {
+pub(super) unsafe fn q5k<L: Lanes>(block: Block<'_>, mut to: Unpacked<'_>) {
     // SAFETY: by the module's contract.
     unsafe {
-        scales_and_minima::<L>(block.four_words::<L>(0), &mut to);
-        let fifth = block.eight_words::<L>(16);
-        five_bits::<L, 0, 1>(0, block, &fifth, &mut to);
-        five_bits::<L, 2, 3>(1, block, &fifth, &mut to);
-        five_bits::<L, 4, 5>(2, block, &fifth, &mut to);
-        five_bits::<L, 6, 7>(3, block, &fifth, &mut to);
+        scales_and_minima::<L>(block, &mut to);
+        five_bits::<L, 0, 1>(0, block, &mut to);
+        five_bits::<L, 2, 3>(1, block, &mut to);
+        five_bits::<L, 4, 5>(2, block, &mut to);
+        five_bits::<L, 6, 7>(3, block, &mut to);
     }
 }
 
 #[inline(always)]
-pub(super) unsafe fn q6k<L: Lanes>(block: Source<'_>, mut to: Unpacked<'_>) {
+pub(super) unsafe fn q6k<L: Lanes>(block: Block<'_>, mut to: Unpacked<'_>) {
     // SAFETY: by the module's contract.
     unsafe {
-        let scale = L::half(L::right::<16>(block.words::<L>(206)));
-        for (word, packed) in block.four_words::<L>(192).into_iter().enumerate() {
+        let scale = block.scales::<L>();
+        for word in 0..4 {
             // Bytes with a sign: 128 too much once that bit is turned over.
-            let numbers = bytes_as_numbers::<L>(L::xor(packed, 0x8080_8080));
-            for (byte, number) in numbers.into_iter().enumerate() {
-                to.scale::<L>(4 * word + byte, L::times(scale, L::plus(number, L::same(-128.0))));
+            let numbers = bytes_as_numbers::<L>(L::xor(block.word::<L>(48 + word), 0x8080_8080));
+            for byte in 0..4 {
+                to.scale::<L>(4 * word + byte, L::times(scale, L::plus(numbers[byte], L::same(-128.0))));
             }
         }
         for half in 0..2 {
-            let first = block.eight_words::<L>(64 * half);
-            let second = block.eight_words::<L>(64 * half + 32);
-            for (i, high) in block.eight_words::<L>(128 + 32 * half).into_iter().enumerate() {
+            for i in 0..8 {
+                let (first, second) = (block.word::<L>(16 * half + i), block.word::<L>(16 * half + 8 + i));
+                let high = block.word::<L>(32 + 8 * half + i);
                 let six = |low, high| L::or(low, L::left::<4>(high));
-                to.code::<L>(32 * half + i, six(low_nibbles::<L>(first[i]), two_bits::<L, 0>(high)));
-                to.code::<L>(32 * half + 8 + i, six(low_nibbles::<L>(second[i]), two_bits::<L, 2>(high)));
-                to.code::<L>(32 * half + 16 + i, six(high_nibbles::<L>(first[i]), two_bits::<L, 4>(high)));
-                to.code::<L>(32 * half + 24 + i, six(high_nibbles::<L>(second[i]), two_bits::<L, 6>(high)));
+                to.code::<L>(32 * half + i, six(low_nibbles::<L>(first), two_bits::<L, 0>(high)));
+                to.code::<L>(32 * half + 8 + i, six(low_nibbles::<L>(second), two_bits::<L, 2>(high)));
+                to.code::<L>(32 * half + 16 + i, six(high_nibbles::<L>(first), two_bits::<L, 4>(high)));
+                to.code::<L>(32 * half + 24 + i, six(high_nibbles::<L>(second), two_bits::<L, 6>(high)));
             }
         }
     }

@@ -4,7 +4,8 @@
 //! perhaps a minimum. So one kernel multiplies them all ([`super::dot`]), and a kind is a matter of a few lines
 //! ([`super::legacy`], [`super::super_block`]).
 
-use super::lanes::{Floats, Lanes, ROWS, Words};
+use super::lanes::{Floats, Halves, Lanes, Words};
+use super::turned::Block;
 use super::{legacy, super_block};
 use crate::blocks::BlockKind;
 
@@ -48,89 +49,79 @@ pub(super) struct Tile {
 }
 
 impl Tile {
-    /// Room for rows of `width` values.
-    pub(super) fn new(form: Form, width: usize) -> Self {
+    /// Room for nothing yet.
+    pub(super) const EMPTY: Self = Self {
+        form: Form { group: 32, zero: 0, raised: false },
+        codes: Vec::new(),
+        scales: Vec::new(),
+        minima: Vec::new(),
+    };
+
+    /// Makes room for rows of `width` values; what is there is left behind.
+    pub(super) fn make_room(&mut self, form: Form, width: usize) {
         let groups = width / form.group;
-        Self {
-            form,
-            codes: vec![Words::ZERO; width / 4],
-            scales: vec![Floats::ZERO; groups],
-            minima: vec![Floats::ZERO; if form.raised { groups } else { 0 }],
-        }
+        self.form = form;
+        self.codes.resize(width / 4, Words::ZERO);
+        self.scales.resize(groups, Floats::ZERO);
+        self.minima.resize(if form.raised { groups } else { 0 }, Floats::ZERO);
     }
 
-    /// Unpacks the sixteen rows of `bytes`.
+    /// Unpacks the blocks of sixteen rows.
     ///
     /// # Safety
     /// The CPU has the instructions of `L`.
     #[inline(always)]
-    pub(super) unsafe fn unpack<L: Lanes>(&mut self, kind: BlockKind, bytes: &[u8]) {
+    pub(super) unsafe fn unpack<'b, L: Lanes>(&mut self, kind: BlockKind, blocks: impl Iterator<Item = Block<'b>>) {
         // SAFETY: by this function's contract.
         unsafe {
             match kind {
                 BlockKind::F32 | BlockKind::F16 | BlockKind::Bf16 => {}
-                BlockKind::Q4_0 => self.each(kind, bytes, |from, to| legacy::q4_0::<L>(from, to)),
-                BlockKind::Q4_1 => self.each(kind, bytes, |from, to| legacy::q4_1::<L>(from, to)),
-                BlockKind::Q5_0 => self.each(kind, bytes, |from, to| legacy::q5_0::<L>(from, to)),
-                BlockKind::Q5_1 => self.each(kind, bytes, |from, to| legacy::q5_1::<L>(from, to)),
-                BlockKind::Q8_0 => self.each(kind, bytes, |from, to| legacy::q8_0::<L>(from, to)),
-                BlockKind::Q2K => self.each(kind, bytes, |from, to| super_block::q2k::<L>(from, to)),
-                BlockKind::Q3K => self.each(kind, bytes, |from, to| super_block::q3k::<L>(from, to)),
-                BlockKind::Q4K => self.each(kind, bytes, |from, to| super_block::q4k::<L>(from, to)),
-                BlockKind::Q5K => self.each(kind, bytes, |from, to| super_block::q5k::<L>(from, to)),
-                BlockKind::Q6K => self.each(kind, bytes, |from, to| super_block::q6k::<L>(from, to)),
+                BlockKind::Q4_0 => self.each(kind, blocks, |from, to| legacy::q4_0::<L>(from, to)),
+                BlockKind::Q4_1 => self.each(kind, blocks, |from, to| legacy::q4_1::<L>(from, to)),
+                BlockKind::Q5_0 => self.each(kind, blocks, |from, to| legacy::q5_0::<L>(from, to)),
+                BlockKind::Q5_1 => self.each(kind, blocks, |from, to| legacy::q5_1::<L>(from, to)),
+                BlockKind::Q8_0 => self.each(kind, blocks, |from, to| legacy::q8_0::<L>(from, to)),
+                BlockKind::Q2K => self.each(kind, blocks, |from, to| super_block::q2k::<L>(from, to)),
+                BlockKind::Q3K => self.each(kind, blocks, |from, to| super_block::q3k::<L>(from, to)),
+                BlockKind::Q4K => self.each(kind, blocks, |from, to| super_block::q4k::<L>(from, to)),
+                BlockKind::Q5K => self.each(kind, blocks, |from, to| super_block::q5k::<L>(from, to)),
+                BlockKind::Q6K => self.each(kind, blocks, |from, to| super_block::q6k::<L>(from, to)),
             }
         }
     }
 
     /// Unpacks block after block.
     #[inline(always)]
-    fn each(&mut self, kind: BlockKind, bytes: &[u8], unpack: impl Fn(Source<'_>, Unpacked<'_>)) {
-        let row_bytes = bytes.len() / ROWS;
+    fn each<'b>(
+        &mut self,
+        kind: BlockKind,
+        blocks: impl Iterator<Item = Block<'b>>,
+        unpack: impl Fn(Block<'_>, Unpacked<'_>),
+    ) {
         let groups = kind.block_len() / self.form.group;
         let codes = self.codes.chunks_exact_mut(kind.block_len() / 4);
-        for (block, (codes, scales)) in codes.zip(self.scales.chunks_exact_mut(groups)).enumerate() {
-            let minima =
-                if self.form.raised { &mut self.minima[block * groups..(block + 1) * groups] } else { &mut [] };
-            let source = Source { bytes: &bytes[block * kind.block_bytes()..], row_bytes };
-            unpack(source, Unpacked { codes, scales, minima });
+        let mut minima = self.minima.chunks_exact_mut(groups);
+        for ((from, codes), scales) in blocks.zip(codes).zip(self.scales.chunks_exact_mut(groups)) {
+            unpack(from, Unpacked { codes, scales, minima: minima.next().unwrap_or_default() });
         }
     }
 }
 
-/// A block at the same place of sixteen rows, of at least 16 bytes.
-#[derive(Clone, Copy)]
-pub(super) struct Source<'a> {
-    /// From the first row's block on.
-    bytes: &'a [u8],
-    row_bytes: usize,
-}
-
-impl Source<'_> {
-    /// The four words that lie `at` bytes into the block.
-    ///
-    /// # Safety
-    /// The CPU has the instructions of `L`; so everywhere here.
+/// # Safety
+/// The CPU has the instructions of `L`; so for every function.
+impl Block<'_> {
+    /// Word `index` of the block.
     #[inline(always)]
-    pub(super) unsafe fn four_words<L: Lanes>(self, at: usize) -> [L::Words; 4] {
-        assert!((ROWS - 1) * self.row_bytes + at + 16 <= self.bytes.len(), "sixteen whole rows are expected");
-        // SAFETY: the last row has these bytes, so the others have them.
-        unsafe { L::read(self.bytes.as_ptr().add(at), self.row_bytes) }
+    pub(super) unsafe fn word<L: Lanes>(self, index: usize) -> L::Words {
+        // SAFETY: by the contract.
+        unsafe { L::load(&self.words[index]) }
     }
 
-    /// The eight words that lie `at` bytes into the block.
+    /// The scales that lie apart.
     #[inline(always)]
-    pub(super) unsafe fn eight_words<L: Lanes>(self, at: usize) -> [L::Words; 8] {
-        // SAFETY: by this type's contract.
-        let ([a, b, c, d], [e, f, g, h]) = unsafe { (self.four_words::<L>(at), self.four_words::<L>(at + 16)) };
-        [a, b, c, d, e, f, g, h]
-    }
-
-    /// The word that lies `at` bytes into the block: the first or the last of four that do not leave it.
-    #[inline(always)]
-    pub(super) unsafe fn words<L: Lanes>(self, at: usize) -> L::Words {
-        // SAFETY: by this type's contract.
-        unsafe { if at < 12 { self.four_words::<L>(at)[0] } else { self.four_words::<L>(at - 12)[3] } }
+    pub(super) unsafe fn scales<L: Lanes>(self) -> L::Floats {
+        // SAFETY: by the contract.
+        unsafe { L::load_halves(self.half.unwrap_or(&Halves::ZERO)) }
     }
 }
 

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::Blocks;
 use crate::kernels::matrix::{Matrix, MatrixMut, Precision, Write, sum};
-use crate::kernels::memory::{Fresh, Parts};
+use crate::kernels::memory::Parts;
 
 /// Values that are widened at once, about: 2 MiB.
 const TILE: usize = 1 << 19;
@@ -18,10 +18,20 @@ const TILE: usize = 1 << 19;
 const COLUMNS: usize = 128;
 
 impl Blocks<'_> {
-    /// `y = x Wᵀ`: `[tokens, out]` of `[tokens, width]`.
-    pub(in crate::kernels) fn forward(self, x: &[f32], width: usize, precision: Precision) -> Vec<f32> {
+    /// `y = x Wᵀ`, `[tokens, out]` of `[tokens, width]`; with an adapter's `r` `[tokens, rank]` and B `[out, rank]`
+    /// `y = x Wᵀ + r Bᵀ`. Every value of `y` is written.
+    ///
+    /// # Safety
+    /// Nobody else holds `y`.
+    pub(in crate::kernels) unsafe fn forward(
+        self,
+        x: &[f32],
+        width: usize,
+        adapter: Option<(&[f32], &[f32])>,
+        y: Parts<'_>,
+        precision: Precision,
+    ) {
         let (tokens, out) = (x.len() / width, self.out(width));
-        let mut y = Fresh::new(tokens * out);
         // Whole registers of results, whatever their width.
         let rows = (TILE / width).next_multiple_of(64).min(out);
         let mut tile = vec![0.0; rows * width];
@@ -29,16 +39,27 @@ impl Blocks<'_> {
             let end = (start + rows).min(out);
             let tile = &mut tile[..(end - start) * width];
             self.kind.decode_all(self.rows(start..end, width), tile);
-            // SAFETY: nobody else holds these columns of the result.
-            let y = unsafe { MatrixMut::strided(y.parts(), start, (tokens, end - start), out) };
-            sum(y, Write::Replace, &[(Matrix::new(x, width), Matrix::new(tile, width).t())], precision);
+            let mut terms = vec![(Matrix::new(x, width), Matrix::new(tile, width).t())];
+            terms.extend(adapter.map(|(r, b)| {
+                let rank = b.len() / out;
+                (Matrix::new(r, rank), Matrix::new(&b[start * rank..end * rank], rank).t())
+            }));
+            // SAFETY: by this function's contract.
+            let y = unsafe { MatrixMut::strided(y, start, (tokens, end - start), out) };
+            sum(y, Write::Replace, &terms, precision);
         }
-        // SAFETY: the tiles are all columns.
-        unsafe { y.filled() }
     }
 
-    /// `dx += dy W`, where `dx` is `[tokens, width]` and `dy` `[tokens, out]`; an empty `dx` is begun.
-    pub(in crate::kernels) fn backward(self, dy: &[f32], width: usize, dx: &mut Vec<f32>, precision: Precision) {
+    /// `dx += dy W`, where `dx` is `[tokens, width]` and `dy` `[tokens, out]`; with an adapter's `dr` `[tokens, rank]` and
+    /// A `[rank, width]` `dx += dy W + dr A`. An empty `dx` is begun.
+    pub(in crate::kernels) fn backward(
+        self,
+        dy: &[f32],
+        width: usize,
+        adapter: Option<(&[f32], &[f32])>,
+        dx: &mut Vec<f32>,
+        precision: Precision,
+    ) {
         let out = self.out(width);
         let tokens = dy.len() / out;
         let write = if dx.is_empty() { Write::Replace } else { Write::Add };
@@ -50,9 +71,14 @@ impl Blocks<'_> {
             let columns = start..(start + columns).min(width);
             let tile = &mut tile[..out * columns.len()];
             self.widen_columns(columns.clone(), width, tile);
+            let mut terms = vec![(Matrix::new(dy, out), Matrix::new(tile, columns.len()))];
+            terms.extend(adapter.map(|(dr, a)| {
+                let rank = a.len() / width;
+                (Matrix::new(dr, rank), Matrix::strided(&a[start..], rank, columns.len(), width))
+            }));
             // SAFETY: nobody else holds these columns of the result, and all of its values are there already.
             let dx = unsafe { MatrixMut::strided_filled(Parts::of(dx), start, (tokens, columns.len()), width) };
-            sum(dx, write, &[(Matrix::new(dy, out), Matrix::new(tile, columns.len()))], precision);
+            sum(dx, write, &terms, precision);
         }
     }
 
@@ -106,6 +132,14 @@ mod tests {
                         widened.backward(&y, &mut want, precision);
                         assert_same(&dx, &want, &what);
                     }
+                    let rank = 3;
+                    let (r, b) = (some_activations(tokens, rank), some_activations(out, rank));
+                    let with = blocks.forward_with(&x, (&r, &b), precision);
+                    assert_same(&with, &widened.forward_with(&x, (&r, &b), precision), &what);
+                    let a = some_activations(rank, width);
+                    blocks.backward_with(&y, (&r, &a), &mut dx, precision);
+                    widened.backward_with(&y, (&r, &a), &mut want, precision);
+                    assert_same(&dx, &want, &what);
                 }
             }
         }

@@ -15,8 +15,10 @@ use drydock_spec::finetune::TargetModule;
 use drydock_worker::data::batch::Batch;
 use drydock_worker::data::rows::Row;
 use drydock_worker::kernels::linear::mix;
+use drydock_worker::kernels::weight::Precision;
 use drydock_worker::model::ModelFiles;
 use drydock_worker::model::config::Config;
+use drydock_worker::model::conversation::Piece;
 use drydock_worker::model::decoder::Decoder;
 use drydock_worker::model::fused;
 use drydock_worker::model::lora::{AdapterStart, LORA_A, LORA_B, LORA_MAGNITUDE, LoraShape, peft_name};
@@ -247,7 +249,8 @@ fn a_conversation_has_the_logits_of_the_whole_row() {
         let mut conversation = decoder.conversation();
         let mut from = 0;
         for to in [3, 4, 9, 15, 16, 17, 18, ids.len()] {
-            let got = conversation.take_in(&ids[from..to]).unwrap();
+            let mut piece = [Piece { conversation: &mut conversation, ids: &ids[from..to] }];
+            let got = decoder.next_logits(&mut piece, Precision::F32).unwrap();
             // Not the row of all of them: how Phi-3 turns heads depends on how many tokens there are.
             let want = decoder.logits(&ids[..to]).unwrap().to_vec2::<f32>().unwrap().pop().unwrap();
             let worst = got.iter().zip(&want).map(|(got, want)| (got - want).abs()).fold(0.0, f32::max);

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Floats, Lanes, Words};
+use super::{Floats, Halves, Lanes, Words};
 
 pub(in crate::kernels::quantized) struct Avx2;
 
@@ -11,29 +11,6 @@ impl Lanes for Avx2 {
     type Sums = [__m256i; 2];
     type Floats = [__m256; 2];
     const TOKENS: usize = 2;
-
-    /// A register holds two rows at first (`i` and `4 + i` of its half); then words trade places within its halves.
-    #[inline(always)]
-    unsafe fn read(from: *const u8, row_bytes: usize) -> [[__m256i; 2]; 4] {
-        // SAFETY: by the trait's contract.
-        unsafe {
-            let read = |row: usize| _mm_loadu_si128(from.add(row * row_bytes).cast());
-            let two = |row: usize| _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(read(row)), read(4 + row));
-            let turned = |first: usize| {
-                let (a, b, c, d) = (two(first), two(first + 1), two(first + 2), two(first + 3));
-                let (ab_low, ab_high) = (_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
-                let (cd_low, cd_high) = (_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d));
-                (
-                    _mm256_unpacklo_epi64(ab_low, cd_low),
-                    _mm256_unpackhi_epi64(ab_low, cd_low),
-                    _mm256_unpacklo_epi64(ab_high, cd_high),
-                    _mm256_unpackhi_epi64(ab_high, cd_high),
-                )
-            };
-            let (low, high) = (turned(0), turned(8));
-            [[low.0, high.0], [low.1, high.1], [low.2, high.2], [low.3, high.3]]
-        }
-    }
 
     #[inline(always)]
     unsafe fn load(words: &Words) -> [__m256i; 2] {
@@ -103,6 +80,15 @@ impl Lanes for Avx2 {
             let [a, b] = Self::and(words, 0xffff);
             let halves = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi32(a, b));
             [_mm256_cvtph_ps(_mm256_castsi256_si128(halves)), _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(halves))]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_halves(halves: &Halves) -> [__m256; 2] {
+        // SAFETY: by the trait's contract.
+        unsafe {
+            let at: *const __m128i = halves.0.as_ptr().cast();
+            [_mm256_cvtph_ps(_mm_load_si128(at)), _mm256_cvtph_ps(_mm_load_si128(at.add(1)))]
         }
     }
 

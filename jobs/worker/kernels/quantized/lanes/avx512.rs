@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Floats, Lanes, Words};
+use super::{Floats, Halves, Lanes, Words};
 
 pub(in crate::kernels::quantized) struct Avx512;
 
@@ -11,31 +11,6 @@ impl Lanes for Avx512 {
     type Sums = __m512i;
     type Floats = __m512;
     const TOKENS: usize = 8;
-
-    /// A register holds four rows at first (`i`, `4 + i`, `8 + i` and `12 + i`); then words trade places within its
-    /// quarters.
-    #[inline(always)]
-    unsafe fn read(from: *const u8, row_bytes: usize) -> [__m512i; 4] {
-        // SAFETY: by the trait's contract.
-        unsafe {
-            let read = |row: usize| _mm_loadu_si128(from.add(row * row_bytes).cast());
-            let every_fourth = |row: usize| {
-                let rows = _mm512_castsi128_si512(read(row));
-                let rows = _mm512_inserti32x4::<1>(rows, read(4 + row));
-                let rows = _mm512_inserti32x4::<2>(rows, read(8 + row));
-                _mm512_inserti32x4::<3>(rows, read(12 + row))
-            };
-            let (a, b, c, d) = (every_fourth(0), every_fourth(1), every_fourth(2), every_fourth(3));
-            let (ab_low, ab_high) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-            let (cd_low, cd_high) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
-            [
-                _mm512_unpacklo_epi64(ab_low, cd_low),
-                _mm512_unpackhi_epi64(ab_low, cd_low),
-                _mm512_unpacklo_epi64(ab_high, cd_high),
-                _mm512_unpackhi_epi64(ab_high, cd_high),
-            ]
-        }
-    }
 
     #[inline(always)]
     unsafe fn load(words: &Words) -> __m512i {
@@ -83,6 +58,12 @@ impl Lanes for Avx512 {
     unsafe fn half(words: __m512i) -> __m512 {
         // SAFETY: by the trait's contract.
         unsafe { _mm512_cvtph_ps(_mm512_cvtepi32_epi16(words)) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_halves(halves: &Halves) -> __m512 {
+        // SAFETY: by the trait's contract.
+        unsafe { _mm512_cvtph_ps(_mm256_load_si256(halves.0.as_ptr().cast())) }
     }
 
     #[inline(always)]

@@ -1,6 +1,6 @@
 //! Without any instruction set: the reference, and what other CPUs run.
 
-use super::{Floats, Lanes, ROWS, Words};
+use super::{Floats, Halves, Lanes, ROWS, Words};
 use crate::blocks::from_f16;
 
 pub(in crate::kernels::quantized) struct Plain;
@@ -20,19 +20,6 @@ impl Lanes for Plain {
     type Sums = [i32; ROWS];
     type Floats = [f32; ROWS];
     const TOKENS: usize = 2;
-
-    #[inline(always)]
-    unsafe fn read(from: *const u8, row_bytes: usize) -> [[u32; ROWS]; 4] {
-        let mut words = [[0; ROWS]; 4];
-        for row in 0..ROWS {
-            for (index, words) in words.iter_mut().enumerate() {
-                // SAFETY: by the trait's contract.
-                let word = unsafe { from.add(row * row_bytes + 4 * index).cast::<u32>().read_unaligned() };
-                words[row] = u32::from_le(word);
-            }
-        }
-        words
-    }
 
     #[inline(always)]
     unsafe fn load(words: &Words) -> [u32; ROWS] {
@@ -72,6 +59,11 @@ impl Lanes for Plain {
     #[inline(always)]
     unsafe fn half(words: [u32; ROWS]) -> [f32; ROWS] {
         each(0.0, |row| from_f16(words[row] as u16))
+    }
+
+    #[inline(always)]
+    unsafe fn load_halves(halves: &Halves) -> [f32; ROWS] {
+        each(0.0, |row| from_f16(halves.0[row]))
     }
 
     #[inline(always)]
