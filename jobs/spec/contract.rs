@@ -20,6 +20,14 @@ pub const MODEL_PATH: &str = "/in/model";
 pub const DATASET_PATH: &str = "/in/dataset";
 /// The folder with the held-out dataset's files, read-only, where there is one.
 pub const EVAL_DATASET_PATH: &str = "/in/eval_dataset";
+/// The folder with the model's adapter, read-only, where there is one.
+pub const ADAPTER_PATH: &str = "/in/adapter";
+/// The folder with the models that are measured beside the first, read-only: `0/model`, `0/adapter`, `1/model`, ...
+pub const COMPARED_PATH: &str = "/in/compared";
+/// The folder with the tokenizer to use, read-only, where a job starts from no model.
+pub const TOKENIZER_PATH: &str = "/in/tokenizer";
+/// The folder with the checkpoint to go on from, read-only, where there is one.
+pub const CHECKPOINT_PATH: &str = "/in/checkpoint";
 /// The folder for artifacts.
 pub const OUTPUT_PATH: &str = "/out";
 
@@ -52,15 +60,36 @@ pub struct AttemptSpec {
 }
 
 /// What is there to read.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Inputs {
-    /// A folder with either one `.gguf` file, or `config.json`, `tokenizer.json` and `*.safetensors`.
-    pub model: PathBuf,
-    /// What the model calls itself, for the adapter's configuration.
-    pub model_name: String,
-    /// A folder of `.jsonl` and `.json` files, read in the order of their names.
-    pub dataset: PathBuf,
+    /// The model that the job starts from; absent where one is trained from nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<ModelInput>,
+    /// Models that are measured beside it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub compared: Vec<ModelInput>,
+    /// A model folder whose tokenizer is used, where the job starts from no model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<PathBuf>,
+    /// A folder of `.jsonl`, `.json` and `.txt` files, read in the order of their names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dataset: Option<PathBuf>,
     /// The same for the held-out rows, where they are given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eval_dataset: Option<PathBuf>,
+    /// A folder with a checkpoint of an earlier attempt, to go on from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<PathBuf>,
+}
+
+/// A model to read.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ModelInput {
+    /// A folder with either one `.gguf` file, or `config.json`, `tokenizer.json` and `*.safetensors`.
+    pub path: PathBuf,
+    /// What the model calls itself, for configurations and reports.
+    pub name: String,
+    /// A folder with an adapter over it, in PEFT's form.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<PathBuf>,
 }

@@ -3,9 +3,13 @@
 //! The gateway uses these rules to refuse a dataset before anything is queued, the worker to read it; so a row that
 //! the preview shows is the row that is trained on.
 
+mod squad;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+
+pub use squad::{SquadError, squad};
 
 /// Which columns hold what, where the dataset's own names are not the usual ones.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -32,6 +36,24 @@ pub struct Columns {
     /// Column with the answer, in Alpaca's form. Usually `output`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub output: Option<String>,
+    /// Column with the better answer of a pair. Usually `chosen`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chosen: Option<String>,
+    /// Column with the worse answer of a pair. Usually `rejected`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rejected: Option<String>,
+    /// Column with true for a good completion, false for a bad one. Usually `label`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// Column with the question of a multiple choice. Usually `question`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub question: Option<String>,
+    /// Column with the list of choices. Usually `choices`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub choices: Option<String>,
+    /// Column with the right choice: its index from 0, its letter, or its text. Usually `answer`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub answer: Option<String>,
 }
 
 /// The form of a dataset's rows.
@@ -46,6 +68,12 @@ pub enum Format {
     Text,
     /// `{"instruction", "input", "output"}`
     Alpaca,
+    /// `{"prompt", "chosen", "rejected"}`, or `{"chosen", "rejected"}` with whole chats
+    Preference,
+    /// `{"prompt", "completion", "label"}`
+    Labelled,
+    /// `{"question", "choices", "answer"}`
+    MultipleChoice,
     /// SQuAD's own JSON: `{"data": [{"paragraphs": [{"context", "qas": [...]}]}]}`
     Squad,
 }
@@ -76,6 +104,12 @@ pub enum Example {
     Completion { prompt: String, completion: String },
     /// Plain text, all of it learnt.
     Text(String),
+    /// Two answers to the same prompt, the first of them better.
+    Preference { chosen: Box<Example>, rejected: Box<Example> },
+    /// An answer that is good or bad.
+    Labelled { example: Box<Example>, good: bool },
+    /// A question, its choices, and which of them is right, from 0.
+    Choice { question: String, choices: Vec<String>, answer: usize },
 }
 
 /// A row that cannot be used, and why.
@@ -91,6 +125,8 @@ pub enum RowError {
     WrongType { column: String, found: &'static str, expected: &'static str },
     #[error("`messages` {0}")]
     BadMessages(String),
+    #[error("column `{column}` {problem}")]
+    BadValue { column: String, problem: String },
 }
 
 fn list(names: &[String]) -> String {
@@ -135,6 +171,15 @@ impl Columns {
         if self.messages.is_some() {
             return Ok(Format::Messages);
         }
+        if self.chosen.is_some() || self.rejected.is_some() {
+            return Ok(Format::Preference);
+        }
+        if self.choices.is_some() {
+            return Ok(Format::MultipleChoice);
+        }
+        if self.label.is_some() {
+            return Ok(Format::Labelled);
+        }
         if self.prompt.is_some() || self.completion.is_some() {
             return Ok(Format::PromptCompletion);
         }
@@ -147,6 +192,12 @@ impl Columns {
         let has = |column: &str| row.contains_key(column);
         if has("messages") {
             Ok(Format::Messages)
+        } else if has("chosen") && has("rejected") {
+            Ok(Format::Preference)
+        } else if has("question") && has("choices") {
+            Ok(Format::MultipleChoice)
+        } else if has("prompt") && has("completion") && row.get("label").is_some_and(Value::is_boolean) {
+            Ok(Format::Labelled)
         } else if has("prompt") && has("completion") {
             Ok(Format::PromptCompletion)
         } else if has("instruction") && has("output") {
@@ -186,6 +237,9 @@ impl Columns {
                 let user = if input.trim().is_empty() { instruction } else { format!("{instruction}\n\n{input}") };
                 Ok(chat(user, output))
             }
+            Format::Preference => self.preference(row),
+            Format::Labelled => self.labelled(row),
+            Format::MultipleChoice => self.choice(row),
             Format::Squad => Err(RowError::MissingColumn { column: "data".into(), found: keys(row) }),
         }
     }
@@ -200,6 +254,78 @@ impl Columns {
         }
         Ok(Example::Completion { prompt: string(row, prompt)?, completion: string(row, completion)? })
     }
+
+    /// With a prompt, two answers to it; without one, two whole chats.
+    fn preference(&self, row: &Map<String, Value>) -> Result<Example, RowError> {
+        let side = |chosen: &Option<String>, usual: &str| {
+            let column = Self::name(chosen, usual);
+            if row.contains_key(Self::name(&self.prompt, "prompt")) {
+                let named = Self { completion: Some(column.to_owned()), ..self.clone() };
+                named.prompt_completion(row)
+            } else {
+                messages(row, column)
+            }
+            .map(Box::new)
+        };
+        Ok(Example::Preference { chosen: side(&self.chosen, "chosen")?, rejected: side(&self.rejected, "rejected")? })
+    }
+
+    fn labelled(&self, row: &Map<String, Value>) -> Result<Example, RowError> {
+        let column = Self::name(&self.label, "label");
+        let label =
+            row.get(column).ok_or_else(|| RowError::MissingColumn { column: column.into(), found: keys(row) })?;
+        let good = label.as_bool().ok_or_else(|| RowError::WrongType {
+            column: column.to_owned(),
+            found: type_name(label),
+            expected: "true or false",
+        })?;
+        Ok(Example::Labelled { example: Box::new(self.prompt_completion(row)?), good })
+    }
+
+    fn choice(&self, row: &Map<String, Value>) -> Result<Example, RowError> {
+        let question = string(row, Self::name(&self.question, "question"))?;
+        let choices = choices(row, Self::name(&self.choices, "choices"))?;
+        let answer = right_choice(row, Self::name(&self.answer, "answer"), &choices)?;
+        Ok(Example::Choice { question, choices, answer })
+    }
+}
+
+/// A list of texts, or (as ARC and CommonsenseQA have it) an object with such a list under `text`.
+fn choices(row: &Map<String, Value>, column: &str) -> Result<Vec<String>, RowError> {
+    let value = row.get(column).ok_or_else(|| RowError::MissingColumn { column: column.into(), found: keys(row) })?;
+    let list = value.as_array().or_else(|| value.get("text").and_then(Value::as_array));
+    let texts: Option<Vec<String>> = list.and_then(|list| list.iter().map(|v| v.as_str().map(str::to_owned)).collect());
+    match texts {
+        Some(texts) if texts.len() >= 2 => Ok(texts),
+        Some(texts) => {
+            let problem = format!("holds {} choices; at least 2 are expected", texts.len());
+            Err(RowError::BadValue { column: column.to_owned(), problem })
+        }
+        None => Err(RowError::WrongType {
+            column: column.to_owned(),
+            found: type_name(value),
+            expected: "a list of strings",
+        }),
+    }
+}
+
+/// The right choice by index from 0, by letter from A, or by its own text.
+fn right_choice(row: &Map<String, Value>, column: &str, choices: &[String]) -> Result<usize, RowError> {
+    let value = row.get(column).ok_or_else(|| RowError::MissingColumn { column: column.into(), found: keys(row) })?;
+    let by_text = |text: &str| choices.iter().position(|choice| choice == text);
+    let by_letter = |text: &str| match text.as_bytes() {
+        [letter] if letter.is_ascii_alphabetic() => Some(usize::from(letter.to_ascii_uppercase() - b'A')),
+        _ => text.parse().ok(),
+    };
+    let index = match value {
+        Value::Number(number) => number.as_u64().and_then(|index| usize::try_from(index).ok()),
+        Value::String(text) => by_text(text).or_else(|| by_letter(text)),
+        _ => None,
+    };
+    index.filter(|&index| index < choices.len()).ok_or_else(|| RowError::BadValue {
+        column: column.to_owned(),
+        problem: format!("holds {value}, which is none of the {} choices", choices.len()),
+    })
 }
 
 fn chat(user: String, assistant: String) -> Example {
@@ -251,56 +377,6 @@ fn with_assistant(turns: Vec<Message>) -> Result<Example, RowError> {
     }
 }
 
-/// A part of SQuAD's JSON that cannot be used.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{path}: {problem}")]
-pub struct SquadError {
-    /// Where, as in `data[3].paragraphs[0].qas[2]`.
-    pub path: String,
-    pub problem: String,
-}
-
-/// The examples of a document in SQuAD's own form: context and question as the user's turn, the first of the accepted
-/// answers as the assistant's. Questions that are marked impossible (SQuAD v2) are answered with "unanswerable".
-pub fn squad(document: &Value) -> Result<Vec<Example>, SquadError> {
-    let mut examples = Vec::new();
-    for (a, article) in items(document, "", "data")?.iter().enumerate() {
-        let at = format!("data[{a}]");
-        for (p, paragraph) in items(article, &at, "paragraphs")?.iter().enumerate() {
-            let at = format!("{at}.paragraphs[{p}]");
-            let context = text(paragraph, &at, "context")?;
-            for (q, qa) in items(paragraph, &at, "qas")?.iter().enumerate() {
-                let at = format!("{at}.qas[{q}]");
-                let question = text(qa, &at, "question")?;
-                let answer = if qa.get("is_impossible").and_then(Value::as_bool) == Some(true) {
-                    "unanswerable".to_owned()
-                } else {
-                    match items(qa, &at, "answers")?.first() {
-                        Some(answer) => text(answer, &format!("{at}.answers[0]"), "text")?.to_owned(),
-                        None => return Err(SquadError { path: at, problem: "`answers` is empty".into() }),
-                    }
-                };
-                examples.push(chat(format!("{context}\n\n{question}"), answer));
-            }
-        }
-    }
-    Ok(examples)
-}
-
-fn items<'a>(value: &'a Value, at: &str, key: &str) -> Result<&'a Vec<Value>, SquadError> {
-    value.get(key).and_then(Value::as_array).ok_or_else(|| SquadError {
-        path: if at.is_empty() { key.to_owned() } else { format!("{at}.{key}") },
-        problem: "a list is expected".into(),
-    })
-}
-
-fn text<'a>(value: &'a Value, at: &str, key: &str) -> Result<&'a str, SquadError> {
-    value
-        .get(key)
-        .and_then(Value::as_str)
-        .ok_or_else(|| SquadError { path: format!("{at}.{key}"), problem: "a string is expected".into() })
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -310,6 +386,24 @@ mod tests {
     fn read(row: Value) -> Result<Example, RowError> {
         let columns = Columns::default();
         columns.example(columns.detect(&row)?, &row)
+    }
+
+    #[test]
+    fn pairs_labels_and_choices_are_understood() {
+        let said = |completion: &str| {
+            Box::new(Example::Completion { prompt: "2+2=".into(), completion: completion.to_owned() })
+        };
+        let pair = json!({"prompt": "2+2=", "chosen": "4", "rejected": "5"});
+        assert_eq!(read(pair).unwrap(), Example::Preference { chosen: said("4"), rejected: said("5") });
+        let labelled = json!({"prompt": "2+2=", "completion": "5", "label": false});
+        assert_eq!(read(labelled).unwrap(), Example::Labelled { example: said("5"), good: false });
+        for answer in [json!(1), json!("B"), json!("four")] {
+            let row = json!({"question": "2+2", "choices": {"text": ["three", "four"]}, "answer": answer});
+            let Example::Choice { answer, .. } = read(row).unwrap() else { panic!() };
+            assert_eq!(answer, 1);
+        }
+        let wrong = read(json!({"question": "q", "choices": ["a", "b"], "answer": 2})).unwrap_err();
+        assert_eq!(wrong.to_string(), "column `answer` holds 2, which is none of the 2 choices");
     }
 
     #[test]

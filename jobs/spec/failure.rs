@@ -21,6 +21,8 @@ pub enum Stage {
     Evaluate,
     /// The worker trains.
     Train,
+    /// The worker quantizes.
+    Quantize,
     /// The worker writes its artifacts.
     Save,
     /// The runner takes the artifacts over.
@@ -36,6 +38,7 @@ impl fmt::Display for Stage {
             Self::Tokenize => "tokenize",
             Self::Evaluate => "evaluate",
             Self::Train => "train",
+            Self::Quantize => "quantize",
             Self::Save => "save",
             Self::Collect => "collect",
         })

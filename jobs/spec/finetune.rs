@@ -5,18 +5,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::dataset::Columns;
 use crate::option::{Complaints, InvalidOption, InvalidOptions};
-
-/// How the learning rate moves after the warm-up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum SchedulerType {
-    /// Falls to zero in a straight line.
-    Linear,
-    /// Falls to zero along half a cosine.
-    Cosine,
-    /// Stays where it is.
-    Constant,
-}
+use crate::quantize::TensorType;
+use crate::recipe::{Defaults, Recipe, SchedulerType, training_args};
 
 /// A projection of a decoder layer that can carry an adapter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
@@ -50,6 +40,70 @@ impl TargetModule {
     }
 }
 
+/// What of the model is trained, and how.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Method {
+    /// Adapters of low rank beside frozen weights (Hu et al. 2021).
+    #[default]
+    Lora,
+    /// The same over weights held quantized (Dettmers et al. 2023), which takes the least memory.
+    Qlora,
+    /// LoRA with a trained magnitude for each output (Liu et al. 2024).
+    Dora,
+    /// The weights themselves.
+    Full,
+}
+
+impl Method {
+    /// Whether adapters are trained rather than the model's own weights.
+    #[must_use]
+    pub fn has_adapter(self) -> bool {
+        self != Self::Full
+    }
+}
+
+/// What is learnt from the rows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Objective {
+    /// To say what the rows say: supervised finetuning.
+    #[default]
+    Sft,
+    /// To prefer the chosen answer over the rejected one, without straying from the model as it was (Rafailov et al.
+    /// 2023).
+    Dpo,
+    /// To say the chosen answer and prefer it over the rejected one, with no reference (Hong et al. 2024).
+    Orpo,
+    /// To raise answers labelled good and lower those labelled bad, which need not come in pairs (Ethayarajh et al.
+    /// 2024).
+    Kto,
+}
+
+/// What a finetune leaves behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Keep {
+    /// The adapter, in PEFT's form.
+    Adapter,
+    /// The whole model with the adapter worked in, as a Hugging Face folder.
+    Merged,
+    Both,
+}
+
+impl Keep {
+    #[must_use]
+    pub fn adapter(self) -> bool {
+        self != Self::Merged
+    }
+
+    #[must_use]
+    pub fn merged(self) -> bool {
+        self != Self::Adapter
+    }
+}
+
+training_args! {
 /// A finetune as somebody wrote it. Everything but `model` and `dataset` has a default.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -60,6 +114,28 @@ pub struct FinetuneArgs {
     pub model: String,
     /// The dataset to learn from: a name that `load_dataset` returned.
     pub dataset: String,
+    /// An adapter to go on from: `job:<id>` of a finetune of the same model. Its rank and targets are kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<String>,
+    /// What is trained: lora (the default), qlora, dora or full.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub method: Option<Method>,
+    /// What is learnt: sft (the default), dpo, orpo or kto.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub objective: Option<Objective>,
+    /// DPO, ORPO and KTO: how much the preference weighs. Default 0.1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub beta: Option<f64>,
+    /// QLoRA: what the base's matrices are held in; those of a quantized GGUF stay as they are. Default Q4_0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub base_quant_type: Option<TensorType>,
+    /// Train only what these patterns match, `*` for anything: `model.layers.28.*`, `*.mlp.*`, `lm_head.weight`. For
+    /// adapters, the projections that get one. Default: everything, or every target module.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trainable: Option<Vec<String>>,
+    /// What is left behind: adapter (the default of adapters), merged (the only one of method full) or both.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep: Option<Keep>,
     /// A dataset to measure the held-out loss on. Without it, `test_size` of the rows are held out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eval_dataset: Option<String>,
@@ -81,63 +157,16 @@ pub struct FinetuneArgs {
     /// The projections that get an adapter. Default: all seven.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target_modules: Option<Vec<TargetModule>>,
-    /// Passes over the training rows. Default 1.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub num_train_epochs: Option<f64>,
-    /// Stop after so many optimizer steps, whatever num_train_epochs says.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub max_steps: Option<u32>,
-    /// Rows in one forward pass. Default 4.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub per_device_train_batch_size: Option<u32>,
-    /// Forward passes whose gradients are added up before one optimizer step. Default 1.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub gradient_accumulation_steps: Option<u32>,
-    /// Peak learning rate. Default 2e-4.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub learning_rate: Option<f64>,
-    /// How the learning rate moves after the warm-up. Default linear.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub lr_scheduler_type: Option<SchedulerType>,
-    /// Optimizer steps over which the learning rate rises from zero. Not together with warmup_ratio.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub warmup_steps: Option<u32>,
-    /// The same as a share of all steps, 0 to 1. Default 0.03.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub warmup_ratio: Option<f64>,
-    /// Decoupled weight decay of AdamW. Default 0.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub weight_decay: Option<f64>,
-    /// AdamW's decay of the first moment. Default 0.9.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub adam_beta1: Option<f64>,
-    /// AdamW's decay of the second moment. Default 0.999.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub adam_beta2: Option<f64>,
-    /// AdamW's epsilon. Default 1e-8.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub adam_epsilon: Option<f64>,
-    /// Gradients are scaled down to this L2 norm; 0 turns clipping off. Default 1.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub max_grad_norm: Option<f64>,
-    /// Tokens a row is cut to. Default 512, or the model's own limit where that is smaller.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub max_seq_length: Option<u32>,
     /// Learn from the completion (or the assistant's turns) only, not from the prompt. Default true.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub completion_only_loss: Option<bool>,
-    /// Seed of the adapter's start values, the split, the order of rows and dropout. Default 42.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub seed: Option<u64>,
-    /// A metrics report every so many optimizer steps. Default 1.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub logging_steps: Option<u32>,
     /// Questions that the model answers before and after, at most 8.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sample_prompts: Option<Vec<String>>,
     /// Tokens of an answer at most, 1 to 1024. Default 64.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_new_tokens: Option<u32>,
+}
 }
 
 /// A finetune whose options are complete and within range.
@@ -147,6 +176,15 @@ pub struct FinetuneSpec {
     pub model: String,
     pub dataset: String,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<String>,
+    pub method: Method,
+    pub objective: Objective,
+    pub beta: f64,
+    pub base_quant_type: TensorType,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trainable: Option<Vec<String>>,
+    pub keep: Keep,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub eval_dataset: Option<String>,
     pub test_size: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -155,43 +193,30 @@ pub struct FinetuneSpec {
     pub lora_alpha: f64,
     pub lora_dropout: f64,
     pub target_modules: Vec<TargetModule>,
-    pub num_train_epochs: f64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub max_steps: Option<u32>,
-    pub per_device_train_batch_size: u32,
-    pub gradient_accumulation_steps: u32,
-    pub learning_rate: f64,
-    pub lr_scheduler_type: SchedulerType,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub warmup_steps: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub warmup_ratio: Option<f64>,
-    pub weight_decay: f64,
-    pub adam_beta1: f64,
-    pub adam_beta2: f64,
-    pub adam_epsilon: f64,
-    pub max_grad_norm: f64,
-    /// Tokens a row is cut to; without it 512, or the model's own limit where that is smaller.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub max_seq_length: Option<u32>,
     pub completion_only_loss: bool,
-    pub seed: u64,
-    pub logging_steps: u32,
     pub sample_prompts: Vec<String>,
     pub max_new_tokens: u32,
+    #[serde(flatten)]
+    pub recipe: Recipe,
 }
-
-/// The length that a row is cut to where neither the caller nor the model says less.
-pub const DEFAULT_MAX_SEQ_LENGTH: u32 = 512;
 
 impl FinetuneArgs {
     /// Fills in the defaults and checks every option; all complaints come at once.
     pub fn parse(self) -> Result<FinetuneSpec, InvalidOptions> {
         let mut wrong = Complaints::default();
         let lora_r = self.lora_r.unwrap_or(8);
+        let (method, objective) = (self.method.unwrap_or_default(), self.objective.unwrap_or_default());
+        let recipe = self.recipe(defaults(method, objective), &mut wrong);
         let spec = FinetuneSpec {
             model: self.model,
             dataset: self.dataset,
+            adapter: self.adapter,
+            method,
+            objective,
+            beta: self.beta.unwrap_or(0.1),
+            base_quant_type: self.base_quant_type.unwrap_or(TensorType::Q4_0),
+            trainable: self.trainable,
+            keep: self.keep.unwrap_or(if method.has_adapter() { Keep::Adapter } else { Keep::Merged }),
             test_size: self.test_size.unwrap_or(if self.eval_dataset.is_some() { 0.0 } else { 0.1 }),
             eval_dataset: self.eval_dataset,
             columns: self.columns,
@@ -200,32 +225,26 @@ impl FinetuneArgs {
             lora_alpha: self.lora_alpha.unwrap_or(2.0 * f64::from(lora_r.max(1))),
             lora_dropout: self.lora_dropout.unwrap_or(0.0),
             target_modules: self.target_modules.unwrap_or_else(|| TargetModule::ALL.to_vec()),
-            num_train_epochs: self.num_train_epochs.unwrap_or(1.0),
-            max_steps: self.max_steps,
-            per_device_train_batch_size: self.per_device_train_batch_size.unwrap_or(4),
-            gradient_accumulation_steps: self.gradient_accumulation_steps.unwrap_or(1),
-            learning_rate: self.learning_rate.unwrap_or(2e-4),
-            lr_scheduler_type: self.lr_scheduler_type.unwrap_or(SchedulerType::Linear),
-            warmup_ratio: match (self.warmup_steps, self.warmup_ratio) {
-                (None, None) => Some(0.03),
-                (_, ratio) => ratio,
-            },
-            warmup_steps: self.warmup_steps,
-            weight_decay: self.weight_decay.unwrap_or(0.0),
-            adam_beta1: self.adam_beta1.unwrap_or(0.9),
-            adam_beta2: self.adam_beta2.unwrap_or(0.999),
-            adam_epsilon: self.adam_epsilon.unwrap_or(1e-8),
-            max_grad_norm: self.max_grad_norm.unwrap_or(1.0),
-            max_seq_length: self.max_seq_length,
             completion_only_loss: self.completion_only_loss.unwrap_or(true),
-            seed: self.seed.unwrap_or(42),
-            logging_steps: self.logging_steps.unwrap_or(1),
             sample_prompts: self.sample_prompts.unwrap_or_default(),
             max_new_tokens: self.max_new_tokens.unwrap_or(64),
+            recipe,
         };
         spec.check(&mut wrong);
         wrong.into_result(spec)
     }
+}
+
+/// Usual values: adapters take a higher learning rate than whole models, preferences a lower one than texts.
+fn defaults(method: Method, objective: Objective) -> Defaults {
+    let learning_rate = match (method.has_adapter(), objective) {
+        (true, Objective::Sft) => 2e-4,
+        (true, _) => 1e-5,
+        (false, Objective::Sft) => 2e-5,
+        (false, _) => 1e-6,
+    };
+    let (lr_scheduler_type, weight_decay, adam_beta2) = (SchedulerType::Linear, 0.0, 0.999);
+    Defaults { learning_rate, lr_scheduler_type, weight_decay, adam_beta2, packing: false }
 }
 
 impl TryFrom<FinetuneArgs> for FinetuneSpec {
@@ -237,45 +256,38 @@ impl TryFrom<FinetuneArgs> for FinetuneSpec {
 }
 
 impl FinetuneSpec {
-    /// Rows whose gradients make one optimizer step.
-    #[must_use]
-    pub fn rows_per_step(&self) -> u64 {
-        u64::from(self.per_device_train_batch_size) * u64::from(self.gradient_accumulation_steps)
-    }
-
-    /// Optimizer steps of one pass over so many training rows, and in all.
-    #[must_use]
-    pub fn steps(&self, train_rows: u64) -> (u64, u64) {
-        let per_epoch = train_rows.div_ceil(self.rows_per_step()).max(1);
-        let by_epochs = (self.num_train_epochs * per_epoch as f64).ceil() as u64;
-        (per_epoch, self.max_steps.map_or(by_epochs, u64::from).max(1))
-    }
-
-    /// The length that rows are cut to, given the model's own limit in tokens.
-    #[must_use]
-    pub fn seq_length(&self, model_limit: u32) -> u32 {
-        self.max_seq_length.unwrap_or(DEFAULT_MAX_SEQ_LENGTH).min(model_limit)
-    }
-
     fn check(&self, wrong: &mut Complaints) {
-        wrong.require(!self.model.trim().is_empty(), || {
-            InvalidOption::new("model", "\"\"", "missing", "name one from list_models, or hf:owner/name")
-        });
-        wrong.require(!self.dataset.trim().is_empty(), || {
-            InvalidOption::new("dataset", "\"\"", "missing", "call load_dataset first and give the name it returns")
-        });
+        wrong.named("model", &self.model, "name one from list_models, or hf:owner/name");
+        wrong.named("dataset", &self.dataset, "call load_dataset first and give the name it returns");
         wrong.within("test_size", self.test_size, 0.0, 0.5);
         wrong.require(self.eval_dataset.is_none() || self.test_size == 0.0, || {
             InvalidOption::new("test_size", self.test_size, "given together with eval_dataset", "give one of the two")
         });
+        self.check_measured(wrong);
+        self.check_adapter(wrong);
+        self.check_objective(wrong);
+        wrong.require(self.sample_prompts.len() <= 8, || {
+            let value = format!("{} prompts", self.sample_prompts.len());
+            InvalidOption::new("sample_prompts", value, "too many", "give at most 8")
+        });
+        wrong.within("max_new_tokens", self.max_new_tokens, 1, 1024);
+    }
+
+    /// The held-out loss can be waited for only if rows are held out.
+    fn check_measured(&self, wrong: &mut Complaints) {
+        if let Some(steps) = self.recipe.eval_steps {
+            wrong.require(self.eval_dataset.is_some() || self.test_size > 0.0, || {
+                let next = "give eval_dataset, or a test_size above 0";
+                InvalidOption::new("eval_steps", steps, "given without held-out rows", next)
+            });
+        }
+    }
+
+    fn check_adapter(&self, wrong: &mut Complaints) {
         wrong.within("lora_r", self.lora_r, 1, 512);
         wrong.require(self.lora_alpha > 0.0 && self.lora_alpha <= 65_536.0, || {
-            InvalidOption::new(
-                "lora_alpha",
-                self.lora_alpha,
-                "out of range",
-                "choose a value above 0, often 2 * lora_r",
-            )
+            let next = "choose a value above 0, often 2 * lora_r";
+            InvalidOption::new("lora_alpha", self.lora_alpha, "out of range", next)
         });
         wrong.require((0.0..1.0).contains(&self.lora_dropout), || {
             InvalidOption::new("lora_dropout", self.lora_dropout, "out of range", "choose a value from 0 to below 1")
@@ -288,45 +300,30 @@ impl FinetuneSpec {
             let next = "name each of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj at most once";
             InvalidOption::new("target_modules", format!("{names:?}"), "empty or repeated", next)
         });
-        wrong.require(self.num_train_epochs > 0.0 && self.num_train_epochs <= 10_000.0, || {
-            let next = "choose a value above 0, up to 10000";
-            InvalidOption::new("num_train_epochs", self.num_train_epochs, "out of range", next)
+        wrong.require(self.trainable.as_ref().is_none_or(|patterns| !patterns.is_empty()), || {
+            InvalidOption::new("trainable", "[]", "empty", "name what is to be trained, or leave it out")
         });
-        if let Some(steps) = self.max_steps {
-            wrong.within("max_steps", steps, 1, 10_000_000);
-        }
-        wrong.within("per_device_train_batch_size", self.per_device_train_batch_size, 1, 4096);
-        wrong.within("gradient_accumulation_steps", self.gradient_accumulation_steps, 1, 4096);
-        wrong.require(self.learning_rate > 0.0 && self.learning_rate <= 1.0, || {
-            let next = "choose a value above 0, up to 1; 2e-4 is usual for LoRA";
-            InvalidOption::new("learning_rate", self.learning_rate, "out of range", next)
+        wrong.require(self.method.has_adapter() || self.keep == Keep::Merged, || {
+            let next = "leave it out: a full finetune leaves a whole model behind";
+            InvalidOption::new("keep", "adapter", "there is none with method full", next)
         });
-        wrong.require(self.warmup_steps.is_none() || self.warmup_ratio.is_none(), || {
-            let value = self.warmup_ratio.unwrap_or_default();
-            InvalidOption::new("warmup_ratio", value, "given together with warmup_steps", "give one of the two")
+        wrong.require(self.method.has_adapter() || self.adapter.is_none(), || {
+            let value = self.adapter.as_deref().unwrap_or_default();
+            InvalidOption::new("adapter", value, "given with method full", "merge it first, or choose method lora")
         });
-        if let Some(ratio) = self.warmup_ratio {
-            wrong.within("warmup_ratio", ratio, 0.0, 1.0);
-        }
-        wrong.within("weight_decay", self.weight_decay, 0.0, 1.0);
-        for (name, beta) in [("adam_beta1", self.adam_beta1), ("adam_beta2", self.adam_beta2)] {
-            wrong.require((0.0..1.0).contains(&beta), || {
-                InvalidOption::new(name, beta, "out of range", "choose a value from 0 to below 1")
-            });
-        }
-        wrong.require(self.adam_epsilon > 0.0 && self.adam_epsilon <= 0.1, || {
-            InvalidOption::new("adam_epsilon", self.adam_epsilon, "out of range", "choose a value above 0, up to 0.1")
+        wrong.require(self.method != Method::Qlora || self.base_quant_type.is_quantized(), || {
+            let next = "choose a quantized type, such as Q4_0, Q8_0 or Q4_K, or method lora";
+            InvalidOption::new("base_quant_type", self.base_quant_type.name(), "not a quantized type", next)
         });
-        wrong.within("max_grad_norm", self.max_grad_norm, 0.0, 1e6);
-        if let Some(length) = self.max_seq_length {
-            wrong.within("max_seq_length", length, 8, 1_048_576);
-        }
-        wrong.within("logging_steps", self.logging_steps, 1, 1_000_000);
-        wrong.require(self.sample_prompts.len() <= 8, || {
-            let value = format!("{} prompts", self.sample_prompts.len());
-            InvalidOption::new("sample_prompts", value, "too many", "give at most 8")
+    }
+
+    fn check_objective(&self, wrong: &mut Complaints) {
+        wrong.require(self.beta > 0.0 && self.beta <= 100.0, || {
+            InvalidOption::new("beta", self.beta, "out of range", "choose a value above 0, up to 100; 0.1 is usual")
         });
-        wrong.within("max_new_tokens", self.max_new_tokens, 1, 1024);
+        wrong.require(self.objective == Objective::Sft || !self.recipe.packing, || {
+            InvalidOption::new("packing", true, "given with a preference objective", "leave it out")
+        });
     }
 }
 
@@ -341,16 +338,16 @@ mod tests {
     #[test]
     fn two_names_are_enough() {
         let spec = args().parse().unwrap();
-        assert_eq!((spec.lora_r, spec.lora_alpha, spec.warmup_ratio), (8, 16.0, Some(0.03)));
+        assert_eq!((spec.lora_r, spec.lora_alpha, spec.recipe.warmup_ratio), (8, 16.0, Some(0.03)));
         assert_eq!(spec.target_modules.len(), 7);
     }
 
     #[test]
     fn steps_are_counted_up() {
         let spec = FinetuneArgs { num_train_epochs: Some(1.5), ..args() }.parse().unwrap();
-        assert_eq!(spec.steps(17), (5, 8));
+        assert_eq!(spec.recipe.steps(17), (5, 8));
         let spec = FinetuneArgs { max_steps: Some(7), gradient_accumulation_steps: Some(2), ..args() }.parse().unwrap();
-        assert_eq!(spec.steps(17), (3, 7));
+        assert_eq!(spec.recipe.steps(17), (3, 7));
     }
 
     #[test]

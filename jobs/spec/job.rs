@@ -3,8 +3,12 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::evaluate::{EvaluateArgs, EvaluateSpec};
 use crate::finetune::{FinetuneArgs, FinetuneSpec};
 use crate::option::InvalidOptions;
+use crate::quantize::{QuantizeArgs, QuantizeSpec};
+use crate::recipe::Recipe;
+use crate::train::{TrainArgs, TrainSpec};
 
 /// A job as somebody wrote it: options may be missing or wrong.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -12,6 +16,12 @@ use crate::option::InvalidOptions;
 pub enum JobArgs {
     /// Finetune a model on a dataset.
     Finetune(FinetuneArgs),
+    /// Train a model from nothing.
+    Train(TrainArgs),
+    /// Quantize a model into a GGUF file.
+    Quantize(QuantizeArgs),
+    /// Measure how good a model is.
+    Evaluate(EvaluateArgs),
 }
 
 impl JobArgs {
@@ -19,6 +29,9 @@ impl JobArgs {
     pub fn parse(self) -> Result<JobSpec, InvalidOptions> {
         match self {
             Self::Finetune(args) => args.parse().map(JobSpec::Finetune),
+            Self::Train(args) => args.parse().map(JobSpec::Train),
+            Self::Quantize(args) => args.parse().map(JobSpec::Quantize),
+            Self::Evaluate(args) => args.parse().map(JobSpec::Evaluate),
         }
     }
 }
@@ -29,6 +42,12 @@ impl JobArgs {
 pub enum JobSpec {
     /// Finetune a model on a dataset.
     Finetune(FinetuneSpec),
+    /// Train a model from nothing.
+    Train(TrainSpec),
+    /// Quantize a model into a GGUF file.
+    Quantize(QuantizeSpec),
+    /// Measure how good a model is.
+    Evaluate(EvaluateSpec),
 }
 
 impl JobSpec {
@@ -37,22 +56,41 @@ impl JobSpec {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Finetune(_) => "finetune",
+            Self::Train(_) => "train",
+            Self::Quantize(_) => "quantize",
+            Self::Evaluate(_) => "evaluate",
         }
     }
 
     /// The model that the job starts from, as the caller named it.
     #[must_use]
-    pub fn model(&self) -> &str {
+    pub fn model(&self) -> Option<&str> {
         match self {
-            Self::Finetune(spec) => &spec.model,
+            Self::Finetune(spec) => Some(&spec.model),
+            Self::Train(_) => None,
+            Self::Quantize(spec) => Some(&spec.model),
+            Self::Evaluate(spec) => Some(&spec.model),
         }
     }
 
     /// The dataset that the job reads, as the caller named it.
     #[must_use]
-    pub fn dataset(&self) -> &str {
+    pub fn dataset(&self) -> Option<&str> {
         match self {
-            Self::Finetune(spec) => &spec.dataset,
+            Self::Finetune(spec) => Some(&spec.dataset),
+            Self::Train(spec) => Some(&spec.dataset),
+            Self::Quantize(spec) => spec.imatrix_dataset.as_deref(),
+            Self::Evaluate(spec) => Some(&spec.dataset),
+        }
+    }
+
+    /// How the job trains, if it does.
+    #[must_use]
+    pub fn recipe(&self) -> Option<&Recipe> {
+        match self {
+            Self::Finetune(spec) => Some(&spec.recipe),
+            Self::Train(spec) => Some(&spec.recipe),
+            Self::Quantize(_) | Self::Evaluate(_) => None,
         }
     }
 }

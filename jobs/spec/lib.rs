@@ -5,6 +5,7 @@
 
 pub mod contract;
 pub mod dataset;
+pub mod evaluate;
 pub mod failure;
 pub mod finetune;
 pub mod id;
@@ -13,10 +14,14 @@ pub mod limits;
 pub mod model;
 pub mod option;
 pub mod preview;
+pub mod quantize;
+pub mod recipe;
 pub mod report;
 pub mod state;
+pub mod train;
 
-pub use contract::{AttemptSpec, Inputs};
+pub use contract::{AttemptSpec, Inputs, ModelInput};
+pub use evaluate::{EvaluateArgs, EvaluateSpec};
 pub use failure::{Failure, FailureKind, Stage};
 pub use finetune::{FinetuneArgs, FinetuneSpec};
 pub use id::{Attempt, JobId, Owner, TraceId};
@@ -24,5 +29,8 @@ pub use job::{JobArgs, JobSpec, Priority};
 pub use limits::{LimitArgs, Limits};
 pub use option::{InvalidOption, InvalidOptions};
 pub use preview::Preview;
+pub use quantize::{QuantizeArgs, QuantizeSpec};
+pub use recipe::Recipe;
 pub use report::{Report, ReportLine};
 pub use state::{InvalidTransition, JobEvent, JobState, Outcome};
+pub use train::{TrainArgs, TrainSpec};

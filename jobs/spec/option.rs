@@ -53,6 +53,11 @@ impl Complaints {
         }
     }
 
+    /// A name must not be empty.
+    pub fn named(&mut self, option: &str, value: &str, next: &str) {
+        self.require(!value.trim().is_empty(), || InvalidOption::new(option, "\"\"", "missing", next));
+    }
+
     /// The end of parsing: `value`, unless something was complained about.
     pub fn into_result<T>(self, value: T) -> Result<T, InvalidOptions> {
         if self.0.is_empty() { Ok(value) } else { Err(InvalidOptions(self.0)) }

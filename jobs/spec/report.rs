@@ -6,7 +6,9 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::evaluate::Measure;
 use crate::failure::{Failure, Stage};
+use crate::quantize::QuantType;
 
 /// The longest line that the runner reads, in bytes; a longer one breaks the contract.
 pub const MAX_LINE_BYTES: usize = 64 * 1024;
@@ -20,11 +22,12 @@ pub struct ReportLine {
     pub report: Report,
 }
 
-/// Before or after training.
+/// Before, while or after training.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
     Before,
+    During,
     After,
 }
 
@@ -50,6 +53,12 @@ pub enum Report {
     Sample(Sample),
     /// Something looks wrong but does not stop the job.
     Warning { code: String, message: String },
+    /// A checkpoint under the output folder is complete: the attempt can go on from it.
+    Checkpoint(Checkpoint),
+    /// Something about a model was measured.
+    Score(Score),
+    /// A model was quantized.
+    Quantized(Quantized),
     /// A file under the output folder is complete.
     Artifact { path: String, role: String },
     /// The worker ends and knows why. Always the last report of such an attempt.
@@ -127,6 +136,9 @@ pub struct Metrics {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Evaluation {
     pub phase: Phase,
+    /// Optimizer steps taken, where it was measured while training.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<u64>,
     /// Mean loss per supervised token of the held-out rows, in nats.
     pub loss: f64,
     /// exp(loss).
@@ -145,13 +157,54 @@ pub struct Sample {
     pub stopped: bool,
 }
 
+/// A place to go on from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Checkpoint {
+    /// Optimizer steps taken.
+    pub step: u64,
+    /// Its folder under the output folder.
+    pub path: String,
+    /// Bytes that it takes.
+    pub bytes: u64,
+}
+
+/// One number about a model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Score {
+    /// The model, as the caller named it; `model + adapter` with an adapter.
+    pub model: String,
+    pub measure: Measure,
+    /// What the number is, such as `acc`, `exact_match`, `f1` or `perplexity`.
+    pub metric: String,
+    pub value: f64,
+    /// Standard error of the mean over the rows, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stderr: Option<f64>,
+    /// Rows that were measured.
+    pub rows: u64,
+}
+
+/// What became of a model's weights.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Quantized {
+    pub quant_type: QuantType,
+    pub tensors: u64,
+    pub bytes_before: u64,
+    pub bytes_after: u64,
+    pub bits_per_weight: f64,
+    /// Root of the mean squared error over all quantized values, relative to the root of their mean square.
+    pub relative_error: f64,
+}
+
 /// The sum of an attempt that went well.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Finished {
+    /// Optimizer steps taken.
     pub steps: u64,
-    /// Mean training loss of the last step, in nats.
-    pub train_loss: f64,
-    /// Tokens trained on, without padding.
+    /// Mean training loss of the last step, in nats, where something was trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub train_loss: Option<f64>,
+    /// Tokens trained on or measured, without padding.
     pub tokens: u64,
     /// Largest resident memory of the worker, in bytes.
     pub peak_rss_bytes: u64,
@@ -177,6 +230,9 @@ impl Report {
             Self::Evaluation(_) => "evaluation",
             Self::Sample(_) => "sample",
             Self::Warning { .. } => "warning",
+            Self::Checkpoint(_) => "checkpoint",
+            Self::Score(_) => "score",
+            Self::Quantized(_) => "quantized",
             Self::Artifact { .. } => "artifact",
             Self::Failed(_) => "failed",
             Self::Stopped { .. } => "stopped",

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use anyhow::Context;
 use drydock_spec::contract::{EXIT_FAILED, EXIT_FINISHED, EXIT_STOPPED, VERSION};
 use drydock_spec::report::{Finished, Started};
-use drydock_spec::{AttemptSpec, Failure, FailureKind, FinetuneSpec, JobSpec, Report};
+use drydock_spec::{AttemptSpec, Failure, FailureKind, JobSpec, Report};
 
 use crate::ending::{Ending, Result};
 use crate::kernels::simd;
 use crate::report::Reporter;
-use crate::{finetune, preview, stop};
+use crate::{finetune, preview, quantize, stop};
 
 /// What is to be done with a spec.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,12 +60,15 @@ fn work(attempt: &AttemptSpec, purpose: Purpose, reporter: &Reporter) -> Result<
         let message = format!("the spec is of contract {}; this worker knows {VERSION}", attempt.contract);
         return Err(Failure::new(FailureKind::ContractBroken, message).into());
     }
-    let JobSpec::Finetune(spec) = &attempt.spec;
-    let job: fn(&AttemptSpec, &FinetuneSpec, &Reporter) -> Result<Finished> = match purpose {
-        Purpose::Run => finetune::finetune,
-        Purpose::Preview => preview::preview,
-    };
-    job(attempt, spec, reporter)
+    match (purpose, &attempt.spec) {
+        (Purpose::Run, JobSpec::Finetune(spec)) => finetune::finetune(attempt, spec, reporter),
+        (Purpose::Run, JobSpec::Quantize(spec)) => quantize::quantize(attempt, spec, reporter),
+        (Purpose::Preview, JobSpec::Finetune(spec)) => preview::preview(attempt, spec, reporter),
+        (_, other) => {
+            let message = format!("this worker has no job of the kind `{}`", other.kind());
+            Err(Failure::new(FailureKind::ContractBroken, message).into())
+        }
+    }
 }
 
 /// Says how it ended, and turns that into an exit code.

@@ -8,7 +8,7 @@ pub mod rows;
 use drydock_spec::dataset::{Example, Format};
 use drydock_spec::{Failure, FailureKind, FinetuneSpec, Inputs, Stage};
 
-use crate::ending::Result;
+use crate::ending::{Result, input};
 use crate::model::config::Config;
 use crate::model::tokenizer::Text;
 use crate::report::Reporter;
@@ -43,7 +43,7 @@ pub fn prepare(
     reporter.stage(Stage::Tokenize);
     let max_length = max_length(spec, config)?;
     let columns = spec.columns.clone().unwrap_or_default();
-    let train = read::read(&inputs.dataset, &columns)?;
+    let train = read::read(input(&inputs.dataset, "dataset")?, &columns)?;
     let eval = inputs.eval_dataset.as_deref().map(|folder| read::read(folder, &columns)).transpose()?;
     let chat = train.examples.iter().any(|placed| matches!(placed.example, Example::Chat(_)));
     if chat && text.chat_template.is_none() {
@@ -63,7 +63,7 @@ pub fn prepare(
     let trained = rows(&train.examples)?;
     trained.check(max_length)?;
     let held_out = eval.as_ref().map(|eval: &Examples| rows(&eval.examples)).transpose()?;
-    let split = split(trained, held_out, spec.test_size, spec.seed)?;
+    let split = split(trained, held_out, spec.test_size, spec.recipe.seed)?;
     let (format, rows) = (train.format, train.examples.len());
     Ok(Prepared { format, rows, tokenized: rows.min(cap), chat, split, renderer, max_length })
 }
@@ -71,12 +71,12 @@ pub fn prepare(
 /// The length that rows are cut to. To ask for more than the model can take is a mistake that should be seen.
 fn max_length(spec: &FinetuneSpec, config: &Config) -> Result<usize> {
     let limit = u32::try_from(config.max_positions).unwrap_or(u32::MAX);
-    match spec.max_seq_length {
+    match spec.recipe.max_seq_length {
         Some(asked) if asked > limit => {
             let message = format!("max_seq_length = {asked}: the model takes {limit} tokens at most");
             let hint = format!("choose a max_seq_length from 8 to {limit}");
             Err(Failure::new(FailureKind::BadOption, message).with_hint(hint).into())
         }
-        _ => Ok(spec.seq_length(limit) as usize),
+        _ => Ok(spec.recipe.seq_length(limit) as usize),
     }
 }

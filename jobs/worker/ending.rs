@@ -34,6 +34,12 @@ pub fn failed<T>(kind: FailureKind, message: impl Into<String>) -> Result<T> {
     Err(Failure::new(kind, message).into())
 }
 
+/// An input that this kind of job cannot do without.
+pub fn input<'a, T>(input: &'a Option<T>, name: &str) -> Result<&'a T> {
+    let missing = || Failure::new(FailureKind::ContractBroken, format!("the spec has no `inputs.{name}`"));
+    input.as_ref().ok_or_else(|| missing().into())
+}
+
 /// Gives an error of another kind the place and kind of failure that it means here.
 pub trait OrFail<T> {
     /// `what` says what was attempted; the error's own text follows it.

@@ -8,14 +8,15 @@ use drydock_spec::{AttemptSpec, FinetuneSpec, Report, Stage};
 use crate::data::batch::Batch;
 use crate::data::rows::Row;
 use crate::data::{self, Prepared};
-use crate::ending::Result;
+use crate::ending::{Result, input};
 use crate::generate::{Question, answer_all, questions};
 use crate::model::ModelFiles;
 use crate::model::decoder::Decoder;
-use crate::model::lora::{LoraShape, start_values};
+use crate::model::method::{Chosen, choose};
 use crate::model::parameter::Trainable;
-use crate::random::{Chance, Purpose};
 use crate::report::{Reporter, resident_bytes};
+use crate::save::model::WholeModel;
+use crate::save::shards::SavedAs;
 use crate::save::{Saver, Summary};
 use crate::stop;
 use train::Trainer;
@@ -26,15 +27,16 @@ const SCORING_TOKENS: usize = 1024;
 /// Does the whole job; what comes back is the last report.
 pub fn finetune(attempt: &AttemptSpec, spec: &FinetuneSpec, reporter: &Reporter) -> Result<Finished> {
     reporter.stage(Stage::Load);
-    let mut files = ModelFiles::open(&attempt.inputs.model)?;
+    let model = input(&attempt.inputs.model, "model")?;
+    let mut files = ModelFiles::open(&model.path)?;
     let mut text = files.text()?;
     let prepared = data::prepare(spec, &attempt.inputs, &files.config, &mut text, usize::MAX, reporter)?;
     reporter.report(Report::Dataset(prepared.split.report.clone()));
     let questions = questions(spec, &prepared, &text, files.config.max_positions, reporter)?;
 
     reporter.stage(Stage::Load);
-    let (mut decoder, shape) = load(&mut files, spec, &prepared, &questions, reporter)?;
-    let trainables = adapt(&mut decoder, &shape, spec.seed)?;
+    let mut decoder = load(&mut files, &prepared, &questions, reporter)?;
+    let Chosen { trainables, adapter } = choose(&mut decoder, spec, model.adapter.as_deref())?;
     reporter.report(Report::Model(model_report(&decoder, &trainables)));
 
     reporter.stage(Stage::Evaluate);
@@ -43,12 +45,19 @@ pub fn finetune(attempt: &AttemptSpec, spec: &FinetuneSpec, reporter: &Reporter)
     let answers_before = answer_all(&decoder, &text, &questions, Phase::Before, reporter)?;
 
     reporter.stage(Stage::Train);
-    let trained = Trainer::new(&decoder, spec, &trainables, &prepared.split.train).train(reporter)?;
+    let trained = Trainer::new(&decoder, &spec.recipe, &trainables, &prepared.split.train).train(reporter)?;
 
     reporter.stage(Stage::Save);
     let saver = Saver::new(&attempt.output, reporter);
-    saver.adapter(&shape, &attempt.inputs.model_name, &trainables)?;
-    saver.tokenizer(&text)?;
+    if let Some(shape) = adapter.filter(|_| spec.keep.adapter()) {
+        saver.adapter(&shape, &model.name, &trainables)?;
+        saver.tokenizer("adapter", &text)?;
+    }
+    if spec.keep.merged() {
+        let description = files.description(&text)?;
+        let dtype = description.dtype().unwrap_or(SavedAs::F16);
+        saver.model("model", WholeModel { decoder: &decoder, description: &description, text: &text }, dtype)?;
+    }
 
     reporter.stage(Stage::Evaluate);
     let loss_after = evaluate(&decoder, held_out, Phase::After, reporter)?;
@@ -57,7 +66,7 @@ pub fn finetune(attempt: &AttemptSpec, spec: &FinetuneSpec, reporter: &Reporter)
     reporter.stage(Stage::Save);
     saver.summary(&Summary {
         worker: crate::NAME_AND_VERSION,
-        model: &attempt.inputs.model_name,
+        model: &model.name,
         options: spec,
         max_seq_length: prepared.max_length,
         dataset: &prepared.split.report,
@@ -67,40 +76,21 @@ pub fn finetune(attempt: &AttemptSpec, spec: &FinetuneSpec, reporter: &Reporter)
     })?;
     Ok(Finished {
         steps: trained.steps,
-        train_loss: trained.final_loss,
+        train_loss: Some(trained.final_loss),
         tokens: trained.tokens,
         peak_rss_bytes: resident_bytes().1,
     })
 }
 
-/// The decoder, for rows and answers of the lengths that will come, and the shape of its adapter.
-fn load(
-    files: &mut ModelFiles,
-    spec: &FinetuneSpec,
-    prepared: &Prepared,
-    questions: &[Question],
-    reporter: &Reporter,
-) -> Result<(Decoder, LoraShape)> {
+/// The decoder, for rows and answers of the lengths that will come.
+fn load(files: &mut ModelFiles, prepared: &Prepared, questions: &[Question], reporter: &Reporter) -> Result<Decoder> {
     let longest_row = prepared.split.report.longest_row as usize;
     let positions = questions.iter().map(Question::positions).fold(longest_row, usize::max);
     let layers = files.config.layers as u64;
-    let decoder = Decoder::load(files, positions, |done| {
+    Decoder::load(files, positions, |done| {
         reporter.progress(done as u64, layers);
         stop::check()
-    })?;
-    let shape = LoraShape {
-        rank: spec.lora_r as usize,
-        alpha: spec.lora_alpha,
-        dropout: spec.lora_dropout as f32,
-        dora: false,
-        targets: spec.target_modules.iter().map(|module| module.name().to_owned()).collect(),
-    };
-    Ok((decoder, shape))
-}
-
-fn adapt(decoder: &mut Decoder, shape: &LoraShape, seed: u64) -> Result<Vec<Trainable>> {
-    let mut chance = Chance::new(seed, Purpose::Adapter);
-    decoder.adapt(shape, |_, _, [rank, width, out]| start_values(&mut chance, rank, width, out))
+    })
 }
 
 fn model_report(decoder: &Decoder, trainables: &[Trainable]) -> ModelReport {
@@ -126,7 +116,7 @@ fn evaluate(decoder: &Decoder, rows: &[Row], phase: Phase, reporter: &Reporter) 
         reporter.progress(done, rows.len() as u64);
     }
     let loss = sum / tokens as f64;
-    let evaluation = Evaluation { phase, loss, perplexity: loss.exp(), tokens };
+    let evaluation = Evaluation { phase, step: None, loss, perplexity: loss.exp(), tokens };
     reporter.report(Report::Evaluation(evaluation.clone()));
     Ok(Some(evaluation))
 }

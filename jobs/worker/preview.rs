@@ -6,7 +6,7 @@ use drydock_spec::{AttemptSpec, FinetuneSpec, Preview, Report, Stage};
 
 use crate::data;
 use crate::data::rows::Row;
-use crate::ending::Result;
+use crate::ending::{Result, input};
 use crate::model::ModelFiles;
 use crate::model::tokenizer::Text;
 use crate::report::{Reporter, resident_bytes};
@@ -21,7 +21,7 @@ const SHOWN: usize = 3;
 /// Writes `preview.json`; what comes back is the last report.
 pub fn preview(attempt: &AttemptSpec, spec: &FinetuneSpec, reporter: &Reporter) -> Result<Finished> {
     reporter.stage(Stage::Load);
-    let files = ModelFiles::open(&attempt.inputs.model)?;
+    let files = ModelFiles::open(&input(&attempt.inputs.model, "model")?.path)?;
     let mut text = files.text()?;
     let prepared = data::prepare(spec, &attempt.inputs, &files.config, &mut text, MAX_ROWS, reporter)?;
     let train = &prepared.split.train;
@@ -36,7 +36,7 @@ pub fn preview(attempt: &AttemptSpec, spec: &FinetuneSpec, reporter: &Reporter) 
     reporter.report(Report::Dataset(preview.dataset.clone()));
     reporter.stage(Stage::Save);
     Saver::new(&attempt.output, reporter).json(FILE, "preview", &preview)?;
-    Ok(Finished { steps: 0, train_loss: 0.0, tokens: 0, peak_rss_bytes: resident_bytes().1 })
+    Ok(Finished { steps: 0, train_loss: None, tokens: 0, peak_rss_bytes: resident_bytes().1 })
 }
 
 /// The row's tokens turned back into text: this is what the model sees, special tokens and cuts included.

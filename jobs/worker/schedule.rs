@@ -1,7 +1,7 @@
 //! How many steps a finetune takes, and the learning rate of each: the rules of Transformers' trainer.
 
-use drydock_spec::FinetuneSpec;
-use drydock_spec::finetune::SchedulerType;
+use drydock_spec::Recipe;
+use drydock_spec::recipe::SchedulerType;
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Schedule {
@@ -14,13 +14,13 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    pub fn new(spec: &FinetuneSpec, train_rows: u64) -> Self {
-        let (steps_per_epoch, total_steps) = spec.steps(train_rows);
-        let warmup_steps = match (spec.warmup_steps, spec.warmup_ratio) {
+    pub fn new(recipe: &Recipe, train_rows: u64) -> Self {
+        let (steps_per_epoch, total_steps) = recipe.steps(train_rows);
+        let warmup_steps = match (recipe.warmup_steps, recipe.warmup_ratio) {
             (Some(steps), _) => u64::from(steps),
             (None, ratio) => (total_steps as f64 * ratio.unwrap_or(0.0)).ceil() as u64,
         };
-        Self { total_steps, steps_per_epoch, warmup_steps, peak: spec.learning_rate, kind: spec.lr_scheduler_type }
+        Self { total_steps, steps_per_epoch, warmup_steps, peak: recipe.learning_rate, kind: recipe.lr_scheduler_type }
     }
 
     /// The learning rate of a step, counted from 0.
@@ -54,7 +54,7 @@ mod tests {
             ..FinetuneArgs::default()
         };
         change(&mut args);
-        Schedule::new(&args.parse().unwrap(), 18)
+        Schedule::new(&args.parse().unwrap().recipe, 18)
     }
 
     #[test]

@@ -50,6 +50,14 @@ impl Renderer {
                 let text = self.ended(text.clone());
                 Rendered { learnt: alone(0..text.len()), text, special: true }
             }
+            Example::Preference { .. } | Example::Labelled { .. } => {
+                return Err(
+                    "the rows say which answers are better, not what to say; choose objective dpo, orpo or kto".into(),
+                );
+            }
+            Example::Choice { .. } => {
+                return Err("the rows are multiple choices, which can be evaluated on but not learnt".into());
+            }
         };
         if self.learn_all {
             rendered.learnt = alone(0..rendered.text.len());

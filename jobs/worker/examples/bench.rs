@@ -143,7 +143,7 @@ fn work(options: &Options, step_done: impl FnMut(usize)) -> anyhow::Result<Vec<M
             let shape =
                 LoraShape { rank: options.rank, alpha: 2.0 * options.rank as f64, dropout: 0.0, dora: false, targets };
             let mut chance = Chance::new(1, Purpose::Adapter);
-            let start = |_, _, [rank, width, out]: [usize; 3]| start_values(&mut chance, rank, width, out);
+            let start = |_: &str, [rank, width, out]: [usize; 3]| start_values(&mut chance, rank, width, out);
             let trainables = decoder.adapt(&shape, start).map_err(told)?;
             train(&decoder, &trainables, &batches, options, step_done)
         }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use candle_core::Var;
 use drydock_spec::report::Metrics;
-use drydock_spec::{Failure, FailureKind, FinetuneSpec, Report};
+use drydock_spec::{Failure, FailureKind, Recipe, Report};
 use serde::Serialize;
 
 use crate::data::batch::{Batch, epoch};
@@ -33,7 +33,7 @@ pub struct Trained {
 
 pub struct Trainer<'a> {
     decoder: &'a Decoder,
-    spec: &'a FinetuneSpec,
+    recipe: &'a Recipe,
     rows: &'a [Row],
     variables: Vec<Var>,
     /// Sums over the forward passes of a step.
@@ -62,34 +62,34 @@ impl Step {
 }
 
 impl<'a> Trainer<'a> {
-    pub fn new(decoder: &'a Decoder, spec: &'a FinetuneSpec, trainables: &[Trainable], rows: &'a [Row]) -> Self {
+    pub fn new(decoder: &'a Decoder, recipe: &'a Recipe, trainables: &[Trainable], rows: &'a [Row]) -> Self {
         let variables: Vec<Var> = trainables.iter().map(|trainable| trainable.var.clone()).collect();
         let constants = Constants {
-            beta1: spec.adam_beta1,
-            beta2: spec.adam_beta2,
-            epsilon: spec.adam_epsilon,
-            weight_decay: spec.weight_decay,
+            beta1: recipe.adam_beta1,
+            beta2: recipe.adam_beta2,
+            epsilon: recipe.adam_epsilon,
+            weight_decay: recipe.weight_decay,
         };
         Self {
             decoder,
-            spec,
+            recipe,
             rows,
             gradients: Gradients::of(trainables),
             optimizer: AdamW::new(constants, &variables),
             variables,
-            schedule: Schedule::new(spec, rows.len() as u64),
+            schedule: Schedule::new(recipe, rows.len() as u64),
             last_finite: None,
         }
     }
 
     /// Takes every step, and reports.
     pub fn train(mut self, reporter: &Reporter) -> Result<Trained> {
-        let mut pace = Pace::new(self.schedule.clone(), u64::from(self.spec.logging_steps));
+        let mut pace = Pace::new(self.schedule.clone(), u64::from(self.recipe.logging_steps));
         let (batch_size, accumulation) =
-            (self.spec.per_device_train_batch_size as usize, self.spec.gradient_accumulation_steps as usize);
+            (self.recipe.per_device_train_batch_size as usize, self.recipe.gradient_accumulation_steps as usize);
         let (total, mut done) = (self.schedule.total_steps, 0);
         for number in 0.. {
-            for step in epoch(self.rows.len(), batch_size, accumulation, self.spec.seed, number) {
+            for step in epoch(self.rows.len(), batch_size, accumulation, self.recipe.seed, number) {
                 if done == total {
                     return Ok(pace.trained());
                 }
@@ -122,7 +122,7 @@ impl<'a> Trainer<'a> {
         let mut loss = 0.0;
         for (index, batch) in batches.iter().enumerate() {
             before_each()?;
-            let seed = mix(self.spec.seed ^ mix(number ^ mix(index as u64)));
+            let seed = mix(self.recipe.seed ^ mix(number ^ mix(index as u64)));
             loss += self.add_gradients(batch, seed, 1.0 / supervised as f64)?;
         }
         let (mean, grad_norm) = (loss / supervised as f64, global_norm(self.gradients.groups()));
@@ -139,14 +139,14 @@ impl<'a> Trainer<'a> {
 
     /// Adds the gradients of `scale` times the batch's loss, and returns the loss itself.
     fn add_gradients(&mut self, batch: &Batch, dropout_seed: u64, scale: f64) -> Result<f64> {
-        let tape = Tape::record(self.decoder, batch, Pass { dropout_seed, ..Pass::default() })?;
+        let tape = Tape::record(self.decoder, batch, Pass::new(self.recipe, dropout_seed))?;
         let losses = tape.backward(&vec![scale as f32; batch.targets.len()], &mut self.gradients)?;
         Ok(losses.into_iter().sum())
     }
 
     /// What gradients are multiplied by, so that their norm is at most `max_grad_norm`; as PyTorch does it.
     fn clip(&self, grad_norm: f64) -> f64 {
-        if self.spec.max_grad_norm == 0.0 { 1.0 } else { (self.spec.max_grad_norm / (grad_norm + 1e-6)).min(1.0) }
+        if self.recipe.max_grad_norm == 0.0 { 1.0 } else { (self.recipe.max_grad_norm / (grad_norm + 1e-6)).min(1.0) }
     }
 
     fn diverged(&self, number: u64, loss: f64, grad_norm: f64, learning_rate: f64) -> Ending {

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use super::add::add_to;
 use super::dora::{Magnitude, scale_columns};
-use super::matrix::{Matrix, multiplied};
+use super::matrix::{Matrix, MatrixMut, Threads, Write, multiplied, product};
 use super::memory::{Parts, by_rows};
 use super::narrow::{Adapted, reduced};
 use super::weight::{Precision, Weight, weight_gradient};
@@ -122,6 +122,24 @@ impl Linear<'_> {
     fn adapted(&self, x: &[f32], seen: &[f32], lora: Lora<'_>) -> Vec<f32> {
         let reduced = reduced(seen, lora.a, self.weight.width, lora.scale);
         self.weight.forward_with(x, (&reduced, lora.b), self.precision)
+    }
+
+    /// The weight `[out, width]` in force, with the adapter worked in: a plain projection with it gives the same.
+    pub fn merged(&self) -> Vec<f32> {
+        let Weight { out, width, .. } = self.weight;
+        let mut merged = vec![0.0; out * width];
+        merged.chunks_exact_mut(width).enumerate().for_each(|(index, row)| self.weight.row(index, row));
+        let Some(lora) = self.lora else { return merged };
+        let rank = lora.a.len() / width;
+        let (a, b) = (Matrix::new(lora.a, width), Matrix::new(lora.b, rank));
+        product(MatrixMut::new(&mut merged, width), Write::Add, lora.scale, b, a, Threads::All);
+        if let Some(magnitude) = lora.magnitude {
+            let gains = magnitude.gains(self.weight, &lora).gains;
+            for (row, gain) in merged.chunks_exact_mut(width).zip(gains) {
+                row.iter_mut().for_each(|value| *value *= gain);
+            }
+        }
+        merged
     }
 
     /// Adds the gradient of `x` to `dx`, where one is asked for (an empty one is begun), and those of the weight or
@@ -284,6 +302,23 @@ mod tests {
             for (got, want) in [dx, da, db, dm].into_iter().zip(&want) {
                 assert_close(&Tensor::from_vec(got, want.shape(), want.device()).unwrap(), want, 1e-5);
             }
+        }
+    }
+
+    #[test]
+    fn a_merged_weight_gives_what_weight_and_adapter_give() {
+        let (tokens, width, out, rank) = (9, 33, 17, 4);
+        let [(_, x), (_, w), (_, a), (_, b), (_, m)] =
+            [("x", tokens, width), ("w", out, width), ("a", rank, width), ("b", out, rank), ("m", 1, out)]
+                .map(|(name, rows, cols)| frozen(name, (rows, cols)));
+        let row_squares = crate::kernels::dora::row_squares(Weight::f32(&w, width));
+        for magnitude in [None, Some(Magnitude { values: &m, row_squares: &row_squares })] {
+            let lora = Some(Lora { a: &a, b: &b, scale: 1.7, dropout: None, magnitude });
+            let adapted = Linear { lora, ..plain(&w, width) };
+            let merged = adapted.merged();
+            let [got, want] = [plain(&merged, width).forward(&x), adapted.forward(&x)]
+                .map(|y| Tensor::from_vec(y, (tokens, out), &candle_core::Device::Cpu).unwrap());
+            assert_close(&got, &want, 1e-5);
         }
     }
 

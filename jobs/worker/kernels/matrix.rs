@@ -25,6 +25,9 @@ pub enum Precision {
     F32,
     /// Eight bits of mantissa, as bf16 autocast does it.
     Bf16,
+    /// Activations rounded to eight bits, 32 values at a time, and multiplied with the weight's own codes: for scoring
+    /// and answering with a quantized weight, as llama.cpp does it. Any other product is f32.
+    Int8,
 }
 
 /// Numbers in the form that they are held in.
@@ -143,6 +146,20 @@ impl<'a> MatrixMut<'a> {
     ) -> Self {
         let end = start + if rows == 0 { 0 } else { (rows - 1) * row_step + cols };
         Self { values: parts.pointer(start, end), rows, cols, row_step, fresh: true, lent: PhantomData }
+    }
+
+    /// The same where every value has been written before, so that it may be added to.
+    ///
+    /// # Safety
+    /// As for [`Self::strided`], and the values are there.
+    pub(super) unsafe fn strided_filled(
+        parts: Parts<'a>,
+        start: usize,
+        shape: (usize, usize),
+        row_step: usize,
+    ) -> Self {
+        // SAFETY: by this function's contract.
+        Self { fresh: false, ..unsafe { Self::strided(parts, start, shape, row_step) } }
     }
 }
 
@@ -277,7 +294,7 @@ mod tests {
         precision: Precision,
     ) -> f64 {
         let round = |value: f32| match precision {
-            Precision::F32 => f64::from(value),
+            Precision::F32 | Precision::Int8 => f64::from(value),
             Precision::Bf16 => bf16::from_f32(value).to_f64(),
         };
         let inner = |&(a, b): &(Matrix<'_>, Matrix<'_>)| -> f64 {

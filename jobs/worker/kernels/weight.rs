@@ -5,8 +5,12 @@
 
 use half::bf16;
 
+use super::few::{self, FEW};
 pub use super::matrix::Precision;
 use super::matrix::{Matrix, MatrixMut, Values, Write, sum, summed};
+use super::memory::{Fresh, Parts};
+use super::quantized::Blocks;
+use crate::blocks::BlockKind;
 
 /// The values of a matrix `[out, width]`, row after row.
 #[derive(Debug, Clone, Copy)]
@@ -14,15 +18,8 @@ pub enum Held<'a> {
     F32(&'a [f32]),
     /// Half of the memory; exact where the model's files are in bf16.
     Bf16(&'a [bf16]),
-}
-
-impl<'a> Held<'a> {
-    fn values(self) -> Values<'a> {
-        match self {
-            Held::F32(values) => Values::F32(values),
-            Held::Bf16(values) => Values::Bf16(values),
-        }
-    }
+    /// As in a GGUF file: quantized, or floats of 16 bits.
+    Blocks(Blocks<'a>),
 }
 
 /// A matrix `[out, width]` in somebody else's memory.
@@ -46,46 +43,97 @@ impl<'a> Weight<'a> {
         Self { held: Held::Bf16(values), out: values.len() / width, width }
     }
 
-    fn matrix(self) -> Matrix<'a> {
-        Matrix::of(self.held.values(), self.width)
+    /// The blocks of a file, row after row.
+    pub fn blocks(kind: BlockKind, bytes: &'a [u8], width: usize) -> Self {
+        let blocks = Blocks::new(kind, bytes, width);
+        Self { held: Held::Blocks(blocks), out: blocks.out(width), width }
     }
 
     /// `y = x Wᵀ`: `[tokens, out]` of `[tokens, width]`.
     pub fn forward(self, x: &[f32], precision: Precision) -> Vec<f32> {
-        summed(&[(Matrix::new(x, self.width), self.matrix().t())], precision)
+        match (self.held, precision) {
+            (Held::Blocks(blocks), Precision::Int8) if blocks.has_codes() => blocks.forward_int8(x, self.width),
+            (_, Precision::F32 | Precision::Int8) if x.len() <= FEW * self.width => few::forward(self, x),
+            _ => self.forward_fresh(x, None, precision),
+        }
     }
 
     /// The same into memory that is there already.
     pub fn forward_into(self, x: &[f32], y: &mut [f32], precision: Precision) {
-        let terms = [(Matrix::new(x, self.width), self.matrix().t())];
-        sum(MatrixMut::new(y, self.out), Write::Replace, &terms, precision);
+        assert_eq!(y.len(), x.len() / self.width * self.out);
+        match (self.held, precision) {
+            (Held::Blocks(blocks), Precision::Int8) if blocks.has_codes() => {
+                y.copy_from_slice(&blocks.forward_int8(x, self.width));
+            }
+            (_, Precision::F32 | Precision::Int8) if x.len() <= FEW * self.width => {
+                y.copy_from_slice(&few::forward(self, x));
+            }
+            _ => self.write(x, None, Parts::of(y), precision),
+        }
     }
 
-    /// `y = x Wᵀ + r Bᵀ` in one go, for an adapter's `r` `[tokens, rank]` and B `[out, rank]`.
+    /// `y = x Wᵀ + r Bᵀ`, for an adapter's `r` `[tokens, rank]` and B `[out, rank]`: in one go, where that is faster.
     pub fn forward_with(self, x: &[f32], (r, b): (&[f32], &[f32]), precision: Precision) -> Vec<f32> {
-        let rank = b.len() / self.out;
-        let adapter = (Matrix::new(r, rank), Matrix::new(b, rank).t());
-        summed(&[(Matrix::new(x, self.width), self.matrix().t()), adapter], precision)
+        if precision == Precision::Int8 || x.len() <= FEW * self.width {
+            let (mut y, rank) = (self.forward(x, precision), b.len() / self.out);
+            let terms = [(Matrix::new(r, rank), Matrix::new(b, rank).t())];
+            sum(MatrixMut::new(&mut y, self.out), Write::Add, &terms, precision);
+            return y;
+        }
+        self.forward_fresh(x, Some((r, b)), precision)
+    }
+
+    fn forward_fresh(self, x: &[f32], adapter: Option<(&[f32], &[f32])>, precision: Precision) -> Vec<f32> {
+        let mut y = Fresh::new(x.len() / self.width * self.out);
+        self.write(x, adapter, y.parts(), precision);
+        // SAFETY: every value has been written.
+        unsafe { y.filled() }
+    }
+
+    /// `y = x Wᵀ`, and perhaps `+ r Bᵀ`.
+    fn write(self, x: &[f32], adapter: Option<(&[f32], &[f32])>, y: Parts<'_>, precision: Precision) {
+        let values = match self.held {
+            Held::F32(values) => Values::F32(values),
+            Held::Bf16(values) => Values::Bf16(values),
+            Held::Blocks(blocks) => return blocks.forward(x, self.width, adapter, y, precision),
+        };
+        // SAFETY: all of `y` is ours.
+        let y = unsafe { MatrixMut::strided(y, 0, (x.len() / self.width, self.out), self.out) };
+        let weight = (Matrix::new(x, self.width), Matrix::of(values, self.width).t());
+        match adapter {
+            None => sum(y, Write::Replace, &[weight], precision),
+            Some((r, b)) => {
+                let rank = b.len() / self.out;
+                sum(y, Write::Replace, &[weight, (Matrix::new(r, rank), Matrix::new(b, rank).t())], precision);
+            }
+        }
     }
 
     /// `dx += dy W`: adds the gradient of the product's input; an empty `dx` is begun.
     pub fn backward(self, dy: &[f32], dx: &mut Vec<f32>, precision: Precision) {
-        self.add(&[(Matrix::new(dy, self.out), self.matrix())], dx, precision);
+        self.add_gradient(dy, None, dx, precision);
     }
 
     /// `dx += dy W + dr A` in one go, for an adapter's A `[rank, width]` and the gradient `dr` `[tokens, rank]` of what
     /// it makes of the input; an empty `dx` is begun.
-    pub fn backward_with(self, dy: &[f32], (dr, a): (&[f32], &[f32]), dx: &mut Vec<f32>, precision: Precision) {
-        let rank = a.len() / self.width;
-        let adapter = (Matrix::new(dr, rank), Matrix::new(a, self.width));
-        self.add(&[(Matrix::new(dy, self.out), self.matrix()), adapter], dx, precision);
+    pub fn backward_with(self, dy: &[f32], adapter: (&[f32], &[f32]), dx: &mut Vec<f32>, precision: Precision) {
+        self.add_gradient(dy, Some(adapter), dx, precision);
     }
 
-    fn add(self, terms: &[(Matrix<'_>, Matrix<'_>)], dx: &mut Vec<f32>, precision: Precision) {
+    fn add_gradient(self, dy: &[f32], adapter: Option<(&[f32], &[f32])>, dx: &mut Vec<f32>, precision: Precision) {
+        let values = match self.held {
+            Held::F32(values) => Values::F32(values),
+            Held::Bf16(values) => Values::Bf16(values),
+            Held::Blocks(blocks) => return blocks.backward(dy, self.width, adapter, dx, precision),
+        };
+        let mut terms = vec![(Matrix::new(dy, self.out), Matrix::of(values, self.width))];
+        if let Some((dr, a)) = adapter {
+            terms.push((Matrix::new(dr, a.len() / self.width), Matrix::new(a, self.width)));
+        }
         if dx.is_empty() {
-            *dx = summed(terms, precision);
+            *dx = summed(&terms, precision);
         } else {
-            sum(MatrixMut::new(dx, self.width), Write::Add, terms, precision);
+            sum(MatrixMut::new(dx, self.width), Write::Add, &terms, precision);
         }
     }
 
@@ -95,6 +143,7 @@ impl<'a> Weight<'a> {
         match self.held {
             Held::F32(values) => into.copy_from_slice(&values[at]),
             Held::Bf16(values) => into.iter_mut().zip(&values[at]).for_each(|(into, value)| *into = value.to_f32()),
+            Held::Blocks(blocks) => blocks.row(index, into),
         }
     }
 }

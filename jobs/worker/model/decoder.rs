@@ -24,6 +24,8 @@ use crate::kernels::weight::Precision;
 /// A model, frozen until [`Decoder::adapt`] or [`Decoder::train`] says what of it is to be trained.
 pub struct Decoder {
     pub config: Config,
+    /// What scoring and answering compute with; a training pass says so itself.
+    pub scoring: Precision,
     /// `[vocabulary, hidden]`
     pub(super) embedding: Parameter,
     pub(super) layers: Vec<Layer>,
@@ -42,7 +44,7 @@ impl Decoder {
         1 + index
     }
 
-    fn last_group(&self) -> usize {
+    pub(super) fn last_group(&self) -> usize {
         1 + self.layers.len()
     }
 
@@ -70,7 +72,8 @@ impl Decoder {
         let rope = Arc::new(config.rope.rope(positions));
         let window_rope = config.window_rope.as_ref().map(|rope| Arc::new(rope.rope(positions)));
         let last = LastLayer { norm, head, softcap: config.features.logit_softcap };
-        Ok(Self { config, embedding, layers, last, groups: Vec::new(), rope, window_rope })
+        let scoring = Precision::default();
+        Ok(Self { config, scoring, embedding, layers, last, groups: Vec::new(), rope, window_rope })
     }
 
     /// Trains the tensors themselves: those of these names.
@@ -106,6 +109,11 @@ impl Decoder {
         std::iter::once(&self.embedding).chain(layers).chain(self.last.parameters())
     }
 
+    /// Whether the head's weight is the embedding's.
+    pub fn is_tied(&self) -> bool {
+        self.last.head.is_none()
+    }
+
     /// Numbers in the model, without adapters.
     pub fn parameters(&self) -> u64 {
         self.tensors().map(|parameter| parameter.elements() as u64).sum()
@@ -114,7 +122,7 @@ impl Decoder {
     /// The loss of a batch (the sum over its targets, in nats) for its own sake.
     pub fn score(&self, batch: &Batch) -> candle_core::Result<f64> {
         let x = self.stream(&batch.ids, &batch.bounds)?;
-        Ok(self.losses(&x, &batch.targets, Precision::F32)?.into_iter().sum())
+        Ok(self.losses(&x, &batch.targets, self.scoring)?.into_iter().sum())
     }
 
     /// The logits `[tokens, vocabulary]` of one row.
@@ -136,7 +144,7 @@ impl Decoder {
     ) -> candle_core::Result<Vec<f32>> {
         for (index, layer) in self.layers.iter().enumerate() {
             x = self.lent(self.layer_group(index), |trained| {
-                let layer = layer.with(trained, Arithmetic::default());
+                let layer = layer.with(trained, Arithmetic { precision: self.scoring, ..Default::default() });
                 layer.forward(&x, |q, k, v| attend(index, q, k, v)).0
             })?;
         }
@@ -144,7 +152,7 @@ impl Decoder {
     }
 
     fn logits_of(&self, x: &[f32]) -> candle_core::Result<Vec<f32>> {
-        self.with_ends(|trained| self.last.head(&self.embedding, trained, Precision::F32).logits(x))
+        self.with_ends(|trained| self.last.head(&self.embedding, trained, self.scoring).logits(x))
     }
 
     pub(super) fn losses(&self, x: &[f32], targets: &[Target], precision: Precision) -> candle_core::Result<Vec<f64>> {
@@ -266,18 +274,11 @@ fn load_layer(files: &mut ModelFiles, index: usize) -> Result<Layer> {
 }
 
 fn load_projection(files: &mut ModelFiles, index: usize, module: TargetModule) -> Result<Projection> {
-    let Config { hidden, intermediate, heads, .. } = files.config;
-    let (out, width) = match module {
-        TargetModule::QProj => (heads.query_width(), hidden),
-        TargetModule::KProj | TargetModule::VProj => (heads.key_value_width(), hidden),
-        TargetModule::OProj => (hidden, heads.query_width()),
-        TargetModule::GateProj | TargetModule::UpProj => (intermediate, hidden),
-        TargetModule::DownProj => (hidden, intermediate),
-    };
+    let shape = files.config.shape(module);
     let name = projection_name(index, module);
-    let weight = files.parameter(&format!("{name}.weight"), &[out, width])?;
+    let weight = files.parameter(&format!("{name}.weight"), &shape)?;
     let bias = if files.config.features.has_bias(module) {
-        Some(files.parameter(&format!("{name}.bias"), &[out])?)
+        Some(files.parameter(&format!("{name}.bias"), &shape[..1])?)
     } else {
         None
     };

@@ -11,8 +11,8 @@ use drydock_spec::finetune::TargetModule;
 use super::parameter::{Parameter, lend};
 use crate::kernels::add::add_to;
 use crate::kernels::attention::Attention;
-use crate::kernels::dora::Magnitude;
 use crate::kernels::bias::{add_bias, bias_gradient};
+use crate::kernels::dora::Magnitude;
 use crate::kernels::gated::Activation;
 use crate::kernels::linear::{Dropout, Linear, LinearGradient, Lora, mix};
 use crate::kernels::norm::{rms_norm, rms_norm_backward};
@@ -127,7 +127,7 @@ impl Norm {
 
 impl Projection {
     /// As the kernel takes it; `trained` are the layer's trained values.
-    pub(super) fn linear<'a>(&'a self, trained: &'a [f32], arithmetic: Arithmetic) -> Linear<'a> {
+    fn linear<'a>(&'a self, trained: &'a [f32], arithmetic: Arithmetic) -> Linear<'a> {
         let lora = self.adapter.as_ref().map(|adapter| Lora {
             a: &trained[adapter.a.clone()],
             b: &trained[adapter.b.clone()],
@@ -142,6 +142,11 @@ impl Projection {
             }),
         });
         Linear { weight: self.weight.matrix(trained), lora, precision: arithmetic.precision }
+    }
+
+    /// The weight with the adapter worked in.
+    pub(super) fn merged(&self, trained: &[f32]) -> Vec<f32> {
+        self.linear(trained, Arithmetic::default()).merged()
     }
 
     fn gradient<'g>(&self, gradients: &'g mut [f32]) -> LinearGradient<'g> {

@@ -43,7 +43,15 @@ impl Parameter {
     pub fn vector<'a>(&'a self, trained: &'a [f32]) -> &'a [f32] {
         match self.matrix(trained).held {
             Held::F32(values) => values,
-            Held::Bf16(_) => unreachable!("`{}` is a vector, and vectors are held in f32", self.name),
+            Held::Bf16(_) | Held::Blocks(_) => unreachable!("vectors are read as f32"),
+        }
+    }
+
+    /// Appends all values in f32; `trained` are those of its group.
+    pub fn append_to(&self, trained: &[f32], values: &mut Vec<f32>) {
+        match &self.place {
+            Place::Frozen(stored) => stored.append_to(values),
+            Place::Trained(range) => values.extend_from_slice(&trained[range.clone()]),
         }
     }
 

@@ -4,6 +4,8 @@
 //! which knows its own backward pass, and gradients go straight to where they are summed up.
 
 use candle_core::Result;
+use drydock_spec::Recipe;
+use drydock_spec::recipe::DType;
 
 use super::decoder::Decoder;
 use super::head::Ends;
@@ -24,6 +26,15 @@ pub struct Pass {
 }
 
 impl Pass {
+    /// As a recipe asks for it.
+    pub fn new(recipe: &Recipe, dropout_seed: u64) -> Self {
+        let precision = match recipe.dtype {
+            DType::F32 => Precision::F32,
+            DType::Bf16 => Precision::Bf16,
+        };
+        Self { precision, dropout_seed, gradient_checkpointing: recipe.gradient_checkpointing }
+    }
+
     fn arithmetic(self) -> Arithmetic {
         Arithmetic { precision: self.precision, dropout_seed: Some(self.dropout_seed) }
     }

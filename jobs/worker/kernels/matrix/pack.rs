@@ -37,7 +37,7 @@ impl Lines<'_> {
 
 fn values_in_cell(precision: Precision) -> usize {
     match precision {
-        Precision::F32 => 1,
+        Precision::F32 | Precision::Int8 => 1,
         Precision::Bf16 => 2,
     }
 }
@@ -55,9 +55,13 @@ pub(super) fn pack(
     // SAFETY: `available` has found the instructions; the ranges have just been checked.
     unsafe {
         match (lines.values, precision) {
-            (Values::F32(values), Precision::F32) => pack_with::<f32, false>(values, lines, group, cells, into),
+            (Values::F32(values), Precision::F32 | Precision::Int8) => {
+                pack_with::<f32, false>(values, lines, group, cells, into)
+            }
             (Values::F32(values), Precision::Bf16) => pack_with::<f32, true>(values, lines, group, cells, into),
-            (Values::Bf16(values), Precision::F32) => pack_with::<bf16, false>(values, lines, group, cells, into),
+            (Values::Bf16(values), Precision::F32 | Precision::Int8) => {
+                pack_with::<bf16, false>(values, lines, group, cells, into)
+            }
             (Values::Bf16(values), Precision::Bf16) => pack_with::<bf16, true>(values, lines, group, cells, into),
         }
     }

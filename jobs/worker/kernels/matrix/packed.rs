@@ -29,7 +29,7 @@ const ROW_GROUPS: usize = 64;
 
 /// Whether this CPU has what it takes.
 pub(super) fn available(precision: Precision) -> bool {
-    level() == Level::Avx512 && (precision == Precision::F32 || is_x86_feature_detected!("avx512bf16"))
+    level() == Level::Avx512 && (precision != Precision::Bf16 || is_x86_feature_detected!("avx512bf16"))
 }
 
 /// The sum of the products of `terms`, written or added to `out`.
@@ -208,9 +208,9 @@ impl SpanOfProduct<'_> {
                     // strips share a value of the result, whose bounds `MatrixMut` has checked.
                     unsafe {
                         match (self.precision, groups) {
-                            (Precision::F32, 1) => tile::single::<1>(packed, place),
-                            (Precision::F32, 2) => tile::single::<2>(packed, place),
-                            (Precision::F32, _) => tile::single::<3>(packed, place),
+                            (Precision::F32 | Precision::Int8, 1) => tile::single::<1>(packed, place),
+                            (Precision::F32 | Precision::Int8, 2) => tile::single::<2>(packed, place),
+                            (Precision::F32 | Precision::Int8, _) => tile::single::<3>(packed, place),
                             (Precision::Bf16, 1) => tile::pairs::<1>(packed, place),
                             (Precision::Bf16, 2) => tile::pairs::<2>(packed, place),
                             (Precision::Bf16, _) => tile::pairs::<3>(packed, place),

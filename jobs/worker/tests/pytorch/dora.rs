@@ -1,15 +1,15 @@
 //! DoRA as PEFT does it; `tests/reference/make_llama_dora.py`.
 
-use drydock_worker::model::lora::load_adapter;
+use drydock_worker::model::lora::SavedAdapter;
 
 use crate::reference::{Case, relative_error};
 
 /// A model with the adapter that PEFT has saved for it.
 fn case(name: &str) -> Case {
     let mut case = Case::open("llama_dora", name, "dora.safetensors");
-    let (shape, trainables) = load_adapter(&mut case.decoder, &case.folder.join("adapter")).unwrap();
-    assert!(shape.dora);
-    case.trainables = trainables;
+    let adapter = SavedAdapter::open(&case.folder.join("adapter")).unwrap();
+    assert!(adapter.shape.dora);
+    case.trainables = adapter.load(&mut case.decoder).unwrap();
     case
 }
 

@@ -65,7 +65,7 @@ impl Case {
     }
 
     pub(crate) fn trainer(&self) -> Trainer<'_> {
-        Trainer::new(&self.decoder, &self.spec, &self.trainables, &self.rows)
+        Trainer::new(&self.decoder, &self.spec.recipe, &self.trainables, &self.rows)
     }
 
     pub(crate) fn batches(&self, size: usize) -> Vec<Batch> {
