@@ -84,10 +84,9 @@ pub(super) unsafe fn q3k<L: Lanes>(block: Block<'_>, mut to: Unpacked<'_>) {
             L::or(high_nibbles::<L>(first), L::left::<4>(two_bits::<L, 4>(high))),
             L::or(high_nibbles::<L>(second), L::left::<4>(two_bits::<L, 6>(high))),
         ];
-        for word in 0..4 {
-            let numbers = bytes_as_numbers::<L>(six_bits[word]);
-            for byte in 0..4 {
-                to.scale::<L>(4 * word + byte, L::times(scale, L::plus(numbers[byte], L::same(-32.0))));
+        for (word, &six_bits) in six_bits.iter().enumerate() {
+            for (byte, &number) in bytes_as_numbers::<L>(six_bits).iter().enumerate() {
+                to.scale::<L>(4 * word + byte, L::times(scale, L::plus(number, L::same(-32.0))));
             }
         }
         for i in 0..8 {
@@ -178,8 +177,8 @@ pub(super) unsafe fn q6k<L: Lanes>(block: Block<'_>, mut to: Unpacked<'_>) {
         for word in 0..4 {
             // Bytes with a sign: 128 too much once that bit is turned over.
             let numbers = bytes_as_numbers::<L>(L::xor(block.word::<L>(48 + word), 0x8080_8080));
-            for byte in 0..4 {
-                to.scale::<L>(4 * word + byte, L::times(scale, L::plus(numbers[byte], L::same(-128.0))));
+            for (byte, &number) in numbers.iter().enumerate() {
+                to.scale::<L>(4 * word + byte, L::times(scale, L::plus(number, L::same(-128.0))));
             }
         }
         for half in 0..2 {

@@ -34,7 +34,7 @@ pub(super) fn some_blocks(kind: BlockKind, rows: usize, width: usize) -> Vec<u8>
     for block in bytes.chunks_exact_mut(kind.block_bytes()) {
         for &at in scales {
             // 2^-7 to 2^-4, of either sign.
-            block[at + 1] = block[at + 1] & 0x83 | 0x20 | (block[at + 1] & 0x0c) % 12;
+            block[at + 1] = block[at + 1] & 0x83 | 0x20 | ((block[at + 1] & 0x0c) % 12);
         }
     }
     bytes
