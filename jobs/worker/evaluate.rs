@@ -74,7 +74,6 @@ impl Metric {
 pub struct Session<'a> {
     decoder: &'a Decoder,
     text: &'a Text,
-    precision: Precision,
     /// Texts that end answers.
     until: Vec<String>,
     spec: &'a EvaluateSpec,
@@ -142,6 +141,7 @@ pub fn evaluate(attempt: &AttemptSpec, spec: &EvaluateSpec, reporter: &Reporter)
         }
         reporter.stage(Stage::Load);
         let mut decoder = Decoder::load(&mut files, prepared.positions(), |_| stop::check())?;
+        decoder.scoring = precision(spec);
         for adapter in subject.states() {
             if let Some(folder) = adapter {
                 SavedAdapter::open(folder)?.load(&mut decoder)?;
@@ -150,8 +150,7 @@ pub fn evaluate(attempt: &AttemptSpec, spec: &EvaluateSpec, reporter: &Reporter)
             reporter.stage(Stage::Evaluate);
             let started = Instant::now();
             let until = answers::until(spec, prepared.settings.chat);
-            let precision = precision(spec);
-            let session = Session { decoder: &decoder, text: &text, precision, until, spec, pace: &pace };
+            let session = Session { decoder: &decoder, text: &text, until, spec, pace: &pace };
             let outcome = Outcome {
                 model: subject.named(adapter.is_some(), &outcomes),
                 settings: prepared.settings.clone(),

@@ -76,7 +76,6 @@ pub fn measure(session: &Session<'_>, rows: &Rows, prompts: &[Prompt], measures:
     let greedy = Greedy {
         decoder: session.decoder,
         text: session.text,
-        precision: session.precision,
         until: &session.until,
         batch_size: session.spec.batch_size as usize,
     };

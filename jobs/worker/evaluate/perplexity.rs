@@ -141,7 +141,7 @@ pub fn measure(session: &Session<'_>, windows: &[Window], rows: usize) -> Result
     for part in by_tokens(windows) {
         session.done(part[0].row)?;
         let batch = Batch::of(part.iter().map(|window| &window.tokens));
-        let mut of_targets = session.decoder.target_losses(&batch, session.precision)?.into_iter();
+        let mut of_targets = session.decoder.target_losses(&batch)?.into_iter();
         let sums = part.iter().map(|window| of_targets.by_ref().take(window.tokens.supervised()).sum::<f64>());
         losses.extend(sums);
     }
