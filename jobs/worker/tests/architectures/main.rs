@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
 mod gguf;
+mod merged;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
