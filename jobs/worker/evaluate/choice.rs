@@ -120,10 +120,10 @@ fn choices_of(rows: &Rows, index: usize, placed: &Placed, by: &Prompter<'_>) -> 
 pub fn measure(session: &Session<'_>, questions: &[Choices]) -> Result<Measured> {
     let mut likelihoods = Vec::with_capacity(questions.len());
     for group in groups(questions) {
-        session.done(likelihoods.len())?;
+        session.done(likelihoods.len(), questions.len())?;
         likelihoods.extend(log_likelihoods(session.decoder, group, || session.check())?);
     }
-    session.done(questions.len())?;
+    session.done(1, 1)?;
     let judged: Vec<(bool, bool)> = questions.iter().zip(&likelihoods).map(|(q, sums)| judged(q, sums)).collect();
     let share = |hit: fn(&(bool, bool)) -> bool| Series::mean(judged.iter().map(|judged| f64::from(hit(judged))));
     let metrics = vec![Metric::plain("acc", share(|j| j.0)), Metric::plain("acc_norm", share(|j| j.1))];
