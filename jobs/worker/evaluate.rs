@@ -20,6 +20,7 @@ use std::time::Instant;
 
 use drydock_spec::contract::ModelInput;
 use drydock_spec::evaluate::{EvaluateSpec, Measure};
+use drydock_spec::recipe::DType;
 use drydock_spec::report::{DatasetReport, Finished, ModelReport, Score};
 use drydock_spec::{AttemptSpec, Failure, FailureKind, Report, Stage};
 use serde_json::Value;
@@ -74,7 +75,6 @@ impl Metric {
 pub struct Session<'a> {
     decoder: &'a Decoder,
     text: &'a Text,
-    precision: Precision,
     /// Texts that end answers.
     until: Vec<String>,
     spec: &'a EvaluateSpec,
@@ -82,9 +82,9 @@ pub struct Session<'a> {
 }
 
 impl Session<'_> {
-    /// So many rows of the measure at hand are done.
-    fn done(&self, rows: usize) -> Result<()> {
-        self.pace.done(rows)
+    /// Of the measure at hand so much is done.
+    fn done(&self, done: usize, of: usize) -> Result<()> {
+        self.pace.done(done, of)
     }
 
     fn check(&self) -> Result<()> {
@@ -92,21 +92,26 @@ impl Session<'_> {
     }
 }
 
-/// How far the whole evaluation has come, in rows times measures times models.
+/// How far the whole evaluation has come: every measure of every model counts for the same, whatever it goes through.
 pub struct Pace<'a> {
     reporter: &'a Reporter,
+    /// Measures that are done.
     before: Cell<u64>,
-    total: u64,
+    measures: u64,
 }
 
 impl Pace<'_> {
-    fn done(&self, rows: usize) -> Result<()> {
-        self.reporter.progress(self.before.get() + rows as u64, self.total);
+    /// Steps that a measure is reported in.
+    const STEPS: u64 = 1000;
+
+    fn done(&self, done: usize, of: usize) -> Result<()> {
+        let here = Self::STEPS * done as u64 / of.max(1) as u64;
+        self.reporter.progress(Self::STEPS * self.before.get() + here, Self::STEPS * self.measures);
         stop::check()
     }
 
-    fn next(&self, rows: usize) {
-        self.before.set(self.before.get() + rows as u64);
+    fn next(&self) {
+        self.before.set(self.before.get() + 1);
     }
 }
 
@@ -128,8 +133,7 @@ pub fn evaluate(attempt: &AttemptSpec, spec: &EvaluateSpec, reporter: &Reporter)
     let measures = rows.measures(spec)?;
     let subjects = subjects(attempt, spec)?;
     let states: usize = subjects.iter().map(|subject| subject.states().len()).sum();
-    let total = (rows.measured.len() * measures.len() * states) as u64;
-    let pace = Pace { reporter, before: Cell::new(0), total };
+    let pace = Pace { reporter, before: Cell::new(0), measures: (measures.len() * states) as u64 };
     let mut outcomes = Vec::new();
     let mut tokens = 0;
     for (index, subject) in subjects.iter().enumerate() {
@@ -142,6 +146,7 @@ pub fn evaluate(attempt: &AttemptSpec, spec: &EvaluateSpec, reporter: &Reporter)
         }
         reporter.stage(Stage::Load);
         let mut decoder = Decoder::load(&mut files, prepared.positions(), |_| stop::check())?;
+        decoder.scoring = precision(spec);
         for adapter in subject.states() {
             if let Some(folder) = adapter {
                 SavedAdapter::open(folder)?.load(&mut decoder)?;
@@ -150,8 +155,7 @@ pub fn evaluate(attempt: &AttemptSpec, spec: &EvaluateSpec, reporter: &Reporter)
             reporter.stage(Stage::Evaluate);
             let started = Instant::now();
             let until = answers::until(spec, prepared.settings.chat);
-            let precision = precision(spec);
-            let session = Session { decoder: &decoder, text: &text, precision, until, spec, pace: &pace };
+            let session = Session { decoder: &decoder, text: &text, until, spec, pace: &pace };
             let outcome = Outcome {
                 model: subject.named(adapter.is_some(), &outcomes),
                 settings: prepared.settings.clone(),
@@ -313,16 +317,18 @@ impl Prepared {
                     }
                 }
             }
-            session.pace.next(count);
+            session.pace.next();
         }
         Ok(measured)
     }
 }
 
+/// What products are computed in. Quantized weights are used as they are, which is what they will be when somebody
+/// answers with them; weights that are not quantized know no difference.
 fn precision(spec: &EvaluateSpec) -> Precision {
     match spec.dtype {
-        drydock_spec::recipe::DType::F32 => Precision::F32,
-        drydock_spec::recipe::DType::Bf16 => Precision::Bf16,
+        DType::F32 => Precision::Int8,
+        DType::Bf16 => Precision::Bf16,
     }
 }
 

@@ -7,7 +7,6 @@ use drydock_spec::{FinetuneSpec, Report};
 
 use crate::data::Prepared;
 use crate::ending::Result;
-use crate::kernels::weight::Precision;
 use crate::model::decoder::Decoder;
 use crate::model::tokenizer::Text;
 use crate::report::Reporter;
@@ -65,7 +64,7 @@ pub fn answer_all(
     phase: Phase,
     reporter: &Reporter,
 ) -> Result<Vec<Sample>> {
-    let greedy = Greedy { decoder, text, precision: Precision::F32, until: &[], batch_size: questions.len() };
+    let greedy = Greedy { decoder, text, until: &[], batch_size: questions.len() };
     let prompts: Vec<Prompt> = questions.iter().map(|question| question.ids.clone()).collect();
     let answers = greedy.answer_each(&prompts, |done| {
         reporter.progress(done as u64, questions.len() as u64);

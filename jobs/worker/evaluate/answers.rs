@@ -76,12 +76,11 @@ pub fn measure(session: &Session<'_>, rows: &Rows, prompts: &[Prompt], measures:
     let greedy = Greedy {
         decoder: session.decoder,
         text: session.text,
-        precision: session.precision,
         until: &session.until,
         batch_size: session.spec.batch_size as usize,
     };
-    let answers = greedy.answer_each(prompts, |done| session.done(done))?;
-    session.done(prompts.len())?;
+    let answers = greedy.answer_each(prompts, |done| session.done(done, prompts.len()))?;
+    session.done(1, 1)?;
     let given: Vec<Given> = answers.iter().map(|answer| given(session, answer)).collect::<Result<_>>()?;
     let accepted: Vec<Vec<String>> =
         rows.measured.iter().filter_map(Question::of).map(|question| question.accepted).collect();

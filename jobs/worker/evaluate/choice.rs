@@ -17,7 +17,6 @@ use crate::data::read::Placed;
 use crate::data::rows::check_ids;
 use crate::ending::{Result, failed};
 use crate::kernels::cross_entropy::Target;
-use crate::kernels::weight::Precision;
 use crate::model::conversation::{Conversation, Piece};
 use crate::model::decoder::Decoder;
 
@@ -121,10 +120,10 @@ fn choices_of(rows: &Rows, index: usize, placed: &Placed, by: &Prompter<'_>) -> 
 pub fn measure(session: &Session<'_>, questions: &[Choices]) -> Result<Measured> {
     let mut likelihoods = Vec::with_capacity(questions.len());
     for group in groups(questions) {
-        session.done(likelihoods.len())?;
-        likelihoods.extend(log_likelihoods(session.decoder, group, session.precision, || session.check())?);
+        session.done(likelihoods.len(), questions.len())?;
+        likelihoods.extend(log_likelihoods(session.decoder, group, || session.check())?);
     }
-    session.done(questions.len())?;
+    session.done(1, 1)?;
     let judged: Vec<(bool, bool)> = questions.iter().zip(&likelihoods).map(|(q, sums)| judged(q, sums)).collect();
     let share = |hit: fn(&(bool, bool)) -> bool| Series::mean(judged.iter().map(|judged| f64::from(hit(judged))));
     let metrics = vec![Metric::plain("acc", share(|j| j.0)), Metric::plain("acc_norm", share(|j| j.1))];
@@ -165,7 +164,6 @@ fn groups(questions: &[Choices]) -> impl Iterator<Item = &[Choices]> {
 pub fn log_likelihoods(
     decoder: &Decoder,
     questions: &[Choices],
-    precision: Precision,
     mut before_pass: impl FnMut() -> Result<()>,
 ) -> Result<Vec<Vec<f64>>> {
     let mut conversations: Vec<Conversation> = questions.iter().map(|_| decoder.conversation()).collect();
@@ -173,7 +171,7 @@ pub fn log_likelihoods(
     let mut shared: Vec<Piece<'_>> =
         with_shared.map(|(conversation, question)| Piece { conversation, ids: &question.shared }).collect();
     if !shared.is_empty() {
-        decoder.take_in(&mut shared, precision)?;
+        decoder.take_in(&mut shared)?;
     }
     let mut sums: Vec<Vec<f64>> = questions.iter().map(|_| Vec::new()).collect();
     for number in 0..questions.iter().map(|question| question.tails.len()).max().unwrap_or(0) {
@@ -188,7 +186,7 @@ pub fn log_likelihoods(
             targets.extend(counted.map(|at| Target { position: begin + at - 1, token: tail.ids[at] }));
             begin += tail.ids.len();
         }
-        let mut losses = decoder.piece_losses(&mut pieces, &targets, precision)?.into_iter();
+        let mut losses = decoder.piece_losses(&mut pieces, &targets)?.into_iter();
         for (index, count) in counts {
             sums[index].push(-losses.by_ref().take(count).sum::<f64>());
         }

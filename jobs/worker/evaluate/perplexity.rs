@@ -139,13 +139,13 @@ fn words(text: &str, at: Range<usize>) -> usize {
 pub fn measure(session: &Session<'_>, windows: &[Window], rows: usize) -> Result<Measured> {
     let mut losses = Vec::with_capacity(windows.len());
     for part in by_tokens(windows) {
-        session.done(part[0].row)?;
+        session.done(losses.len(), windows.len())?;
         let batch = Batch::of(part.iter().map(|window| &window.tokens));
-        let mut of_targets = session.decoder.target_losses(&batch, session.precision)?.into_iter();
+        let mut of_targets = session.decoder.target_losses(&batch)?.into_iter();
         let sums = part.iter().map(|window| of_targets.by_ref().take(window.tokens.supervised()).sum::<f64>());
         losses.extend(sums);
     }
-    session.done(rows)?;
+    session.done(1, 1)?;
     let tokens = |window: &Window| window.tokens.supervised() as f64;
     let series = |kind, units: &dyn Fn(&Window) -> f64| {
         Series::losses(kind, windows.iter().zip(&losses).map(|(window, &loss)| (loss, units(window))))

@@ -4,7 +4,6 @@
 //! place in the next pass.
 
 use crate::ending::Result;
-use crate::kernels::weight::Precision;
 use crate::model::conversation::{Conversation, Piece};
 use crate::model::decoder::Decoder;
 use crate::model::tokenizer::Text;
@@ -50,7 +49,6 @@ pub struct Answer {
 pub struct Greedy<'a> {
     pub decoder: &'a Decoder,
     pub text: &'a Text,
-    pub precision: Precision,
     /// Texts that end an answer, besides [`Text::stops`].
     pub until: &'a [String],
     /// Prompts that are answered at once.
@@ -115,7 +113,7 @@ impl Greedy<'_> {
         let news: Vec<Vec<u32>> = rows.iter().map(|row| row.news().to_vec()).collect();
         let mut pieces: Vec<Piece<'_>> =
             rows.iter_mut().zip(&news).map(|(row, ids)| Piece { conversation: &mut row.conversation, ids }).collect();
-        let logits = self.decoder.next_logits(&mut pieces, self.precision)?;
+        let logits = self.decoder.next_logits(&mut pieces)?;
         Ok(logits.chunks_exact(self.decoder.config.vocabulary).map(likeliest).collect())
     }
 

@@ -8,7 +8,6 @@ use super::decoder::Decoder;
 use crate::kernels::attention::{Cache, attend_each};
 use crate::kernels::cross_entropy::Target;
 use crate::kernels::rope::Rope;
-use crate::kernels::weight::Precision;
 
 /// Tokens taken in so far, as the layers remember them.
 pub struct Conversation {
@@ -53,28 +52,23 @@ impl Decoder {
     }
 
     /// Takes in a piece of each conversation, and returns the logits `[pieces, vocabulary]` of what follows.
-    pub fn next_logits(&self, pieces: &mut [Piece<'_>], precision: Precision) -> candle_core::Result<Vec<f32>> {
+    pub fn next_logits(&self, pieces: &mut [Piece<'_>]) -> candle_core::Result<Vec<f32>> {
         let hidden = self.config.hidden;
-        let x = self.take_in(pieces, precision)?;
+        let x = self.take_in(pieces)?;
         let ends = bounds(pieces.iter().map(|piece| piece.ids.len())).into_iter().skip(1);
         let last: Vec<f32> = ends.flat_map(|end| &x[(end - 1) * hidden..end * hidden]).copied().collect();
-        self.logits_of(&last, precision)
+        self.logits_of(&last)
     }
 
     /// Takes in a piece of each conversation, and returns the loss of each target in nats. A target's position counts
     /// over all pieces.
-    pub fn piece_losses(
-        &self,
-        pieces: &mut [Piece<'_>],
-        targets: &[Target],
-        precision: Precision,
-    ) -> candle_core::Result<Vec<f64>> {
-        let x = self.take_in(pieces, precision)?;
-        self.losses(&x, targets, precision)
+    pub fn piece_losses(&self, pieces: &mut [Piece<'_>], targets: &[Target]) -> candle_core::Result<Vec<f64>> {
+        let x = self.take_in(pieces)?;
+        self.losses(&x, targets, self.scoring)
     }
 
     /// Takes in a piece of each conversation, and returns what comes out of the last layer, `[tokens, hidden]`.
-    pub fn take_in(&self, pieces: &mut [Piece<'_>], precision: Precision) -> candle_core::Result<Vec<f32>> {
+    pub fn take_in(&self, pieces: &mut [Piece<'_>]) -> candle_core::Result<Vec<f32>> {
         let again: Vec<usize> =
             pieces.iter_mut().map(|piece| piece.conversation.expect(piece.ids.len(), &self.rope)).collect();
         let mut ids = Vec::new();
@@ -89,7 +83,7 @@ impl Decoder {
                 pieces.iter_mut().map(|piece| &mut piece.conversation.caches[layer]).collect();
             attend_each(&mut caches, &bounds, self.rope_of(layer), q, k, v)
         };
-        let x = self.through_layers(self.embed(&ids)?, precision, attend)?;
+        let x = self.through_layers(self.embed(&ids)?, attend)?;
         if again.iter().all(|&again| again == 0) {
             return Ok(x);
         }

@@ -25,6 +25,8 @@ use crate::kernels::weight::Precision;
 /// A model, frozen until [`Decoder::adapt`] or [`Decoder::train`] says what of it is to be trained.
 pub struct Decoder {
     pub config: Config,
+    /// What scoring and answering compute with; a training pass says so itself.
+    pub scoring: Precision,
     /// `[vocabulary, hidden]`
     pub(super) embedding: Parameter,
     pub(super) layers: Vec<Layer>,
@@ -71,7 +73,8 @@ impl Decoder {
         let rope = Arc::new(config.rope.rope(positions));
         let window_rope = config.window_rope.as_ref().map(|rope| Arc::new(rope.rope(positions)));
         let last = LastLayer { norm, head, softcap: config.features.logit_softcap };
-        Ok(Self { config, embedding, layers, last, groups: Vec::new(), rope, window_rope })
+        let scoring = Precision::default();
+        Ok(Self { config, scoring, embedding, layers, last, groups: Vec::new(), rope, window_rope })
     }
 
     /// Trains the tensors themselves: those of these names.
@@ -130,35 +133,33 @@ impl Decoder {
 
     /// The loss of a batch (the sum over its targets, in nats) for its own sake.
     pub fn score(&self, batch: &Batch) -> candle_core::Result<f64> {
-        Ok(self.target_losses(batch, Precision::F32)?.into_iter().sum())
+        Ok(self.target_losses(batch)?.into_iter().sum())
     }
 
     /// The loss of each of a batch's targets, in nats.
-    pub fn target_losses(&self, batch: &Batch, precision: Precision) -> candle_core::Result<Vec<f64>> {
-        let x = self.stream(&batch.ids, &batch.bounds, precision)?;
-        self.losses(&x, &batch.targets, precision)
+    pub fn target_losses(&self, batch: &Batch) -> candle_core::Result<Vec<f64>> {
+        let x = self.stream(&batch.ids, &batch.bounds)?;
+        self.losses(&x, &batch.targets, self.scoring)
     }
 
     /// The logits `[tokens, vocabulary]` of one row.
     pub fn logits(&self, ids: &[u32]) -> candle_core::Result<Tensor> {
-        let x = self.stream(ids, &Arc::from([0, ids.len()]), Precision::F32)?;
-        Tensor::from_vec(self.logits_of(&x, Precision::F32)?, (ids.len(), self.config.vocabulary), &Device::Cpu)
+        let x = self.stream(ids, &Arc::from([0, ids.len()]))?;
+        Tensor::from_vec(self.logits_of(&x)?, (ids.len(), self.config.vocabulary), &Device::Cpu)
     }
 
     /// What comes out of the last layer, `[tokens, hidden]`.
-    fn stream(&self, ids: &[u32], bounds: &Arc<[usize]>, precision: Precision) -> candle_core::Result<Vec<f32>> {
-        let attend = |layer: usize, q: &[f32], k: &[f32], v: &[f32]| self.attention(layer, bounds).forward(q, k, v);
-        self.through_layers(self.embed(ids)?, precision, attend)
+    fn stream(&self, ids: &[u32], bounds: &Arc<[usize]>) -> candle_core::Result<Vec<f32>> {
+        self.through_layers(self.embed(ids)?, |layer, q, k, v| self.attention(layer, bounds).forward(q, k, v))
     }
 
     /// The stream through every layer, without a backward pass to come; `attend` also hears which layer asks.
     pub(super) fn through_layers(
         &self,
         mut x: Vec<f32>,
-        precision: Precision,
         mut attend: impl FnMut(usize, &[f32], &[f32], &[f32]) -> Vec<f32> + Send,
     ) -> candle_core::Result<Vec<f32>> {
-        let arithmetic = Arithmetic { precision, dropout_seed: None };
+        let arithmetic = Arithmetic { precision: self.scoring, ..Default::default() };
         // As one of the pool's own threads: from outside, each of a layer's products would wake the pool and sleep until
         // it is done, which for a single token takes as long as the product.
         rayon::scope(|_| {
@@ -186,8 +187,8 @@ impl Decoder {
         Ok(())
     }
 
-    pub(super) fn logits_of(&self, x: &[f32], precision: Precision) -> candle_core::Result<Vec<f32>> {
-        self.with_ends(|trained| self.last.head(&self.embedding, trained, precision).logits(x))
+    pub(super) fn logits_of(&self, x: &[f32]) -> candle_core::Result<Vec<f32>> {
+        self.with_ends(|trained| self.last.head(&self.embedding, trained, self.scoring).logits(x))
     }
 
     pub(super) fn losses(&self, x: &[f32], targets: &[Target], precision: Precision) -> candle_core::Result<Vec<f64>> {

@@ -15,7 +15,6 @@ use drydock_worker::data::rows::Row;
 use drydock_worker::evaluate::choice::{Choices, log_likelihoods};
 use drydock_worker::evaluate::perplexity::stretches;
 use drydock_worker::generate::greedy::{End, Greedy, Prompt};
-use drydock_worker::kernels::weight::Precision;
 use drydock_worker::model::ModelFiles;
 use drydock_worker::model::decoder::Decoder;
 use serde::Deserialize;
@@ -78,7 +77,7 @@ fn strided_perplexity_is_that_of_transformers() {
     for Strided { length, stride, tokens, perplexity } in reference.strided {
         let rows: Vec<Row> =
             stretches(whole.ids.len(), length, stride).iter().map(|stretch| stretch.of(&whole)).collect();
-        let losses = decoder.target_losses(&Batch::of(&rows), Precision::F32).unwrap();
+        let losses = decoder.target_losses(&Batch::of(&rows)).unwrap();
         assert_eq!(losses.len(), tokens);
         let got = (losses.iter().sum::<f64>() / tokens as f64).exp();
         assert!((got / perplexity - 1.0).abs() < 1e-5, "{length}, {stride}: {got}, not {perplexity}");
@@ -93,7 +92,7 @@ fn choices_have_the_likelihoods_of_transformers_and_of_whole_rows() {
     };
     let questions: Vec<Choices> =
         reference.choices.iter().map(|question| Choices::new(rows(question), question.context.len(), 512)).collect();
-    let sums = log_likelihoods(&decoder, &questions, Precision::F32, || Ok(())).unwrap();
+    let sums = log_likelihoods(&decoder, &questions, || Ok(())).unwrap();
     for (question, sums) in reference.choices.iter().zip(&sums) {
         assert_eq!(sums.len(), question.sums.len());
         for ((row, got), want) in rows(question).iter().zip(sums).zip(&question.sums) {
@@ -117,7 +116,7 @@ fn choices_are_cut_from_the_left_alike() {
     let cut = Choices::new(rows, 4, 5);
     assert!(cut.cut);
     let short = Choices::new(vec![vec![7, 6, 5, 4], vec![7, 6, 3, 2, 1]], 2, 5);
-    let sums = |questions: &[Choices]| log_likelihoods(&decoder, questions, Precision::F32, || Ok(())).unwrap();
+    let sums = |questions: &[Choices]| log_likelihoods(&decoder, questions, || Ok(())).unwrap();
     assert_eq!(sums(&[cut]), sums(&[short]));
 }
 
@@ -130,7 +129,7 @@ fn answers_of_many_rows_at_once_are_those_of_transformers() {
     text.also_stop_at(stops.clone());
     let prompts: Vec<Prompt> = prompts.into_iter().map(|ids| Prompt { ids, max_new_tokens }).collect();
     for batch_size in [1, 2, 3, 7, 16] {
-        let greedy = Greedy { decoder: &decoder, text: &text, precision: Precision::F32, until: &[], batch_size };
+        let greedy = Greedy { decoder: &decoder, text: &text, until: &[], batch_size };
         let mut passes = 0;
         let got = greedy.answer_each(&prompts, |_| {
             passes += 1;

@@ -15,7 +15,6 @@ use drydock_spec::finetune::TargetModule;
 use drydock_worker::data::batch::Batch;
 use drydock_worker::data::rows::Row;
 use drydock_worker::kernels::linear::mix;
-use drydock_worker::kernels::weight::Precision;
 use drydock_worker::model::ModelFiles;
 use drydock_worker::model::config::Config;
 use drydock_worker::model::conversation::Piece;
@@ -250,7 +249,7 @@ fn a_conversation_has_the_logits_of_the_whole_row() {
         let mut from = 0;
         for to in [3, 4, 9, 15, 16, 17, 18, ids.len()] {
             let mut piece = [Piece { conversation: &mut conversation, ids: &ids[from..to] }];
-            let got = decoder.next_logits(&mut piece, Precision::F32).unwrap();
+            let got = decoder.next_logits(&mut piece).unwrap();
             // Not the row of all of them: how Phi-3 turns heads depends on how many tokens there are.
             let want = decoder.logits(&ids[..to]).unwrap().to_vec2::<f32>().unwrap().pop().unwrap();
             let worst = got.iter().zip(&want).map(|(got, want)| (got - want).abs()).fold(0.0, f32::max);
