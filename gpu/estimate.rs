@@ -31,6 +31,10 @@ pub struct Decoder {
     pub vocabulary: u32,
     /// Whether the head's weight is the embedding's.
     pub tied: bool,
+    /// Values that a layer has beside its projections' weights and the norms before attention and MLP: biases, and
+    /// further norms.
+    #[serde(default)]
+    pub layer_vectors: u32,
 }
 
 /// What a batch is made of.
@@ -110,8 +114,8 @@ impl Decoder {
     pub fn parameters(&self) -> u64 {
         let hidden = u64::from(self.hidden);
         let embeddings = if self.tied { 1 } else { 2 } * self.embedding();
-        let norms = u64::from(self.layers) * 2 * hidden + hidden;
-        self.projections().saturating_add(embeddings).saturating_add(norms)
+        let vectors = u64::from(self.layers) * (2 * hidden + u64::from(self.layer_vectors)) + hidden;
+        self.projections().saturating_add(embeddings).saturating_add(vectors)
     }
 
     /// The rank beyond which an adapter has no use: the smallest side of the matrices that it would sit on.
@@ -180,8 +184,17 @@ fn sum(parts: impl IntoIterator<Item = u64>) -> u64 {
 }
 
 #[cfg(test)]
-pub(crate) const SMOLLM2_135M: Decoder =
-    Decoder { layers: 30, hidden: 576, heads: 9, kv_heads: 3, head_dim: 64, ffn: 1536, vocabulary: 49152, tied: true };
+pub(crate) const SMOLLM2_135M: Decoder = Decoder {
+    layers: 30,
+    hidden: 576,
+    heads: 9,
+    kv_heads: 3,
+    head_dim: 64,
+    ffn: 1536,
+    vocabulary: 49152,
+    tied: true,
+    layer_vectors: 0,
+};
 
 #[cfg(test)]
 mod tests {
@@ -199,6 +212,7 @@ mod tests {
             ffn: 14336,
             vocabulary: 128_256,
             tied: false,
+            layer_vectors: 0,
         };
         assert_eq!(llama3_8b.parameters(), 8_030_261_248);
     }

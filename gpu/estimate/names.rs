@@ -7,7 +7,24 @@ use super::Decoder;
 /// Whether `pattern`, in which `*` stands for anything, names this tensor. `.weight` may be left out.
 #[must_use]
 pub fn matches(pattern: &str, tensor: &str) -> bool {
-    is_like(pattern, tensor) || tensor.strip_suffix(".weight").is_some_and(|module| is_like(pattern, module))
+    let named = |tensor: &str| {
+        is_like(pattern, tensor) || tensor.strip_suffix(".weight").is_some_and(|module| is_like(pattern, module))
+    };
+    named(tensor) || fused(tensor).is_some_and(|fused| named(&fused))
+}
+
+/// What a projection is part of in an architecture that holds several as one, such as Phi-3.
+fn fused(tensor: &str) -> Option<String> {
+    [
+        ("q_proj", "qkv_proj"),
+        ("k_proj", "qkv_proj"),
+        ("v_proj", "qkv_proj"),
+        ("gate_proj", "gate_up_proj"),
+        ("up_proj", "gate_up_proj"),
+    ]
+    .into_iter()
+    .find(|(part, _)| tensor.split('.').any(|word| word == *part))
+    .map(|(part, whole)| tensor.replace(&format!(".{part}"), &format!(".{whole}")))
 }
 
 /// Each part between two stars must be found behind the one before; the first and the last are bound to the ends.
@@ -39,7 +56,9 @@ pub(super) fn tensors(model: &Decoder) -> impl Iterator<Item = (String, Option<T
         });
         let norms = ["input_layernorm", "post_attention_layernorm"]
             .map(|norm| (format!("model.layers.{layer}.{norm}.weight"), None, hidden));
-        projections.into_iter().chain(norms)
+        // Biases and further norms, whose names differ between architectures and whose size hardly counts.
+        let others = (format!("model.layers.{layer}.others"), None, u64::from(decoder.layer_vectors));
+        projections.into_iter().chain(norms).chain([others])
     });
     let head = (!model.tied).then(|| ("lm_head.weight".to_owned(), None, model.embedding()));
     [("model.embed_tokens.weight".to_owned(), None, model.embedding()), ("model.norm.weight".to_owned(), None, hidden)]
@@ -56,7 +75,9 @@ mod tests {
     #[test]
     fn a_star_stands_for_anything_and_nothing_else_does() {
         let name = "model.layers.28.mlp.up_proj.weight";
-        for pattern in ["*", "model.layers.28.*", "*.mlp.*", "*.up_proj", name, "model.*.mlp.*.weight"] {
+        for pattern in
+            ["*", "model.layers.28.*", "*.mlp.*", "*.up_proj", "*.gate_up_proj", name, "model.*.mlp.*.weight"]
+        {
             assert!(matches(pattern, name), "{pattern}");
         }
         for pattern in ["", "model.layers.2.*", "*.down_proj", "mlp", "model.layers.28", "*.mlp.*.mlp.*"] {
@@ -68,7 +89,7 @@ mod tests {
     fn the_tensors_are_all_there_are() {
         let all: u64 = tensors(&SMOLLM2_135M).map(|(_, _, numbers)| numbers).sum();
         assert_eq!(all, SMOLLM2_135M.parameters());
-        let untied = Decoder { tied: false, ..SMOLLM2_135M };
+        let untied = Decoder { tied: false, layer_vectors: 960, ..SMOLLM2_135M };
         assert_eq!(tensors(&untied).map(|(_, _, numbers)| numbers).sum::<u64>(), untied.parameters());
     }
 }

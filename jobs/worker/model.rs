@@ -2,20 +2,29 @@
 
 pub mod config;
 pub mod decoder;
-mod gguf;
+pub mod describe;
+pub mod fused;
+pub mod gguf;
 pub mod head;
 mod hf;
 pub mod layer;
 pub mod lora;
+pub mod merge;
+pub mod method;
+pub mod names;
+pub mod parameter;
+pub mod stored;
+pub mod tape;
 pub mod tokenizer;
 
 use std::path::{Path, PathBuf};
 
-use candle_core::Tensor;
 use drydock_spec::FailureKind;
 
 use crate::ending::{OrFail, Result, failed};
 use config::Config;
+use parameter::{Parameter, Place};
+use stored::Stored;
 use tokenizer::Text;
 
 /// A model's files, opened but not read: configuration and tensors come on demand.
@@ -69,24 +78,40 @@ impl ModelFiles {
     /// Whether the model has a tensor of this name (as Hugging Face names it).
     pub fn has(&self, name: &str) -> bool {
         match &self.weights {
-            Weights::Gguf(file) => file.has(name),
+            Weights::Gguf(file) => file.has(name, &self.config),
             Weights::Safetensors(shards) => shards.has(name),
         }
     }
 
-    /// The tensor of this name in f32 and in Hugging Face's order of rows; its shape must be the one that the
+    /// The tensor of this name, frozen and in Hugging Face's order of rows; its shape must be the one that the
     /// configuration promises.
-    pub fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        let tensor = match &mut self.weights {
-            Weights::Gguf(file) => file.tensor(name, &self.config)?,
-            Weights::Safetensors(shards) => shards.tensor(name)?,
+    pub fn parameter(&mut self, name: &str, shape: &[usize]) -> Result<Parameter> {
+        let stored = match fused::part(name, &self.config) {
+            None => self.stored(name, shape)?,
+            Some(part) => {
+                let mut whole = shape.to_vec();
+                whole[0] = part.of;
+                self.stored(&part.whole, &whole)?.rows(part.rows)
+            }
         };
-        if tensor.dims() != shape {
-            let found = tensor.dims();
+        Ok(Parameter { name: name.to_owned(), shape: shape.to_vec(), place: Place::Frozen(stored) })
+    }
+
+    /// A tensor of the files.
+    fn stored(&mut self, name: &str, shape: &[usize]) -> Result<Stored> {
+        let (stored, found) = match &mut self.weights {
+            Weights::Gguf(file) => {
+                let tensor = file.tensor(name, &self.config)?;
+                let width = tensor.dims().last().copied().unwrap_or(1);
+                (Stored::f32(tensor.flatten_all()?.to_vec1()?, width), tensor.dims().to_vec())
+            }
+            Weights::Safetensors(shards) => shards.stored(name)?,
+        };
+        if found != shape {
             let message = format!("tensor `{name}` is {found:?}; the configuration asks for {shape:?}");
             return failed(FailureKind::BadModel, message);
         }
-        Ok(tensor)
+        Ok(stored)
     }
 }
 

@@ -334,6 +334,7 @@ pub(crate) fn decoder_of(spec: &TrainSpec, vocabulary: u32) -> Decoder {
         ffn: shape.intermediate_size,
         vocabulary,
         tied: shape.tie_word_embeddings,
+        layer_vectors: 0,
     }
 }
 

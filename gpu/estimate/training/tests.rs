@@ -127,7 +127,7 @@ proptest! {
     fn absurd_shapes_do_not_overflow(layers in 0..1u32 << 10, width in 0..1u32 << 22, rows: u32, length: u32) {
         let model = Decoder {
             layers, hidden: width, heads: 64, kv_heads: 64, head_dim: width / 64, ffn: width,
-            vocabulary: 1 << 24, tied: false,
+            vocabulary: 1 << 24, tied: false, layer_vectors: 0,
         };
         for method in [Method::Lora, Method::Qlora, Method::Dora, Method::Full] {
             let training = Training::finetune(&model, &spec(|args| args.method = Some(method)), None);

@@ -4,8 +4,17 @@ use proptest::prelude::*;
 
 use super::*;
 
-const SMOLLM2_135M: Decoder =
-    Decoder { layers: 30, hidden: 576, heads: 9, kv_heads: 3, head_dim: 64, ffn: 1536, vocabulary: 49152, tied: true };
+const SMOLLM2_135M: Decoder = Decoder {
+    layers: 30,
+    hidden: 576,
+    heads: 9,
+    kv_heads: 3,
+    head_dim: 64,
+    ffn: 1536,
+    vocabulary: 49152,
+    tied: true,
+    layer_vectors: 0,
+};
 
 fn spec(rows: u32) -> FinetuneSpec {
     let args = FinetuneArgs {
