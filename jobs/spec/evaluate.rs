@@ -45,7 +45,8 @@ pub struct Compared {
 #[serde(deny_unknown_fields, default)]
 #[schemars(extend("required" = ["model", "dataset"]))]
 pub struct EvaluateArgs {
-    /// The model to measure: a name from `list_models`, `hf:owner/name[@revision]`, or `job:<id>` of a finished job.
+    /// The model to measure: a name from `list_models`, `hf:owner/name[@revision]`, or `job:<id>[/path]` of another
+    /// job.
     pub model: String,
     /// An adapter over it: `job:<id>` of a finetune of this model. Base and adapter are measured side by side.
     #[serde(skip_serializing_if = "Option::is_none")]

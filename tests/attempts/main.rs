@@ -2,8 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
-#[path = "harness/harness.rs"]
+#[path = "../harness/harness.rs"]
 mod harness;
+mod kinds;
+#[path = "../support/tiny.rs"]
+mod tiny;
 
 use drydock::api::WaitsFor;
 use drydock::sandbox::{ContainerName, Labels, Launch};

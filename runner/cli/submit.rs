@@ -1,10 +1,10 @@
-//! `drydock finetune`
+//! `drydock finetune`, `train`, `quantize` and `evaluate`: one command a kind of job, the same in all but the options.
 
-use drydock_spec::{FinetuneArgs, JobArgs, LimitArgs, Priority};
+use drydock_spec::{LimitArgs, Priority};
 
 use super::client::Client;
 use super::error::{CliError, Exit};
-use super::flags::Flags;
+use super::flags::{Flags, Kind};
 use super::out::Out;
 use super::text::{count, one_line, size, span};
 use super::watch;
@@ -12,9 +12,9 @@ use crate::api::{PlanView, Submission, SubmittedView};
 
 /// The job, and what to do about it.
 #[derive(Debug, clap::Args)]
-pub(super) struct Finetune {
+pub(super) struct Submit<T: Kind> {
     #[command(flatten)]
-    job: Flags<FinetuneArgs>,
+    job: Flags<T>,
     #[command(flatten)]
     limits: Flags<LimitArgs>,
     /// From -10 (whenever there is room) to 10 (before everything else)
@@ -39,11 +39,11 @@ fn priority(text: &str) -> Result<Priority, String> {
     Priority::new(value).map_err(|error| error.to_string())
 }
 
-impl Finetune {
+impl<T: Kind> Submit<T> {
     pub(super) async fn submit(self, client: &Client, out: &mut Out) -> Result<Exit, CliError> {
         let watch = self.watch || (out.live && !self.no_watch);
         let submission = Submission {
-            job: JobArgs::Finetune(self.job.0),
+            job: self.job.0.job(),
             priority: self.priority,
             limits: self.limits.0,
             idempotency_key: self.idempotency_key,
@@ -82,14 +82,19 @@ fn print_plan(plan: &PlanView, out: &mut Out) -> Result<Exit, CliError> {
     }
     let (limits, estimate) = (&plan.limits, &plan.estimate);
     let time = |ms: i64| span(std::time::Duration::from_millis(ms.unsigned_abs()));
-    out.line(format!("{} {} on {}", plan.job.kind(), plan.job.model(), plan.job.dataset()))?;
+    out.line(one_line(&plan.job.about()))?;
+    for job in plan.inputs.awaited() {
+        out.line(format!("waits    for job {job} to end"))?;
+    }
     out.line(format!(
         "needs    about {} of memory, {} for artifacts, {} to download",
         size(estimate.memory_bytes),
         size(estimate.disk_bytes),
         size(estimate.download_bytes)
     ))?;
-    out.line(format!("trains   {} parameters", count(estimate.trainable_parameters)))?;
+    if estimate.trainable_parameters > 0 {
+        out.line(format!("trains   {} parameters", count(estimate.trainable_parameters)))?;
+    }
     out.line(format!(
         "limits   {} of memory, {:.1} CPUs, {} on disk, {} in all, {} between reports, {} attempts",
         size(limits.memory_bytes),

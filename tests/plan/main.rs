@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "the steps that tests share may panic as tests do")]
 
-#[path = "support/house.rs"]
+#[path = "../support/house.rs"]
 mod house;
-#[path = "support/tiny.rs"]
+mod jobs;
+mod kinds;
+#[path = "../support/tiny.rs"]
 mod tiny;
 
 use std::fs;
@@ -51,9 +53,13 @@ fn args() -> FinetuneArgs {
     FinetuneArgs { model: "tiny".into(), dataset: "sums".into(), lora_r: Some(4), ..FinetuneArgs::default() }
 }
 
-async fn plan_on(engine: EngineWatch, house: &House, args: FinetuneArgs, limits: LimitArgs) -> Result<Plan, PlanError> {
+async fn plan_job(engine: EngineWatch, house: &House, job: JobArgs, limits: LimitArgs) -> Result<Plan, PlanError> {
     let planner = Planner::new(house.models.clone(), house.datasets.clone(), engine, Arc::new(house.config.clone()));
-    planner.plan(JobArgs::Finetune(args), &limits).await
+    planner.plan(job, &limits).await
+}
+
+async fn plan_on(engine: EngineWatch, house: &House, args: FinetuneArgs, limits: LimitArgs) -> Result<Plan, PlanError> {
+    plan_job(engine, house, JobArgs::Finetune(args), limits).await
 }
 
 async fn plan(house: &House, args: FinetuneArgs) -> Result<Plan, PlanError> {
@@ -69,8 +75,8 @@ async fn a_plan_fixes_inputs_and_fills_in_every_limit() {
     let house = house().await;
     let plan = plan(&house, args()).await.unwrap();
     let digest = house.models.list().await.unwrap().remove(0).digest;
-    assert_eq!(plan.inputs.model.source, ModelSource::Stored { digest });
-    assert_eq!(plan.inputs.dataset.digest, house.datasets.list().await.unwrap().remove(0).digest);
+    assert_eq!(plan.inputs.model.unwrap().source, ModelSource::Stored { digest });
+    assert_eq!(plan.inputs.dataset.unwrap().digest, house.datasets.list().await.unwrap().remove(0).digest);
     assert_eq!((plan.limits.cpu_millis, plan.limits.pids, plan.limits.max_attempts), (4000, 512, 3));
     assert_eq!(plan.limits.memory_bytes % (1 << 20), 0);
     assert!(plan.limits.memory_bytes > plan.estimate.memory_bytes + (256 << 20));
@@ -192,7 +198,7 @@ async fn columns_named_at_loading_are_the_jobs_unless_it_names_its_own() {
     let columns = async |columns| {
         let job = FinetuneArgs { dataset: "qa".into(), columns, ..args() };
         plan(&house, job).await.map(|plan| {
-            let JobSpec::Finetune(spec) = plan.spec;
+            let JobSpec::Finetune(spec) = plan.spec else { panic!("{:?}", plan.spec) };
             spec.columns
         })
     };
