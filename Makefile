@@ -9,7 +9,7 @@ target := $(or $(CARGO_TARGET_DIR),target)
 host = $(shell rustc -vV | sed -n 's/^host: //p')
 export DRYDOCK_TARGET := $(target)
 
-.PHONY: help demo test check build worker image engine interop conformance clean
+.PHONY: help demo test check build worker image engine interop bench conformance clean
 
 help: ## List the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -38,6 +38,9 @@ image: compiler engine worker ## Build the worker's image
 
 interop: gateway image venv ## Try the MCP clients that people use, in Python and Node
 	@.ci/interop.sh
+
+bench: compiler venv ## Measure the worker beside PyTorch, PEFT, Transformers and llama.cpp
+	@tests/bench/run.sh $(BENCH)
 
 conformance: compiler venv ## Run the MCP conformance suite
 	@tests/conformance/run.sh
