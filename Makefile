@@ -36,8 +36,9 @@ image: compiler engine worker ## Build the worker's image
 	@cp $(target)/$(host)/release/drydock-worker images/worker.Dockerfile $(target)/image/
 	docker build --quiet --file $(target)/image/worker.Dockerfile --tag drydock-worker:latest $(target)/image
 
-interop: gateway image venv ## Try the MCP clients that people use, in Python and Node
+interop: gateway image worker venv ## Try the programs that people use: MCP clients, PEFT, Transformers, llama.cpp
 	@.ci/interop.sh
+	@tests/interop/trainer.sh
 
 bench: compiler venv ## Measure the worker beside PyTorch, PEFT, Transformers and llama.cpp
 	@tests/bench/run.sh $(BENCH)

@@ -11,11 +11,12 @@ import argparse
 import json
 import math
 import random
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from worker import run_job
 
 BATCH, LENGTH, RANK, ALPHA, RATE, WARMUP, HELD_OUT = 4, 384, 8, 16, 2e-4, 10, 120
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -33,20 +34,13 @@ def by_drydock(worker: str, model: Path, train: list[dict], held_out: list[dict]
     for name, rows in {"train": train, "eval": held_out}.items():
         (folder / name).mkdir()
         (folder / name / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "out").mkdir()
     finetune = {"model": "m", "dataset": "train", "eval_dataset": "eval", "lora_r": RANK, "lora_alpha": ALPHA,
                 "learning_rate": RATE, "warmup_steps": WARMUP, "per_device_train_batch_size": BATCH,
                 "max_seq_length": LENGTH, "num_train_epochs": 1.0, "max_grad_norm": 1.0, "target_modules": MODULES}
-    spec = {"contract": 1, "job": "01J00000000000000000000000", "attempt": 1, "trace_id": "0" * 32,
-            "spec": {"finetune": finetune}, "output": str(folder / "out"), "events": str(folder / "events.jsonl"),
-            "inputs": {"model": {"path": str(model), "name": "m"}, "dataset": str(folder / "train"),
-                       "eval_dataset": str(folder / "eval")}, "threads": threads}
-    (folder / "spec.json").write_text(json.dumps(spec))
+    inputs = {"model": {"path": str(model), "name": "m"}, "dataset": str(folder / "train"),
+              "eval_dataset": str(folder / "eval")}
     began = time.perf_counter()
-    done = subprocess.run([worker, "run", str(folder / "spec.json")], capture_output=True, text=True)
-    reports = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
-    if done.returncode != 0:
-        sys.exit(f"the worker failed: {reports[-1]}\n{done.stderr}")
+    reports = run_job(worker, {"finetune": finetune}, inputs, folder / "job", threads)
     losses = {report["phase"]: report["loss"] for report in reports if report["type"] == "evaluation"}
     return {"before": losses["before"], "after": losses["after"], "seconds": time.perf_counter() - began}
 
