@@ -9,6 +9,7 @@ Memory is the peak of the process's resident memory, weights included. All numbe
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -32,6 +33,8 @@ class Row:
     metric: str = "tokens_per_second"
     # What both must agree on, and how closely (relative).
     agree: tuple[str, float] | None = None
+    # The folder with the weights that drydock takes.
+    weights: str = "model"
 
 
 def train(method: str, dtype: str) -> tuple[list[str], list[str]]:
@@ -40,9 +43,9 @@ def train(method: str, dtype: str) -> tuple[list[str], list[str]]:
 
 
 def rows(folder: Path) -> list[Row]:
-    gguf = lambda name: str(folder / f"{name}.gguf")
-    windows = ["--windows", "8", "--length", "512"]
-    answer = ["--prompt-length", "64", "--tokens"]
+    gguf = lambda name: str(folder / name / "model.gguf")
+    windows = ["perplexity", "--batch", "1", "--length", "512", "--steps", "8"]
+    peer_windows = ["--windows", "8", "--length", "512"]
     first_loss = ("first_loss", 1e-4)
     found = [
         Row("lora-f32", "LoRA r=8, 4x256, f32 / PyTorch + PEFT f32", *train("lora", "f32"), 2.5, 4.0, agree=first_loss),
@@ -51,29 +54,28 @@ def rows(folder: Path) -> list[Row]:
         Row("full-f32", "full, 4x256, f32 / PyTorch f32", *train("full", "f32"), 2.2, agree=first_loss),
         Row("full-bf16", "full, 4x256, bf16 / PyTorch bf16 autocast", *train("full", "bf16"), 1.1,
             agree=("first_loss", 1e-2)),
-        Row("perplexity-torch", "perplexity, 8x512, f32 / PyTorch f32", ["perplexity", *windows],
-            ["torch-perplexity", *windows], 2.0, agree=("perplexity", 1e-4)),
-        Row("perplexity-f32", "perplexity, 8x512, f32 / llama.cpp F32", ["perplexity", *windows],
-            ["llama-perplexity", "--gguf", gguf("F32"), *windows], 1.2, agree=("perplexity", 1e-3)),
+        Row("perplexity-torch", "perplexity, 8x512, f32 / PyTorch f32", windows, ["torch-perplexity", *peer_windows],
+            2.0, agree=("perplexity", 1e-4)),
+        Row("perplexity-f32", "perplexity, 8x512, f32 / llama.cpp F32", windows,
+            ["llama-perplexity", "--gguf", gguf("F32"), *peer_windows], 1.2, agree=("perplexity", 1e-3)),
     ]
     for kind in ["Q4_0", "Q8_0", "Q4_K_M"]:
         found.append(Row(f"perplexity-{kind}", f"perplexity, 8x512, {kind} / llama.cpp {kind}",
-                         ["perplexity", "--gguf", gguf(kind), *windows],
-                         ["llama-perplexity", "--gguf", gguf(kind), *windows], 1.0, agree=("perplexity", 1e-2)))
+                         [*windows, "--dtype", "int8"], ["llama-perplexity", "--gguf", gguf(kind), *peer_windows], 1.0,
+                         agree=("perplexity", 1e-2), weights=kind))
     for kind, goal in [("Q4_0", 1.5), ("Q8_0", 1.5), ("Q4_K", 2.0), ("Q6_K", 2.0)]:
         found.append(Row(f"quantize-{kind}", f"quantize to {kind} / ggml", ["quantize", "--type", kind],
                          ["ggml-quantize", "--type", kind], goal, metric="gigabytes_per_second",
-                         agree=("relative_error", 1e-6 if "_0" in kind else 1e-2)))
-    found += [
-        Row("generate-1", "answer, 1 at a time, Q8_0 / llama.cpp Q8_0",
-            ["generate", "--gguf", gguf("Q8_0"), "--batch", "1", *answer, "128"],
-            ["llama-generate", "--gguf", gguf("Q8_0"), *answer, "128"], 0.9),
-        Row("generate-1-Q4_0", "answer, 1 at a time, Q4_0 / llama.cpp Q4_0",
-            ["generate", "--gguf", gguf("Q4_0"), "--batch", "1", *answer, "128"],
-            ["llama-generate", "--gguf", gguf("Q4_0"), *answer, "128"], 0.9),
-        Row("generate-16", "answer, 16 at once, f32 / Transformers f32",
-            ["generate", "--batch", "16", *answer, "64"], ["torch-generate", "--batch", "16", *answer, "64"], 2.0),
-    ]
+                         agree=("relative_error", 1e-6)))
+    # The first step takes the prompt in; each of the others answers with a token.
+    answer = ["generate", "--length", "64", "--steps", "129", "--batch", "1", "--dtype", "int8"]
+    for kind in ["Q4_0", "Q8_0", "Q4_K_M"]:
+        found.append(Row(f"generate-{kind}", f"answer, 1 at a time, {kind} / llama.cpp {kind}", answer,
+                         ["llama-generate", "--gguf", gguf(kind), "--prompt-length", "64", "--tokens", "128"], 0.9,
+                         weights=kind))
+    found.append(Row("generate-16", "answer, 16 at once, f32 / Transformers f32",
+                     ["generate", "--length", "64", "--steps", "65", "--batch", "16"],
+                     ["torch-generate", "--batch", "16", "--prompt-length", "64", "--tokens", "64"], 2.0))
     return found
 
 
@@ -82,8 +84,9 @@ def measure(command: list[str]) -> dict:
     if done.returncode != 0:
         sys.exit(f"bench: {' '.join(command)} failed:\n{done.stderr[-3000:]}")
     result = json.loads(done.stdout.strip().splitlines()[-1])
-    if result.get("losses"):
-        result["first_loss"] = result["losses"][0]
+    if losses := result.get("losses"):
+        result["first_loss"] = losses[0]
+        result.setdefault("perplexity", math.exp(statistics.mean(losses)))
     return result
 
 
@@ -94,17 +97,17 @@ def megabytes(size: float) -> str:
 class Bench:
     def __init__(self, args: argparse.Namespace):
         self.worker, self.folder, self.repeats = args.worker, args.folder, args.repeats
-        self.inputs = ["--model", str(args.folder / "model"), "--text", str(args.folder / "text.txt"),
-                       "--threads", str(args.threads)]
+        self.inputs = ["--text", str(args.folder / "text.txt"), "--threads", str(args.threads)]
 
-    def ours(self, work: list[str]) -> dict:
-        return measure([self.worker, *work, *self.inputs])
+    def ours(self, work: list[str], weights: str = "model") -> dict:
+        return measure([self.worker, *work, "--model", str(self.folder / weights), *self.inputs])
 
     def peer(self, work: list[str]) -> dict:
-        return measure([sys.executable, str(HERE / "peers.py"), *work, *self.inputs])
+        model = ["--model", str(self.folder / "model")]
+        return measure([sys.executable, str(HERE / "peers.py"), *work, *model, *self.inputs])
 
     def row(self, row: Row) -> dict:
-        pairs = [(self.ours(row.ours), self.peer(row.peer)) for _ in range(self.repeats)]
+        pairs = [(self.ours(row.ours, row.weights), self.peer(row.peer)) for _ in range(self.repeats)]
         speed = lambda side: [pair[side][row.metric]["median"] for pair in pairs]
         memory = [statistics.median(pair[side]["peak_rss_bytes"] for pair in pairs) for side in (0, 1)]
         ratios = sorted(ours / peer for ours, peer in zip(speed(0), speed(1)))

@@ -9,6 +9,7 @@ every Python carries (`pydoc_data.topics`).
 
 import ctypes
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -42,11 +43,12 @@ def gguf_files(source: Path, folder: Path) -> None:
         if code != 0:
             sys.exit(f"llama.cpp could not quantize {source} to {target}: {code}")
 
-    widened = folder / "F32.gguf"
-    quantize(source, widened, QUANT_TYPES["F32"])
+    widened = folder / "F32" / "model.gguf"
     for name, ftype in QUANT_TYPES.items():
-        if name != "F32":
-            quantize(widened, folder / f"{name}.gguf", ftype)
+        (folder / name).mkdir(exist_ok=True)
+        # Both sides are to cut the text into the same tokens.
+        shutil.copy(folder / "model" / "tokenizer.json", folder / name)
+        quantize(source if name == "F32" else widened, folder / name / "model.gguf", ftype)
 
 
 def main() -> None:

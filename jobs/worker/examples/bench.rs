@@ -10,10 +10,13 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, anyhow, bail};
+use drydock_spec::quantize::TensorType;
 use drydock_worker::attempt::start_threads;
+
 use drydock_worker::data::batch::Batch;
 use drydock_worker::data::rows::Row;
 use drydock_worker::ending::Ending;
+use drydock_worker::generate::greedy::likeliest;
 use drydock_worker::kernels::adamw::{AdamW, Constants};
 use drydock_worker::kernels::simd::features;
 use drydock_worker::kernels::weight::Precision;
@@ -24,14 +27,15 @@ use drydock_worker::model::lora::{LoraShape, start_values};
 use drydock_worker::model::parameter::{Gradients, Trainable};
 use drydock_worker::model::tape::{Pass, Tape};
 use drydock_worker::process;
+use drydock_worker::quantize::mix::block_kind;
 use drydock_worker::random::{Chance, Purpose};
 use drydock_worker::report::resident_bytes;
-use serde_json::json;
+use serde_json::{Value, json};
 
 const USAGE: &str = "\
-usage: bench lora|full|perplexity|generate --model FOLDER --text FILE
+usage: bench lora|full|perplexity|generate|quantize --model FOLDER --text FILE
        [--batch ROWS] [--length TOKENS] [--steps COUNT] [--dtype f32|bf16|int8] [--threads COUNT] [--rank R]
-       [--checkpointing true|false]";
+       [--checkpointing true|false] [--type Q4_0|...]";
 
 struct Options {
     work: String,
@@ -44,6 +48,7 @@ struct Options {
     threads: u32,
     rank: usize,
     checkpointing: bool,
+    quant_type: TensorType,
 }
 
 /// One step, measured.
@@ -60,6 +65,9 @@ fn main() -> anyhow::Result<()> {
     process::set_up();
     let options = options(std::env::args().skip(1).collect())?;
     start_threads(options.threads)?;
+    if options.work == "quantize" {
+        return say(&quantize(&options)?);
+    }
     let mut first_step = 0.0;
     let steps = work(&options, |count| {
         if count == 1 {
@@ -74,7 +82,7 @@ fn main() -> anyhow::Result<()> {
         "dtype": format!("{:?}", options.precision).to_lowercase(),
         "batch": options.batch,
         "length": options.length,
-        "tokens_per_second": { "median": rates[rates.len() / 2], "min": rates[0], "max": rates[rates.len() - 1] },
+        "tokens_per_second": spread(&rates),
         "cpu_seconds_per_step": { "median": cpu[cpu.len() / 2], "min": cpu[0] },
         "seconds_to_first_step": first_step,
         "peak_rss_bytes": resident_bytes().1,
@@ -83,7 +91,51 @@ fn main() -> anyhow::Result<()> {
         "threads": options.threads,
         "features": features(),
     });
+    say(&line)
+}
+
+fn say(line: &Value) -> anyhow::Result<()> {
     writeln!(std::io::stdout(), "{line}").context("cannot write to the standard output")
+}
+
+/// Every `down_proj` of the model, four times over; the first time warms up.
+fn quantize(options: &Options) -> anyhow::Result<Value> {
+    let mut files = ModelFiles::open(&options.model).map_err(told)?;
+    let kind = block_kind(options.quant_type);
+    let (layers, hidden, inner) = (files.config.layers, files.config.hidden, files.config.intermediate);
+    let mut values = Vec::with_capacity(layers * hidden * inner);
+    for layer in 0..layers {
+        let name = format!("model.layers.{layer}.mlp.down_proj.weight");
+        files.parameter(&name, &[hidden, inner]).map_err(told)?.append_to(&[], &mut values);
+    }
+    let row = kind.row_bytes(inner).with_context(|| format!("rows of {inner} values do not fit {kind:?}"))?;
+    let mut blocks = vec![0; values.len() / inner * row];
+    let gigabytes = (size_of::<f32>() * values.len()) as f64 / 1e9;
+    let rates = (0..4).map(|_| {
+        let started = Instant::now();
+        kind.encode_all(&values, inner, None, &mut blocks);
+        gigabytes / started.elapsed().as_secs_f64()
+    });
+    let rates: Vec<f64> = rates.collect();
+    let rates = sorted(rates.into_iter().skip(1));
+    let mut widened = vec![0.0; values.len()];
+    kind.decode_all(&blocks, &mut widened);
+    let squares = |values: &mut dyn Iterator<Item = f32>| values.map(|value| f64::from(value).powi(2)).sum::<f64>();
+    let error = squares(&mut values.iter().zip(&widened).map(|(value, widened)| value - widened));
+    Ok(json!({
+        "work": options.work,
+        "gigabytes_per_second": spread(&rates),
+        "relative_error": (error / squares(&mut values.iter().copied())).sqrt(),
+        "peak_rss_bytes": resident_bytes().1,
+        "worker": drydock_worker::NAME_AND_VERSION,
+        "threads": options.threads,
+        "features": features(),
+    }))
+}
+
+/// Of sorted values.
+fn spread(values: &[f64]) -> Value {
+    json!({ "median": values[values.len() / 2], "min": values[0], "max": values[values.len() - 1] })
 }
 
 fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
@@ -105,6 +157,7 @@ fn options(arguments: Vec<String>) -> anyhow::Result<Options> {
         threads: std::thread::available_parallelism().map_or(1, |threads| threads.get() as u32),
         rank: 8,
         checkpointing: false,
+        quant_type: TensorType::Q4_0,
     };
     for pair in pairs.chunks(2) {
         let [name, value] = pair else { bail!("{USAGE}") };
@@ -118,6 +171,7 @@ fn options(arguments: Vec<String>) -> anyhow::Result<Options> {
             "--rank" => options.rank = number()?,
             "--threads" => options.threads = number()?.try_into()?,
             "--checkpointing" => options.checkpointing = value.parse()?,
+            "--type" => options.quant_type = serde_json::from_value(value.as_str().into())?,
             "--dtype" => {
                 options.precision = match value.as_str() {
                     "f32" => Precision::F32,
@@ -137,6 +191,7 @@ fn work(options: &Options, step_done: impl FnMut(usize)) -> anyhow::Result<Vec<M
     let mut files = ModelFiles::open(&options.model).map_err(told)?;
     let ids = ids(&files, &options.text)?;
     let mut decoder = Decoder::load(&mut files, options.length + options.steps, |_| Ok(())).map_err(told)?;
+    decoder.scoring = options.precision;
     let batches = batches(&ids, options)?;
     match options.work.as_str() {
         "lora" => {
@@ -154,7 +209,7 @@ fn work(options: &Options, step_done: impl FnMut(usize)) -> anyhow::Result<Vec<M
             let trainables = decoder.train(&names).map_err(told)?;
             train(&decoder, &trainables, &batches, options, step_done)
         }
-        "perplexity" => score(&decoder, &batches, options, step_done),
+        "perplexity" => score(&decoder, &batches, step_done),
         "generate" => generate(&decoder, &ids, options, step_done),
         other => Err(anyhow!("{other} is no work that is known here\n{USAGE}")),
     }
@@ -210,38 +265,30 @@ fn train(
     })
 }
 
-fn score(
-    decoder: &Decoder,
-    batches: &[Batch],
-    options: &Options,
-    step_done: impl FnMut(usize),
-) -> anyhow::Result<Vec<Measured>> {
+fn score(decoder: &Decoder, batches: &[Batch], step_done: impl FnMut(usize)) -> anyhow::Result<Vec<Measured>> {
     measured(batches.len(), step_done, |index| {
         let batch = &batches[index];
-        Ok((
-            batch.ids.len(),
-            Some(decoder.target_losses(batch, options.precision)?.iter().sum::<f64>() / batch.targets.len() as f64),
-        ))
+        Ok((batch.ids.len(), Some(decoder.score(batch)? / batch.targets.len() as f64)))
     })
 }
 
-/// Takes a prompt in for each row of the batch as the first step; each later step adds a token to every row.
+/// Takes a prompt in for each row of the batch as the first step; each later step adds the likeliest token to each row.
 fn generate(
     decoder: &Decoder,
     ids: &[u32],
     options: &Options,
     step_done: impl FnMut(usize),
 ) -> anyhow::Result<Vec<Measured>> {
-    let prompts: Vec<&[u32]> = ids.chunks_exact(options.length).take(options.batch).collect();
-    let mut conversations: Vec<Conversation> = prompts.iter().map(|_| decoder.conversation()).collect();
-    measured(options.steps, step_done, |index| {
-        let next =
-            |prompt: &&[u32]| if index == 0 { 0..prompt.len() } else { index % prompt.len()..index % prompt.len() + 1 };
-        let rows = conversations.iter_mut().zip(&prompts);
-        let mut pieces: Vec<Piece<'_>> =
-            rows.map(|(conversation, prompt)| Piece { conversation, ids: &prompt[next(prompt)] }).collect();
-        decoder.next_logits(&mut pieces, options.precision)?;
-        Ok((pieces.iter().map(|piece| piece.ids.len()).sum(), None))
+    let vocabulary = decoder.config.vocabulary;
+    let mut next: Vec<Vec<u32>> = ids.chunks_exact(options.length).take(options.batch).map(<[u32]>::to_vec).collect();
+    let mut conversations: Vec<Conversation> = next.iter().map(|_| decoder.conversation()).collect();
+    measured(options.steps, step_done, |_| {
+        let rows = conversations.iter_mut().zip(&next);
+        let mut pieces: Vec<Piece<'_>> = rows.map(|(conversation, ids)| Piece { conversation, ids }).collect();
+        let taken_in = pieces.iter().map(|piece| piece.ids.len()).sum();
+        let logits = decoder.next_logits(&mut pieces)?;
+        next = logits.chunks_exact(vocabulary).map(|logits| vec![likeliest(logits)]).collect();
+        Ok((taken_in, None))
     })
 }
 

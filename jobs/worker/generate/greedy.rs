@@ -139,7 +139,7 @@ impl Greedy<'_> {
 }
 
 /// The index of the largest logit; the first of several.
-fn likeliest(logits: &[f32]) -> u32 {
+pub fn likeliest(logits: &[f32]) -> u32 {
     let best = logits
         .iter()
         .enumerate()
