@@ -18,6 +18,7 @@ use drydock_worker::kernels::adamw::{AdamW, Constants};
 use drydock_worker::kernels::simd::features;
 use drydock_worker::kernels::weight::Precision;
 use drydock_worker::model::ModelFiles;
+use drydock_worker::model::conversation::{Conversation, Piece};
 use drydock_worker::model::decoder::Decoder;
 use drydock_worker::model::lora::{LoraShape, start_values};
 use drydock_worker::model::parameter::{Gradients, Trainable};
@@ -143,7 +144,7 @@ fn work(options: &Options, step_done: impl FnMut(usize)) -> anyhow::Result<Vec<M
             let shape =
                 LoraShape { rank: options.rank, alpha: 2.0 * options.rank as f64, dropout: 0.0, dora: false, targets };
             let mut chance = Chance::new(1, Purpose::Adapter);
-            let start = |_, _, [rank, width, out]: [usize; 3]| start_values(&mut chance, rank, width, out);
+            let start = |_: &str, [rank, width, out]: [usize; 3]| start_values(&mut chance, rank, width, out);
             let trainables = decoder.adapt(&shape, start).map_err(told)?;
             train(&decoder, &trainables, &batches, options, step_done)
         }
@@ -153,7 +154,7 @@ fn work(options: &Options, step_done: impl FnMut(usize)) -> anyhow::Result<Vec<M
             train(&decoder, &trainables, &batches, options, step_done)
         }
         "perplexity" => score(&decoder, &batches, options, step_done),
-        "generate" => generate(&decoder, &ids[..options.length], options, step_done),
+        "generate" => generate(&mut decoder, &batches[0], options, step_done),
         other => Err(anyhow!("{other} is no work that is known here\n{USAGE}")),
     }
 }
@@ -225,16 +226,23 @@ fn score(
 
 /// Takes the prompt in as the first step; each later step is a token, always of the same text.
 fn generate(
-    decoder: &Decoder,
-    prompt: &[u32],
+    decoder: &mut Decoder,
+    prompts: &Batch,
     options: &Options,
     step_done: impl FnMut(usize),
 ) -> anyhow::Result<Vec<Measured>> {
-    let mut conversation = decoder.conversation();
+    if options.precision == Precision::F32 {
+        decoder.scoring = Precision::Int8;
+    }
+    let mut conversations: Vec<Conversation> = (0..options.batch).map(|_| decoder.conversation()).collect();
     measured(options.steps, step_done, |index| {
-        let ids = if index == 0 { prompt } else { &prompt[index % prompt.len()..][..1] };
-        conversation.take_in(ids)?;
-        Ok((ids.len(), None))
+        let rows = prompts.bounds.windows(2).map(|at| &prompts.ids[at[0]..at[1]]);
+        let news = rows.map(|row| if index == 0 { row } else { &row[index % row.len()..][..1] });
+        let mut pieces: Vec<Piece<'_>> =
+            conversations.iter_mut().zip(news).map(|(conversation, ids)| Piece { conversation, ids }).collect();
+        let tokens = pieces.iter().map(|piece| piece.ids.len()).sum();
+        decoder.next_logits(&mut pieces)?;
+        Ok((tokens, None))
     })
 }
 
