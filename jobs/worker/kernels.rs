@@ -1,9 +1,9 @@
 //! The arithmetic of training on a CPU: a handful of fused operations, each with a backward pass of its own.
 //!
 //! Kernels take slices and return vectors; they know of no tape. Every loop is compiled for the vector units of the
-//! machine that it runs on (see [`simd`]), and frozen weights never get a gradient. What of a forward pass is kept for
-//! the backward pass, and what is computed again, is decided where the kernels are put together: in
-//! [`crate::model::layer`], a node of candle's tape for each layer of the model, and in [`cross_entropy`], its end.
+//! machine that it runs on (see [`simd`]). Gradients are added to buffers that the caller owns, and only those that are
+//! asked for are computed: a frozen weight has none. What of a forward pass is kept for the backward pass, and what is
+//! computed again, is decided where the kernels are put together: in [`crate::model::layer`].
 //!
 //! Rows of different lengths are laid end to end without padding: a batch is `[tokens, width]`, and only attention
 //! needs to know where a row begins.
@@ -23,7 +23,7 @@ pub mod swiglu;
 mod testing;
 pub mod weight;
 
-use candle_core::{CpuStorage, Layout, Result, Shape, Storage, Tensor};
+use candle_core::{CpuStorage, Layout, Result, Storage, Tensor};
 
 /// The values of an operation's argument. Every operation here asks for contiguous f32.
 pub(crate) fn argument<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
@@ -41,14 +41,4 @@ pub fn read<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> Result<R>) -> Result<R
         Storage::Cpu(storage) => f(argument(storage, layout)?),
         _ => candle_core::bail!("a tensor on the CPU is expected"),
     }
-}
-
-/// The result of an operation, for candle.
-pub(crate) fn output(values: Vec<f32>, shape: impl Into<Shape>) -> (CpuStorage, Shape) {
-    (CpuStorage::F32(values), shape.into())
-}
-
-/// A gradient, for candle.
-pub(crate) fn gradient(values: Vec<f32>, shape: &Shape) -> Result<Tensor> {
-    Tensor::from_vec(values, shape, &candle_core::Device::Cpu)
 }

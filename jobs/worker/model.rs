@@ -7,15 +7,19 @@ pub mod head;
 mod hf;
 pub mod layer;
 pub mod lora;
+pub mod parameter;
+pub mod stored;
+pub mod tape;
 pub mod tokenizer;
 
 use std::path::{Path, PathBuf};
 
-use candle_core::Tensor;
 use drydock_spec::FailureKind;
 
 use crate::ending::{OrFail, Result, failed};
 use config::Config;
+use parameter::{Parameter, Place};
+use stored::Stored;
 use tokenizer::Text;
 
 /// A model's files, opened but not read: configuration and tensors come on demand.
@@ -74,19 +78,22 @@ impl ModelFiles {
         }
     }
 
-    /// The tensor of this name in f32 and in Hugging Face's order of rows; its shape must be the one that the
+    /// The tensor of this name, frozen and in Hugging Face's order of rows; its shape must be the one that the
     /// configuration promises.
-    pub fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        let tensor = match &mut self.weights {
-            Weights::Gguf(file) => file.tensor(name, &self.config)?,
-            Weights::Safetensors(shards) => shards.tensor(name)?,
+    pub fn parameter(&mut self, name: &str, shape: &[usize]) -> Result<Parameter> {
+        let (stored, found) = match &mut self.weights {
+            Weights::Gguf(file) => {
+                let tensor = file.tensor(name, &self.config)?;
+                let width = tensor.dims().last().copied().unwrap_or(1);
+                (Stored::f32(tensor.flatten_all()?.to_vec1()?, width), tensor.dims().to_vec())
+            }
+            Weights::Safetensors(shards) => shards.stored(name)?,
         };
-        if tensor.dims() != shape {
-            let found = tensor.dims();
+        if found != shape {
             let message = format!("tensor `{name}` is {found:?}; the configuration asks for {shape:?}");
             return failed(FailureKind::BadModel, message);
         }
-        Ok(tensor)
+        Ok(Parameter { name: name.to_owned(), shape: found, place: Place::Frozen(stored) })
     }
 }
 

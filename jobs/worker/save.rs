@@ -14,7 +14,8 @@ use serde::Serialize;
 use crate::ending::{OrFail, Result, write_failed};
 use crate::finetune::train::Trained;
 use crate::kernels::read;
-use crate::model::lora::{AdapterConfig, LoraShape, Trainable};
+use crate::model::lora::{AdapterConfig, LoraShape};
+use crate::model::parameter::Trainable;
 use crate::model::tokenizer::Text;
 use crate::report::Reporter;
 
@@ -50,11 +51,11 @@ impl<'a> Saver<'a> {
     pub fn adapter(&self, shape: &LoraShape, model_name: &str, trainables: &[Trainable]) -> Result<()> {
         let mut tensors: BTreeMap<&str, (Vec<usize>, Vec<u8>)> = BTreeMap::new();
         for trainable in trainables {
-            for matrix in &trainable.matrices {
+            for tensor in &trainable.tensors {
                 let bytes = read(&trainable.var, |values| {
-                    Ok(values[matrix.range.clone()].iter().flat_map(|value| value.to_le_bytes()).collect())
+                    Ok(values[tensor.range.clone()].iter().flat_map(|value| value.to_le_bytes()).collect())
                 })?;
-                tensors.insert(&matrix.name, (matrix.shape.to_vec(), bytes));
+                tensors.insert(&tensor.name, (tensor.shape.clone(), bytes));
             }
         }
         let views = tensors.iter().map(|(name, (shape, bytes))| {

@@ -12,9 +12,9 @@ use crate::data::rows::Row;
 use crate::ending::{Ending, Result};
 use crate::kernels::adamw::{AdamW, Constants, global_norm};
 use crate::kernels::linear::mix;
-use crate::kernels::read;
 use crate::model::decoder::Decoder;
-use crate::model::lora::Trainable;
+use crate::model::parameter::{Gradients, Trainable};
+use crate::model::tape::{Pass, Tape};
 use crate::report::{Reporter, resident_bytes};
 use crate::schedule::Schedule;
 use crate::stop;
@@ -36,8 +36,8 @@ pub struct Trainer<'a> {
     recipe: &'a Recipe,
     rows: &'a [Row],
     variables: Vec<Var>,
-    /// Sums over the forward passes of a step, in the order of the variables.
-    gradients: Vec<Vec<f32>>,
+    /// Sums over the forward passes of a step.
+    gradients: Gradients,
     optimizer: AdamW,
     schedule: Schedule,
     last_finite: Option<(u64, f64)>,
@@ -74,7 +74,7 @@ impl<'a> Trainer<'a> {
             decoder,
             recipe,
             rows,
-            gradients: variables.iter().map(|var| vec![0.0; var.elem_count()]).collect(),
+            gradients: Gradients::of(trainables),
             optimizer: AdamW::new(constants, &variables),
             variables,
             schedule: Schedule::new(recipe, rows.len() as u64),
@@ -118,39 +118,30 @@ impl<'a> Trainer<'a> {
         mut before_each: impl FnMut() -> Result<()>,
     ) -> Result<Step> {
         let supervised: usize = batches.iter().map(|batch| batch.targets.len()).sum();
-        self.gradients.iter_mut().for_each(|gradient| gradient.fill(0.0));
+        self.gradients.clear();
         let mut loss = 0.0;
         for (index, batch) in batches.iter().enumerate() {
             before_each()?;
             let seed = mix(self.recipe.seed ^ mix(number ^ mix(index as u64)));
             loss += self.add_gradients(batch, seed, 1.0 / supervised as f64)?;
         }
-        let (mean, grad_norm) = (loss / supervised as f64, global_norm(&self.gradients));
+        let (mean, grad_norm) = (loss / supervised as f64, global_norm(self.gradients.groups()));
         let learning_rate = self.schedule.learning_rate(number);
         if !mean.is_finite() || !grad_norm.is_finite() {
             return Err(self.diverged(number, mean, grad_norm, learning_rate));
         }
         self.last_finite = Some((number + 1, mean));
         let clip = self.clip(grad_norm);
-        self.optimizer.step(&self.variables, &self.gradients, learning_rate, clip)?;
+        self.optimizer.step(&self.variables, self.gradients.groups(), learning_rate, clip)?;
         let tokens = batches.iter().map(|batch| batch.ids.len()).sum();
         Ok(Step { loss, supervised, tokens, learning_rate, grad_norm })
     }
 
     /// Adds the gradients of `scale` times the batch's loss, and returns the loss itself.
     fn add_gradients(&mut self, batch: &Batch, dropout_seed: u64, scale: f64) -> Result<f64> {
-        let loss = self.decoder.loss(batch, dropout_seed)?;
-        let gradients = (&loss * scale)?.backward()?;
-        for (var, sum) in self.variables.iter().zip(&mut self.gradients) {
-            let gradient = gradients
-                .get(var)
-                .ok_or_else(|| Ending::from(Failure::new(FailureKind::Crashed, "an adapter matrix got no gradient")))?;
-            read(gradient, |gradient| {
-                sum.iter_mut().zip(gradient).for_each(|(sum, gradient)| *sum += gradient);
-                Ok(())
-            })?;
-        }
-        Ok(f64::from(loss.to_scalar::<f32>()?))
+        let tape = Tape::record(self.decoder, batch, Pass { dropout_seed, ..Pass::default() })?;
+        let losses = tape.backward(&vec![scale as f32; batch.targets.len()], &mut self.gradients)?;
+        Ok(losses.into_iter().sum())
     }
 
     /// What gradients are multiplied by, so that their norm is at most `max_grad_norm`; as PyTorch does it.
@@ -174,7 +165,7 @@ impl<'a> Trainer<'a> {
 
     /// The gradients of the last step, before clipping, in the order of the variables.
     pub fn gradients(&self) -> &[Vec<f32>] {
-        &self.gradients
+        self.gradients.groups()
     }
 }
 

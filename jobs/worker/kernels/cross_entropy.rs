@@ -5,10 +5,10 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use super::matrix::{Matrix, multiplied};
 use super::memory::{Parts, by_rows};
 use super::norm::{rms_norm, rms_norm_backward};
 use super::simd::{dispatched, exp_and_sum, max};
+use super::weight::{Precision, Weight, weight_gradient};
 
 /// What is to be predicted where.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,14 +19,25 @@ pub struct Target {
     pub token: u32,
 }
 
-/// The frozen end of a model.
+/// The end of a model.
 #[derive(Clone, Copy)]
 pub struct Head<'a> {
     /// `[width]`
     pub norm: &'a [f32],
     pub epsilon: f32,
     /// `[vocabulary, width]`
-    pub weight: &'a [f32],
+    pub weight: Weight<'a>,
+    pub precision: Precision,
+}
+
+/// Where the gradients of a sum of losses are added, each loss multiplied by a number of its own.
+pub struct HeadGradient<'a> {
+    /// One for each target.
+    pub scales: &'a [f32],
+    /// The stream's, `[tokens, width]`.
+    pub x: &'a mut [f32],
+    pub norm: Option<&'a mut [f32]>,
+    pub weight: Option<&'a mut [f32]>,
 }
 
 /// Bytes of logits that are held at once.
@@ -47,39 +58,56 @@ dispatched! {
 impl Head<'_> {
     /// `[tokens, vocabulary]` of the stream `[tokens, width]`.
     pub fn logits(&self, x: &[f32]) -> Vec<f32> {
-        let h = rms_norm(x, self.norm, self.epsilon);
-        multiplied(Matrix::new(&h, self.norm.len()), Matrix::new(self.weight, self.norm.len()).t())
+        self.weight.forward(&rms_norm(x, self.norm, self.epsilon), self.precision)
     }
 
-    /// The sum (not the mean) of the negative log likelihoods of all targets, in nats, for the stream
-    /// `[tokens, width]`; its gradient is added to `dx`, where that is given.
-    pub fn loss(&self, x: &[f32], targets: &[Target], mut dx: Option<&mut [f32]>) -> f64 {
-        let width = self.norm.len();
-        let vocabulary = self.weight.len() / width;
+    /// The negative log likelihood of each target in nats, for the stream `[tokens, width]`; with the gradients of
+    /// their weighted sum, where they are asked for.
+    pub fn losses(&self, x: &[f32], targets: &[Target], mut gradient: Option<HeadGradient<'_>>) -> Vec<f64> {
+        let Weight { out: vocabulary, width, .. } = self.weight;
         let row = |position: usize| position * width..(position + 1) * width;
-        let mut loss = 0.0;
+        let mut losses = Vec::with_capacity(targets.len());
         for targets in targets.chunks((LOGIT_BYTES / (4 * vocabulary)).max(1)) {
             let some: Vec<f32> = targets.iter().flat_map(|target| &x[row(target.position)]).copied().collect();
-            let mut logits = self.logits(&some);
-            loss += losses(&mut logits, targets, vocabulary).into_iter().sum::<f64>();
-            let Some(dx) = dx.as_deref_mut() else { continue };
+            let h = rms_norm(&some, self.norm, self.epsilon);
+            let mut logits = self.weight.forward(&h, self.precision);
+            let first = losses.len();
+            losses.extend(losses_of(&mut logits, targets, vocabulary));
+            let Some(gradient) = &mut gradient else { continue };
             // The gradient of the logits: the probabilities, less one at the target.
-            for (logits, target) in logits.chunks_exact_mut(vocabulary).zip(targets) {
-                logits[target.token as usize] -= 1.0;
+            let mut dlogits = logits;
+            for (dlogits, target) in dlogits.chunks_exact_mut(vocabulary).zip(targets) {
+                dlogits[target.token as usize] -= 1.0;
             }
-            let dh = multiplied(Matrix::new(&logits, vocabulary), Matrix::new(self.weight, width));
+            // The scales are put on the narrow side of both products.
+            let scales = &gradient.scales[first..losses.len()];
+            if let Some(dweight) = gradient.weight.as_deref_mut() {
+                weight_gradient(&scaled(h, scales), &dlogits, dweight, width, self.precision);
+            }
+            let mut dh = Vec::new();
+            self.weight.backward(&dlogits, &mut dh, self.precision);
+            let dh = scaled(dh, scales);
             let mut dsome = vec![0.0; some.len()];
-            rms_norm_backward(&some, self.norm, self.epsilon, &dh, &mut dsome);
+            rms_norm_backward(&some, self.norm, self.epsilon, &dh, &mut dsome, gradient.norm.as_deref_mut());
             for (dsome, target) in dsome.chunks_exact(width).zip(targets) {
-                dx[row(target.position)].iter_mut().zip(dsome).for_each(|(dx, more)| *dx += more);
+                gradient.x[row(target.position)].iter_mut().zip(dsome).for_each(|(dx, more)| *dx += more);
             }
         }
-        loss
+        losses
     }
 }
 
+/// Each row multiplied by a number of its own.
+fn scaled(mut rows: Vec<f32>, scales: &[f32]) -> Vec<f32> {
+    let width = rows.len() / scales.len();
+    for (row, scale) in rows.chunks_exact_mut(width).zip(scales) {
+        row.iter_mut().for_each(|value| *value *= scale);
+    }
+    rows
+}
+
 /// Each target's loss; logits become probabilities.
-fn losses(logits: &mut [f32], targets: &[Target], vocabulary: usize) -> Vec<f64> {
+fn losses_of(logits: &mut [f32], targets: &[Target], vocabulary: usize) -> Vec<f64> {
     let mut losses = vec![0.0; targets.len()];
     let out = Mutex::new(&mut losses);
     let parts = Parts::of(logits);
@@ -98,53 +126,57 @@ fn losses(logits: &mut [f32], targets: &[Target], vocabulary: usize) -> Vec<f64>
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Tensor;
+    use candle_core::{Device, Result, Tensor};
 
     use super::*;
-    use crate::kernels::testing::{Kernel, assert_close, frozen, random};
+    use crate::kernels::testing::{Kernel, assert_close, random, weighted_sum_gradients};
 
     #[test]
-    fn the_loss_and_its_gradient_are_those_of_the_slow_operations() {
+    fn losses_and_their_gradients_are_those_of_the_slow_operations() {
         for (tokens, width, vocabulary) in [(1, 7, 5), (9, 16, 65), (40, 33, 1001)] {
-            let x = random("x", (tokens, width));
-            let (norm, norm_values) = frozen("norm", (1, width));
-            let (weight, weight_values) = frozen("head", (vocabulary, width));
+            let inputs =
+                [random("x", (tokens, width)), random("norm", (1, width)), random("head", (vocabulary, width))];
+            let inputs = inputs.each_ref();
             // Every other token counts.
             let targets: Vec<Target> = (0..tokens)
                 .step_by(2)
                 .map(|position| Target { position, token: (position * 31 % vocabulary) as u32 })
                 .collect();
-            let at = Tensor::from_iter(targets.iter().map(|t| t.position as u32), x.device()).unwrap();
-            let chosen = Tensor::from_iter(targets.iter().map(|t| t.token), x.device()).unwrap();
-            let some = x.index_select(&at, 0).unwrap();
-            let rms = (some.sqr().unwrap().mean_keepdim(1).unwrap() + 1e-5).unwrap().sqrt().unwrap();
-            let h = some.broadcast_div(&rms).unwrap().broadcast_mul(&norm).unwrap();
-            let logits = h.matmul(&weight.t().unwrap()).unwrap();
-            let sums = logits.exp().unwrap().sum_keepdim(1).unwrap().log().unwrap();
-            let likely = logits.gather(&chosen.unsqueeze(1).unwrap(), 1).unwrap();
-            let want = ((sums - likely).unwrap().sum_all().unwrap() * 0.37).unwrap();
-
-            let op = Kernel::new(
-                (),
-                {
-                    let (norm, weight, targets) = (norm_values.clone(), weight_values.clone(), targets.clone());
-                    move |x| {
-                        let head = Head { norm: &norm, epsilon: 1e-5, weight: &weight };
-                        vec![head.loss(x[0], &targets, None) as f32]
-                    }
-                },
-                move |x, dy| {
-                    let head = Head { norm: &norm_values, epsilon: 1e-5, weight: &weight_values };
-                    let mut dx = vec![0.0; x[0].len()];
-                    head.loss(x[0], &targets, Some(&mut dx));
-                    dx.iter_mut().for_each(|dx| *dx *= dy[0]);
-                    vec![dx]
-                },
-            );
-            let got = (x.apply_op1(op).unwrap() * 0.37).unwrap();
-            assert_close(&got, &want, 1e-5);
-            let (got, want) = (got.backward().unwrap(), want.backward().unwrap());
-            assert_close(got.get(&x).unwrap(), want.get(&x).unwrap(), 1e-5);
+            let count = targets.len();
+            let at = Tensor::from_iter(targets.iter().map(|t| t.position as u32), &Device::Cpu).unwrap();
+            let chosen = Tensor::from_iter(targets.iter().map(|t| t.token), &Device::Cpu).unwrap();
+            let slow = |x: &[&Tensor]| -> Result<Tensor> {
+                let some = x[0].index_select(&at, 0)?;
+                let rms = (some.sqr()?.mean_keepdim(1)? + 1e-5)?.sqrt()?;
+                let logits = some.broadcast_div(&rms)?.broadcast_mul(x[1])?.matmul(&x[2].t()?)?;
+                let sums = logits.exp()?.sum_keepdim(1)?.log()?;
+                (sums - logits.gather(&chosen.unsqueeze(1)?, 1)?)?.flatten_all()
+            };
+            let head = move |x: &[&[f32]], gradient: Option<HeadGradient<'_>>, targets: &[Target]| {
+                let weight = Weight::f32(x[2], width);
+                let (norm, epsilon) = (x[1], 1e-5);
+                Head { norm, epsilon, weight, precision: Precision::F32 }.losses(x[0], targets, gradient)
+            };
+            let op = || {
+                let (targets, again) = (targets.clone(), targets.clone());
+                Kernel::new(
+                    count,
+                    move |x| head(x, None, &targets).into_iter().map(|loss| loss as f32).collect(),
+                    move |x, dy| {
+                        let [mut dx, mut norm, mut weight] = [x[0], x[1], x[2]].map(|x| vec![0.0; x.len()]);
+                        let (norm_out, weight_out) = (Some(&mut norm[..]), Some(&mut weight[..]));
+                        let gradient = HeadGradient { scales: dy, x: &mut dx, norm: norm_out, weight: weight_out };
+                        head(x, Some(gradient), &again);
+                        vec![dx, norm, weight]
+                    },
+                )
+            };
+            let (losses, want) = weighted_sum_gradients(slow, &inputs).unwrap();
+            let (fast, got) = weighted_sum_gradients(|x| x[0].apply_op3(x[1], x[2], op()), &inputs).unwrap();
+            assert_close(&fast, &losses, 1e-5);
+            for (got, want) in got.iter().zip(&want) {
+                assert_close(got, want, 1e-5);
+            }
         }
     }
 }

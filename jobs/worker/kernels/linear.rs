@@ -1,18 +1,20 @@
-//! Linear projections `y = x Wᵀ` with a frozen weight, with and without a LoRA adapter (Hu et al. 2021).
+//! Linear projections `y = x Wᵀ`, with and without a LoRA adapter (Hu et al. 2021).
 
 use std::borrow::Cow;
 
 use super::add::add_to;
 use super::matrix::{Matrix, MatrixMut, Threads, Write, multiplied, product, scaled};
 use super::memory::{Parts, by_rows};
+use super::weight::{Precision, Weight, weight_gradient};
 
-/// A projection as it lies in memory; nothing is ever computed for its weight's gradient.
+/// A projection as it lies in memory.
 #[derive(Clone, Copy)]
 pub struct Linear<'a> {
     /// `[out, width]`
-    pub weight: &'a [f32],
-    pub width: usize,
+    pub weight: Weight<'a>,
     pub lora: Option<Lora<'a>>,
+    /// Of the products with the weight; an adapter's are small, and always f32.
+    pub precision: Precision,
 }
 
 /// An adapter: adds `scale * drop(x) Aᵀ Bᵀ`.
@@ -26,10 +28,13 @@ pub struct Lora<'a> {
     pub dropout: Option<Dropout>,
 }
 
-/// Where the gradients of an adapter go; what is there is overwritten.
-pub struct LoraGradient<'a> {
-    pub a: &'a mut [f32],
-    pub b: &'a mut [f32],
+/// Where gradients are added, as far as they are asked for. What is not asked for is not computed: a frozen weight's
+/// gradient would cost as much as the whole forward pass.
+#[derive(Default)]
+pub struct LinearGradient<'a> {
+    pub weight: Option<&'a mut [f32]>,
+    pub a: Option<&'a mut [f32]>,
+    pub b: Option<&'a mut [f32]>,
 }
 
 /// Which of an adapter's inputs are dropped in a forward pass. The mask is a function of the seed and the place, so
@@ -84,47 +89,44 @@ impl Lora<'_> {
 }
 
 impl Linear<'_> {
-    fn out(&self) -> usize {
-        self.weight.len() / self.width
-    }
-
     /// `[tokens, out]` of `[tokens, width]`.
     pub fn forward(&self, x: &[f32]) -> Vec<f32> {
-        let mut y = linear(x, self.weight, self.width);
+        let Weight { out, width, .. } = self.weight;
+        let mut y = self.weight.forward(x, self.precision);
         if let Some(lora) = self.lora {
-            let rank = lora.a.len() / self.width;
-            let reduced = linear(&lora.seen(x), lora.a, self.width);
+            let rank = lora.a.len() / width;
+            let reduced = linear(&lora.seen(x), lora.a, width);
             let (reduced, b) = (Matrix::new(&reduced, rank), Matrix::new(lora.b, rank));
-            product(MatrixMut::new(&mut y, self.out()), Write::Add, lora.scale, reduced, b.t(), Threads::All);
+            product(MatrixMut::new(&mut y, out), Write::Add, lora.scale, reduced, b.t(), Threads::All);
         }
         y
     }
 
-    /// Adds the gradient of `x` to `dx`, where one is asked for (an empty one is begun), and writes those of the
-    /// adapter. `drop(x) Aᵀ` is computed again: its rank is small.
-    pub fn backward(&self, x: &[f32], dy: &[f32], dx: Option<&mut Vec<f32>>, gradient: Option<LoraGradient<'_>>) {
-        let width = self.width;
-        let dy = Matrix::new(dy, self.out());
-        let dx = dx.map(|dx| {
-            let weight = Matrix::new(self.weight, width);
-            if dx.is_empty() {
-                *dx = multiplied(dy, weight);
-            } else {
-                product(MatrixMut::new(dx, width), Write::Add, 1.0, dy, weight, Threads::All);
-            }
-            dx
-        });
-        let (Some(lora), Some(gradient)) = (self.lora, gradient) else { return };
+    /// Adds the gradient of `x` to `dx`, where one is asked for (an empty one is begun), and those of the weight and
+    /// the adapter. `drop(x) Aᵀ` is computed again: its rank is small.
+    pub fn backward(&self, x: &[f32], dy: &[f32], mut dx: Option<&mut Vec<f32>>, gradient: LinearGradient<'_>) {
+        let Weight { out, width, .. } = self.weight;
+        if let Some(dx) = dx.as_deref_mut() {
+            self.weight.backward(dy, dx, self.precision);
+        }
+        if let Some(dw) = gradient.weight {
+            weight_gradient(x, dy, dw, width, self.precision);
+        }
+        let Some(lora) = self.lora else { return };
         let rank = lora.a.len() / width;
         let seen = lora.seen(x);
-        let reduced = linear(&seen, lora.a, width);
+        let dy = Matrix::new(dy, out);
         let dreduced = scaled(lora.scale, dy, Matrix::new(lora.b, rank));
         let dreduced = Matrix::new(&dreduced, rank);
-        let write = |out: &mut [f32], cols, scale, a, b| {
-            product(MatrixMut::new(out, cols), Write::Replace, scale, a, b, Threads::All);
-        };
-        write(gradient.b, rank, lora.scale, dy.t(), Matrix::new(&reduced, rank));
-        write(gradient.a, width, 1.0, dreduced.t(), Matrix::new(&seen, width));
+        if let Some(db) = gradient.b {
+            let reduced = linear(&seen, lora.a, width);
+            let reduced = Matrix::new(&reduced, rank);
+            product(MatrixMut::new(db, rank), Write::Add, lora.scale, dy.t(), reduced, Threads::All);
+        }
+        if let Some(da) = gradient.a {
+            let seen = Matrix::new(&seen, width);
+            product(MatrixMut::new(da, width), Write::Add, 1.0, dreduced.t(), seen, Threads::All);
+        }
         if let Some(dx) = dx {
             let a = Matrix::new(lora.a, width);
             match lora.dropout {
@@ -142,26 +144,31 @@ mod tests {
     use super::*;
     use crate::kernels::testing::{Kernel, assert_close, frozen, random, weighted_sum_gradients};
 
+    fn plain(weight: &[f32], width: usize) -> Linear<'_> {
+        Linear { weight: Weight::f32(weight, width), lora: None, precision: Precision::F32 }
+    }
+
     #[test]
-    fn a_frozen_projection_and_its_gradient_are_those_of_matmul() {
+    fn a_projection_and_its_gradients_are_those_of_matmul() {
         for (tokens, width, out) in [(1, 7, 5), (65, 33, 17)] {
-            let (x, (weight, values)) = (random("x", (tokens, width)), frozen("w", (out, width)));
+            let (x, weight) = (random("x", (tokens, width)), random("w", (out, width)));
             let op = || {
-                let (weight, again) = (values.clone(), values.clone());
                 Kernel::new(
                     (tokens, out),
-                    move |x| Linear { weight: &weight, width, lora: None }.forward(x[0]),
+                    move |x| plain(x[1], width).forward(x[0]),
                     move |x, dy| {
-                        let mut dx = Vec::new();
-                        Linear { weight: &again, width, lora: None }.backward(x[0], dy, Some(&mut dx), None);
-                        vec![dx]
+                        let (mut dx, mut dw) = (Vec::new(), vec![0.0; x[1].len()]);
+                        let gradient = LinearGradient { weight: Some(&mut dw), ..Default::default() };
+                        plain(x[1], width).backward(x[0], dy, Some(&mut dx), gradient);
+                        vec![dx, dw]
                     },
                 )
             };
-            let (y, want) = weighted_sum_gradients(|x| x[0].matmul(&weight.t()?), &[&x]).unwrap();
-            let (fast_y, got) = weighted_sum_gradients(|x| x[0].apply_op1(op()), &[&x]).unwrap();
+            let (y, want) = weighted_sum_gradients(|x| x[0].matmul(&x[1].t()?), &[&x, &weight]).unwrap();
+            let (fast_y, got) = weighted_sum_gradients(|x| x[0].apply_op2(x[1], op()), &[&x, &weight]).unwrap();
             assert_close(&fast_y, &y, 1e-5);
             assert_close(&got[0], &want[0], 1e-5);
+            assert_close(&got[1], &want[1], 1e-5);
         }
     }
 
@@ -184,14 +191,16 @@ mod tests {
                         (tokens, out),
                         move |x| {
                             let lora = Some(Lora { a: x[1], b: x[2], scale: 1.7, dropout });
-                            Linear { weight: &weight, width, lora }.forward(x[0])
+                            let weight = Weight::f32(&weight, width);
+                            Linear { weight, lora, precision: Precision::F32 }.forward(x[0])
                         },
                         move |x, dy| {
                             let lora = Some(Lora { a: x[1], b: x[2], scale: 1.7, dropout });
                             let (mut dx, mut a, mut b) = (Vec::new(), vec![0.0; x[1].len()], vec![0.0; x[2].len()]);
-                            let gradient = LoraGradient { a: &mut a, b: &mut b };
-                            let linear = Linear { weight: &again, width, lora };
-                            linear.backward(x[0], dy, Some(&mut dx), Some(gradient));
+                            let gradient = LinearGradient { weight: None, a: Some(&mut a), b: Some(&mut b) };
+                            let weight = Weight::f32(&again, width);
+                            let linear = Linear { weight, lora, precision: Precision::F32 };
+                            linear.backward(x[0], dy, Some(&mut dx), gradient);
                             vec![dx, a, b]
                         },
                     )

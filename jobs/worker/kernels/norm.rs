@@ -1,4 +1,4 @@
-//! RMSNorm with a frozen weight: `y = x / sqrt(mean(x^2) + epsilon) * weight`, row by row.
+//! RMSNorm: `y = x / sqrt(mean(x^2) + epsilon) * weight`, row by row.
 
 use super::memory::{Fresh, Parts, by_rows};
 use super::simd::{dispatched, dot, dot3};
@@ -29,6 +29,23 @@ dispatched! {
     }
 }
 
+dispatched! {
+    /// `dweight += sum over the rows of dy * x / rms`.
+    fn add_weight_gradient(x: &[f32], epsilon: f32, dy: &[f32], dweight: &mut [f32]) {
+        let width = dweight.len();
+        for (x, dy) in x.chunks_exact(width).zip(dy.chunks_exact(width)) {
+            let inverse = inverse_rms(x, epsilon);
+            for (dweight, (x, dy)) in dweight.iter_mut().zip(x.iter().zip(dy)) {
+                *dweight += dy * x * inverse;
+            }
+        }
+    }
+}
+
+/// Rows whose share of a weight's gradient is summed up at a time. Fixed, so that the sum does not depend on the
+/// number of threads.
+const ROWS: usize = 32;
+
 #[inline(always)]
 fn inverse_rms(x: &[f32], epsilon: f32) -> f32 {
     let mean = dot(x, x) / x.len() as f32;
@@ -51,8 +68,16 @@ pub fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32) -> Vec<f32> {
     unsafe { y.filled() }
 }
 
-/// Adds the gradient of `x` to `dx`, which holds that of the stream around the norm already.
-pub fn rms_norm_backward(x: &[f32], weight: &[f32], epsilon: f32, dy: &[f32], dx: &mut [f32]) {
+/// Adds the gradient of `x` to `dx`, which may hold that of the stream around the norm already, and that of the weight
+/// to `dweight`, where one is asked for.
+pub fn rms_norm_backward(
+    x: &[f32],
+    weight: &[f32],
+    epsilon: f32,
+    dy: &[f32],
+    dx: &mut [f32],
+    dweight: Option<&mut [f32]>,
+) {
     let width = weight.len();
     let parts = Parts::of(dx);
     by_rows(x.len() / width, |rows| {
@@ -60,6 +85,22 @@ pub fn rms_norm_backward(x: &[f32], weight: &[f32], epsilon: f32, dy: &[f32], dx
         // SAFETY: `by_rows` gives no row out twice.
         add_gradient(&x[at.clone()], weight, epsilon, &dy[at.clone()], unsafe { parts.part(at) });
     });
+    if let Some(dweight) = dweight {
+        let blocks = x.len().div_ceil(ROWS * width);
+        let mut sums = vec![0.0; blocks * width];
+        let parts = Parts::of(&mut sums);
+        by_rows(blocks, |blocks| {
+            for block in blocks {
+                let at = block * ROWS * width..((block + 1) * ROWS * width).min(x.len());
+                // SAFETY: `by_rows` gives no block out twice.
+                let sum = unsafe { parts.part(block * width..(block + 1) * width) };
+                add_weight_gradient(&x[at.clone()], epsilon, &dy[at], sum);
+            }
+        });
+        for sum in sums.chunks_exact(width) {
+            dweight.iter_mut().zip(sum).for_each(|(dweight, sum)| *dweight += sum);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -67,7 +108,7 @@ mod tests {
     use candle_core::{Result, Tensor};
 
     use super::*;
-    use crate::kernels::testing::{Kernel, assert_close, frozen, random, weighted_sum_gradients};
+    use crate::kernels::testing::{Kernel, assert_close, random, weighted_sum_gradients};
 
     #[test]
     fn an_overflow_is_not_hidden() {
@@ -76,32 +117,32 @@ mod tests {
     }
 
     #[test]
-    fn rms_norm_and_its_gradient_are_those_of_the_slow_operations() {
-        for (rows, width) in [(1, 7), (5, 64), (67, 33)] {
-            let (x, (weight, values)) = (random("x", (rows, width)), frozen("w", (1, width)));
-            let slow = |x: &Tensor| -> Result<Tensor> {
-                let rms = (x.sqr()?.mean_keepdim(1)? + 1e-5)?.sqrt()?;
-                x.broadcast_div(&rms)?.broadcast_mul(&weight)? + x
+    fn rms_norm_and_its_gradients_are_those_of_the_slow_operations() {
+        for (rows, width) in [(1, 7), (5, 64), (67, 33), (300, 8)] {
+            let (x, weight) = (random("x", (rows, width)), random("w", (1, width)));
+            let slow = |x: &[&Tensor]| -> Result<Tensor> {
+                let rms = (x[0].sqr()?.mean_keepdim(1)? + 1e-5)?.sqrt()?;
+                x[0].broadcast_div(&rms)?.broadcast_mul(x[1])? + x[0]
             };
             // With the stream around the norm, since the gradients of both are summed up here.
             let op = || {
-                let (weight, again) = (values.clone(), values.clone());
                 let forward = move |x: &[&[f32]]| {
-                    let mut y = rms_norm(x[0], &weight, 1e-5);
+                    let mut y = rms_norm(x[0], x[1], 1e-5);
                     y.iter_mut().zip(x[0]).for_each(|(y, x)| *y += x);
                     y
                 };
                 let backward = move |x: &[&[f32]], dy: &[f32]| {
-                    let mut dx = dy.to_vec();
-                    rms_norm_backward(x[0], &again, 1e-5, dy, &mut dx);
-                    vec![dx]
+                    let (mut dx, mut dweight) = (dy.to_vec(), vec![0.0; width]);
+                    rms_norm_backward(x[0], x[1], 1e-5, dy, &mut dx, Some(&mut dweight));
+                    vec![dx, dweight]
                 };
                 Kernel::new((rows, width), forward, backward)
             };
-            let (y, gradients) = weighted_sum_gradients(|x| slow(x[0]), &[&x]).unwrap();
-            let (fast_y, fast_gradients) = weighted_sum_gradients(|x| x[0].apply_op1(op()), &[&x]).unwrap();
+            let (y, want) = weighted_sum_gradients(slow, &[&x, &weight]).unwrap();
+            let (fast_y, got) = weighted_sum_gradients(|x| x[0].apply_op2(x[1], op()), &[&x, &weight]).unwrap();
             assert_close(&fast_y, &y, 1e-5);
-            assert_close(&fast_gradients[0], &gradients[0], 1e-5);
+            assert_close(&got[0], &want[0], 1e-5);
+            assert_close(&got[1], &want[1], 1e-5);
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Tensor, Var};
 
-use super::{argument, gradient, output, read};
+use super::{argument, read};
 
 type Forward = dyn Fn(&[&[f32]]) -> Vec<f32> + Send + Sync;
 type Backward = dyn Fn(&[&[f32]], &[f32]) -> Vec<Vec<f32>> + Send + Sync;
@@ -26,7 +26,7 @@ impl Kernel {
     fn forward(&self, arguments: &[(&CpuStorage, &Layout)]) -> Result<(CpuStorage, Shape)> {
         let arguments: Result<Vec<&[f32]>> =
             arguments.iter().map(|(storage, layout)| argument(storage, layout)).collect();
-        Ok(output((self.forward)(&arguments?), self.shape.clone()))
+        Ok((CpuStorage::F32((self.forward)(&arguments?)), self.shape.clone()))
     }
 
     fn backward(&self, arguments: &[&Tensor], dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
@@ -34,7 +34,8 @@ impl Kernel {
         let values = values?;
         let slices: Vec<&[f32]> = values.iter().map(Vec::as_slice).collect();
         let gradients = read(dy, |dy| Ok((self.backward)(&slices, dy)))?;
-        gradients.into_iter().zip(arguments).map(|(values, x)| gradient(values, x.shape()).map(Some)).collect()
+        let tensor = |(values, x): (Vec<f32>, &&Tensor)| Tensor::from_vec(values, x.shape(), &Device::Cpu).map(Some);
+        gradients.into_iter().zip(arguments).map(tensor).collect()
     }
 }
 

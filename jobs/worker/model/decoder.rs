@@ -1,35 +1,50 @@
 //! The decoder: Llama's arithmetic for training, scoring and answering.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{Device, Tensor};
 use drydock_spec::FailureKind;
 use drydock_spec::finetune::TargetModule;
 
 use super::ModelFiles;
 use super::config::Config;
-use super::head::{LastLayer, TrainedLoss};
-use super::layer::{Layer, LoraPlace, Projection, TrainedLayer, TrainingPass};
-use super::lora::{AdapterMatrix, LoraShape, Trainable, peft_name, projection_name};
+use super::head::{Ends, LastLayer};
+use super::layer::{Adapter, Arithmetic, Layer, Norm, Projection};
+use super::lora::{LoraShape, peft_name, projection_name};
+use super::parameter::{Group, Parameter, Trainable, lend};
 use crate::data::batch::Batch;
 use crate::ending::{Result, failed};
 use crate::kernels::attention::{Attention, Cache};
+use crate::kernels::cross_entropy::Target;
 use crate::kernels::read;
 use crate::kernels::rope::Rope;
+use crate::kernels::weight::Precision;
 
+/// A model, frozen until [`Decoder::adapt`] or [`Decoder::train`] says what of it is to be trained.
 pub struct Decoder {
     pub config: Config,
     /// `[vocabulary, hidden]`
-    embedding: Arc<Vec<f32>>,
-    layers: Vec<Arc<Layer>>,
-    /// The adapters of each layer; none before [`Decoder::adapt`].
-    adapters: Vec<Var>,
-    last: Arc<LastLayer>,
+    pub(super) embedding: Parameter,
+    pub(super) layers: Vec<Layer>,
+    pub(super) last: LastLayer,
+    /// What is trained: the embedding's group, one for each layer, and the last layer's. None while all is frozen.
+    groups: Vec<Trainable>,
     rope: Arc<Rope>,
 }
 
 impl Decoder {
-    /// Reads every tensor, for rows of at most `positions` tokens. `layer_read` hears how many layers are there.
+    pub(super) const EMBEDDING_GROUP: usize = 0;
+
+    pub(super) fn layer_group(&self, index: usize) -> usize {
+        1 + index
+    }
+
+    fn last_group(&self) -> usize {
+        1 + self.layers.len()
+    }
+
+    /// Opens every tensor, for rows of at most `positions` tokens. `layer_read` hears how many layers are there.
     pub fn load(
         files: &mut ModelFiles,
         positions: usize,
@@ -37,21 +52,20 @@ impl Decoder {
     ) -> Result<Self> {
         let config = files.config.clone();
         let (vocabulary, hidden, epsilon) = (config.vocabulary, config.hidden, config.norm_epsilon);
-        let embedding = Arc::new(values(files, "model.embed_tokens.weight", &[vocabulary, hidden])?);
+        let embedding = files.parameter("model.embed_tokens.weight", &[vocabulary, hidden])?;
         let mut layers = Vec::with_capacity(config.layers);
         for index in 0..config.layers {
-            layers.push(Arc::new(load_layer(files, index)?));
+            layers.push(load_layer(files, index)?);
             layer_read(index + 1)?;
         }
-        let norm = values(files, "model.norm.weight", &[hidden])?;
-        let weight = if config.tied || !files.has("lm_head.weight") {
-            embedding.clone()
+        let norm = Norm { weight: files.parameter("model.norm.weight", &[hidden])?, epsilon };
+        let head = if config.tied || !files.has("lm_head.weight") {
+            None
         } else {
-            Arc::new(values(files, "lm_head.weight", &[vocabulary, hidden])?)
+            Some(files.parameter("lm_head.weight", &[vocabulary, hidden])?)
         };
         let rope = Arc::new(Rope::new(&config.rope.inverse_frequencies(config.heads.dim), positions));
-        let last = Arc::new(LastLayer { norm, epsilon, weight });
-        Ok(Self { config, embedding, layers, adapters: Vec::new(), last, rope })
+        Ok(Self { config, embedding, layers, last: LastLayer { norm, head }, groups: Vec::new(), rope })
     }
 
     /// Gives every target an adapter; `start` makes A `[rank, in]` and B `[out, rank]` for the projection at a layer.
@@ -60,22 +74,18 @@ impl Decoder {
         shape: &LoraShape,
         mut start: impl FnMut(usize, TargetModule, [usize; 3]) -> Result<(Tensor, Tensor)>,
     ) -> Result<Vec<Trainable>> {
-        let mut trainables = Vec::new();
+        let mut groups = self.empty_groups();
         for (index, layer) in self.layers.iter_mut().enumerate() {
-            let layer = Arc::get_mut(layer).expect("nothing trains before there are adapters");
-            let (mut adapters, mut matrices) = (Vec::new(), Vec::new());
             for &module in &shape.targets {
                 let projection = &mut layer.projections[module as usize];
-                let (a, b) = start(index, module, [shape.rank, projection.width, projection.out])?;
-                check_adapter(&a, &b, [shape.rank, projection.width, projection.out], &peft_name(index, module, 'A'))?;
-                let mut place = |matrix: char, tensor: &Tensor| -> Result<std::ops::Range<usize>> {
-                    let from = adapters.len();
-                    adapters.extend(tensor.flatten_all()?.to_vec1::<f32>()?);
-                    let (name, shape) = (peft_name(index, module, matrix), tensor.dims2()?.into());
-                    matrices.push(AdapterMatrix { name, shape, range: from..adapters.len() });
-                    Ok(from..adapters.len())
+                let sizes = [shape.rank, projection.weight.width(), projection.weight.out()];
+                let (a, b) = start(index, module, sizes)?;
+                check_adapter(&a, &b, sizes, &peft_name(index, module, 'A'))?;
+                let mut place = |matrix: char, tensor: &Tensor| -> Result<Range<usize>> {
+                    let values = tensor.flatten_all()?.to_vec1::<f32>()?;
+                    Ok(groups[1 + index].add(peft_name(index, module, matrix), tensor.dims(), &values))
                 };
-                projection.lora = Some(LoraPlace {
+                projection.adapter = Some(Adapter {
                     a: place('A', &a)?,
                     b: place('B', &b)?,
                     scale: (shape.alpha / shape.rank as f64) as f32,
@@ -83,75 +93,126 @@ impl Decoder {
                     number: (index * TargetModule::ALL.len() + module as usize) as u64,
                 });
             }
-            let len = adapters.len();
-            let var = Var::from_tensor(&Tensor::from_vec(adapters, len, &Device::Cpu)?)?;
-            self.adapters.push(var.clone());
-            trainables.push(Trainable { var, matrices });
         }
-        Ok(trainables)
+        self.finish(groups)
+    }
+
+    /// Trains the tensors themselves: those whose name `chosen` approves of.
+    pub fn train(&mut self, chosen: impl Fn(&str) -> bool) -> Result<Vec<Trainable>> {
+        let mut groups = self.empty_groups();
+        let mut take = |group: usize, parameter: &mut Parameter| {
+            if chosen(&parameter.name) {
+                groups[group].take(parameter);
+            }
+        };
+        let last_group = 1 + self.layers.len();
+        take(Self::EMBEDDING_GROUP, &mut self.embedding);
+        for (index, layer) in self.layers.iter_mut().enumerate() {
+            layer.parameters_mut().for_each(|parameter| take(1 + index, parameter));
+        }
+        self.last.parameters_mut().for_each(|parameter| take(last_group, parameter));
+        self.finish(groups)
+    }
+
+    fn empty_groups(&self) -> Vec<Group> {
+        (0..=self.last_group()).map(|_| Group::default()).collect()
+    }
+
+    fn finish(&mut self, groups: Vec<Group>) -> Result<Vec<Trainable>> {
+        self.groups = groups.into_iter().map(Group::finish).collect::<Result<_>>()?;
+        Ok(self.groups.clone())
+    }
+
+    /// Every tensor of the model, without adapters.
+    pub fn tensors(&self) -> impl Iterator<Item = &Parameter> {
+        let layers = self.layers.iter().flat_map(Layer::parameters);
+        std::iter::once(&self.embedding).chain(layers).chain(self.last.parameters())
     }
 
     /// Numbers in the model, without adapters.
     pub fn parameters(&self) -> u64 {
-        let layer = |layer: &Arc<Layer>| {
-            let projections: usize = layer.projections.iter().map(|projection| projection.weight.len()).sum();
-            projections + layer.input_norm.len() + layer.post_attention_norm.len()
-        };
-        let untied = if Arc::ptr_eq(&self.last.weight, &self.embedding) { 0 } else { self.last.weight.len() };
-        let rest = self.embedding.len() + self.last.norm.len() + untied;
-        (self.layers.iter().map(layer).sum::<usize>() + rest) as u64
-    }
-
-    /// The loss of a batch (the sum over its targets, in nats) on candle's tape, ready for a backward pass into the
-    /// adapters' variables.
-    pub fn loss(&self, batch: &Batch, dropout_seed: u64) -> candle_core::Result<Tensor> {
-        let mut x = Tensor::from_vec(self.embed(&batch.ids), (batch.ids.len(), self.config.hidden), &Device::Cpu)?;
-        for (layer, adapters) in self.layers.iter().zip(&self.adapters) {
-            let pass =
-                TrainingPass { attention: self.attention(&batch.bounds), dropout_seed, input_gradient: x.track_op() };
-            x = x.apply_op2(adapters, TrainedLayer::new(layer.clone(), pass))?;
-        }
-        x.apply_op1(TrainedLoss::new(self.last.clone(), batch.targets.clone()))
+        self.tensors().map(|parameter| parameter.elements() as u64).sum()
     }
 
     /// The loss of a batch (the sum over its targets, in nats) for its own sake.
     pub fn score(&self, batch: &Batch) -> candle_core::Result<f64> {
         let x = self.stream(&batch.ids, &batch.bounds)?;
-        Ok(self.last.head().loss(&x, &batch.targets, None))
+        Ok(self.losses(&x, &batch.targets, Precision::F32)?.into_iter().sum())
     }
 
     /// The logits `[tokens, vocabulary]` of one row.
     pub fn logits(&self, ids: &[u32]) -> candle_core::Result<Tensor> {
         let x = self.stream(ids, &Arc::from([0, ids.len()]))?;
-        Tensor::from_vec(self.last.head().logits(&x), (ids.len(), self.config.vocabulary), &Device::Cpu)
+        Tensor::from_vec(self.logits_of(&x)?, (ids.len(), self.config.vocabulary), &Device::Cpu)
     }
 
     /// What comes out of the last layer, `[tokens, hidden]`.
     fn stream(&self, ids: &[u32], bounds: &Arc<[usize]>) -> candle_core::Result<Vec<f32>> {
         let attention = self.attention(bounds);
-        let mut x = self.embed(ids);
+        self.through_layers(self.embed(ids)?, |_, q, k, v| attention.forward(q, k, v))
+    }
+
+    /// The stream through every layer, without a backward pass to come; `attend` also hears which layer asks.
+    fn through_layers(
+        &self,
+        mut x: Vec<f32>,
+        mut attend: impl FnMut(usize, &[f32], &[f32], &[f32]) -> Vec<f32>,
+    ) -> candle_core::Result<Vec<f32>> {
         for (index, layer) in self.layers.iter().enumerate() {
-            x =
-                self.with_adapters(index, |adapters| layer.score(&x, adapters, |q, k, v| attention.forward(q, k, v)))?;
+            x = self.lent(self.layer_group(index), |trained| {
+                let layer = layer.with(trained, Arithmetic::default());
+                layer.forward(&x, |q, k, v| attend(index, q, k, v)).0
+            })?;
         }
         Ok(x)
     }
 
-    fn embed(&self, ids: &[u32]) -> Vec<f32> {
-        let width = self.config.hidden;
-        ids.iter().flat_map(|&id| &self.embedding[id as usize * width..(id as usize + 1) * width]).copied().collect()
+    fn logits_of(&self, x: &[f32]) -> candle_core::Result<Vec<f32>> {
+        self.with_ends(|trained| self.last.head(&self.embedding, trained, Precision::F32).logits(x))
     }
 
-    fn attention(&self, bounds: &Arc<[usize]>) -> Attention {
+    pub(super) fn losses(&self, x: &[f32], targets: &[Target], precision: Precision) -> candle_core::Result<Vec<f64>> {
+        self.with_ends(|trained| self.last.head(&self.embedding, trained, precision).losses(x, targets, None))
+    }
+
+    /// The embeddings of the tokens, `[tokens, hidden]`.
+    pub(super) fn embed(&self, ids: &[u32]) -> candle_core::Result<Vec<f32>> {
+        self.lent(Self::EMBEDDING_GROUP, |trained| {
+            let embedding = self.embedding.matrix(trained);
+            let mut x = vec![0.0; ids.len() * embedding.width];
+            for (row, &id) in x.chunks_exact_mut(embedding.width).zip(ids) {
+                embedding.row(id as usize, row);
+            }
+            x
+        })
+    }
+
+    /// Adds the gradients of the tokens' embeddings, one token after the other: a token that occurs twice gets the
+    /// same sum each time.
+    pub(super) fn embedding_backward(&self, ids: &[u32], dx: &[f32], gradients: &mut [f32]) {
+        let [Some(dembedding)] = lend(gradients, [self.embedding.trained()]) else { return };
+        let width = self.embedding.width();
+        for (dx, &id) in dx.chunks_exact(width).zip(ids) {
+            let row = &mut dembedding[id as usize * width..][..width];
+            row.iter_mut().zip(dx).for_each(|(sum, dx)| *sum += dx);
+        }
+    }
+
+    pub(super) fn attention(&self, bounds: &Arc<[usize]>) -> Attention {
         Attention { heads: self.config.heads, rope: self.rope.clone(), bounds: bounds.clone() }
     }
 
-    /// Lends a layer's adapters to `f`; there may be none.
-    fn with_adapters<R>(&self, layer: usize, f: impl FnOnce(&[f32]) -> R) -> candle_core::Result<R> {
-        match self.adapters.get(layer) {
-            Some(var) => read(var, |adapters| Ok(f(adapters))),
+    /// Lends a group's trained values to `f`; there may be none.
+    pub(super) fn lent<R>(&self, group: usize, f: impl FnOnce(&[f32]) -> R) -> candle_core::Result<R> {
+        match self.groups.get(group) {
+            Some(trainable) => read(&trainable.var, |trained| Ok(f(trained))),
             None => Ok(f(&[])),
         }
+    }
+
+    /// Lends the trained values of the model's both ends to `f`.
+    pub(super) fn with_ends<R>(&self, f: impl FnOnce(&Ends<&[f32]>) -> R) -> candle_core::Result<R> {
+        self.lent(Self::EMBEDDING_GROUP, |embedding| self.lent(self.last_group(), |last| f(&Ends { embedding, last })))?
     }
 
     /// A conversation with nothing said yet.
@@ -171,14 +232,10 @@ impl Conversation<'_> {
     /// Takes in more tokens, at least one, and returns the logits `[vocabulary]` of what follows them. All tokens
     /// together must fit the positions that the decoder was loaded for.
     pub fn take_in(&mut self, ids: &[u32]) -> candle_core::Result<Vec<f32>> {
-        let Decoder { config, layers, rope, last, .. } = self.decoder;
-        let mut x = self.decoder.embed(ids);
-        for (index, (layer, cache)) in layers.iter().zip(&mut self.caches).enumerate() {
-            x = self
-                .decoder
-                .with_adapters(index, |adapters| layer.score(&x, adapters, |q, k, v| cache.attend(rope, q, k, v)))?;
-        }
-        Ok(last.head().logits(&x[(ids.len() - 1) * config.hidden..]))
+        let Self { decoder, caches } = self;
+        let attend = |layer: usize, q: &[f32], k: &[f32], v: &[f32]| caches[layer].attend(&decoder.rope, q, k, v);
+        let x = decoder.through_layers(decoder.embed(ids)?, attend)?;
+        decoder.logits_of(&x[(ids.len() - 1) * decoder.config.hidden..])
     }
 }
 
@@ -193,18 +250,17 @@ fn load_layer(files: &mut ModelFiles, index: usize) -> Result<Layer> {
             TargetModule::GateProj | TargetModule::UpProj => (intermediate, hidden),
             TargetModule::DownProj => (hidden, intermediate),
         };
-        let weight = values(files, &format!("{}.weight", projection_name(index, module)), &[out, width])?;
-        Ok(Projection { weight, out, width, lora: None })
+        let weight = files.parameter(&format!("{}.weight", projection_name(index, module)), &[out, width])?;
+        Ok(Projection { weight, adapter: None })
     };
     let [q, k, v, o, gate, up, down] = TargetModule::ALL.map(&mut projection);
     let projections = [q?, k?, v?, o?, gate?, up?, down?];
-    let mut norm = |name: &str| values(files, &format!("model.layers.{index}.{name}.weight"), &[hidden]);
+    let mut norm = |name: &str| -> Result<Norm> {
+        let weight = files.parameter(&format!("model.layers.{index}.{name}.weight"), &[hidden])?;
+        Ok(Norm { weight, epsilon: norm_epsilon })
+    };
     let (input_norm, post_attention_norm) = (norm("input_layernorm")?, norm("post_attention_layernorm")?);
-    Ok(Layer { input_norm, post_attention_norm, epsilon: norm_epsilon, projections })
-}
-
-fn values(files: &mut ModelFiles, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-    Ok(files.tensor(name, shape)?.flatten_all()?.to_vec1()?)
+    Ok(Layer { input_norm, post_attention_norm, projections })
 }
 
 fn check_adapter(a: &Tensor, b: &Tensor, [rank, width, out]: [usize; 3], name: &str) -> Result<()> {

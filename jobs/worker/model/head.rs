@@ -1,60 +1,49 @@
-//! The end of the decoder, as the last node of candle's tape.
+//! The end of the decoder: its last norm, and the head, which may be the embedding.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use super::layer::Norm;
+use super::parameter::{Parameter, lend};
+use crate::kernels::cross_entropy::Head;
+use crate::kernels::weight::Precision;
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
-
-use crate::kernels::cross_entropy::{Head, Target};
-use crate::kernels::{argument, gradient, output};
-
-/// The frozen norm and head.
 pub struct LastLayer {
-    pub norm: Vec<f32>,
-    pub epsilon: f32,
-    /// `[vocabulary, hidden]`; the embedding where the two are tied.
-    pub weight: Arc<Vec<f32>>,
+    pub norm: Norm,
+    /// `[vocabulary, hidden]`; nothing where the embedding's weight is the head's.
+    pub head: Option<Parameter>,
+}
+
+/// The trained values, or the gradients, that the end of the decoder has to do with.
+pub struct Ends<T> {
+    /// The embedding's group.
+    pub embedding: T,
+    /// The last layer's own group.
+    pub last: T,
 }
 
 impl LastLayer {
-    pub fn head(&self) -> Head<'_> {
-        Head { norm: &self.norm, epsilon: self.epsilon, weight: &self.weight }
-    }
-}
-
-/// The loss of a batch (the sum over its targets) as a node over the stream `[tokens, hidden]`.
-///
-/// The gradient is computed in the forward pass, while the logits are at hand, and scaled in the backward pass.
-pub struct TrainedLoss {
-    last: Arc<LastLayer>,
-    targets: Vec<Target>,
-    gradient: Mutex<Option<Vec<f32>>>,
-}
-
-impl TrainedLoss {
-    pub fn new(last: Arc<LastLayer>, targets: Vec<Target>) -> Self {
-        Self { last, targets, gradient: Mutex::default() }
-    }
-}
-
-impl CustomOp1 for TrainedLoss {
-    fn name(&self) -> &'static str {
-        "cross-entropy"
+    /// Every tensor of the model that belongs here.
+    pub fn parameters(&self) -> impl Iterator<Item = &Parameter> {
+        std::iter::once(&self.norm.weight).chain(&self.head)
     }
 
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x = argument(storage, layout)?;
-        let mut dx = vec![0.0; x.len()];
-        let loss = self.last.head().loss(x, &self.targets, Some(&mut dx));
-        *self.gradient.lock().unwrap_or_else(PoisonError::into_inner) = Some(dx);
-        Ok(output(vec![loss as f32], ()))
+    /// The same, to be changed.
+    pub fn parameters_mut(&mut self) -> impl Iterator<Item = &mut Parameter> {
+        std::iter::once(&mut self.norm.weight).chain(&mut self.head)
     }
 
-    fn bwd(&self, x: &Tensor, _loss: &Tensor, dloss: &Tensor) -> Result<Option<Tensor>> {
-        let Some(mut dx) = self.gradient.lock().unwrap_or_else(PoisonError::into_inner).take() else {
-            candle_core::bail!("the backward pass of a loss can be taken once only");
+    /// As the kernel takes it.
+    pub fn head<'a>(&'a self, embedding: &'a Parameter, trained: &Ends<&'a [f32]>, precision: Precision) -> Head<'a> {
+        let weight = match &self.head {
+            Some(head) => head.matrix(trained.last),
+            None => embedding.matrix(trained.embedding),
         };
-        let scale = dloss.to_scalar::<f32>()?;
-        dx.iter_mut().for_each(|dx| *dx *= scale);
-        gradient(dx, x.shape()).map(Some)
+        Head { norm: self.norm.weight.vector(trained.last), epsilon: self.norm.epsilon, weight, precision }
+    }
+
+    /// Where the gradients of the norm and of the head's weight go, as far as they are trained.
+    pub fn gradient<'g>(&self, embedding: &Parameter, gradients: Ends<&'g mut [f32]>) -> [Option<&'g mut [f32]>; 2] {
+        let own_head = self.head.as_ref().and_then(Parameter::trained);
+        let [norm, own_head] = lend(gradients.last, [self.norm.weight.trained(), own_head]);
+        let [tied] = lend(gradients.embedding, [embedding.trained().filter(|_| self.head.is_none())]);
+        [norm, own_head.or(tied)]
     }
 }

@@ -2,14 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use drydock_spec::FailureKind::BadModel;
+use memmap2::Mmap;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::stored::Stored;
 use crate::ending::{OrFail, Result, failed};
 
 /// A header that is longer is no header; the format's own limit is the same.
@@ -29,14 +32,13 @@ fn name(path: &Path) -> String {
 #[derive(Debug)]
 pub(super) struct Shards {
     tensors: BTreeMap<String, Place>,
-    files: Vec<(PathBuf, File)>,
+    files: Vec<(PathBuf, Arc<Mmap>)>,
 }
 
 #[derive(Debug)]
 struct Place {
     file: usize,
-    offset: u64,
-    bytes: usize,
+    bytes: Range<usize>,
     dtype: DType,
     shape: Vec<usize>,
 }
@@ -45,12 +47,12 @@ struct Place {
 struct Entry {
     dtype: String,
     shape: Vec<usize>,
-    data_offsets: (u64, u64),
+    data_offsets: (usize, usize),
 }
 
 impl Shards {
-    /// Reads the headers of every `*.safetensors` in the folder. The tensors themselves are read one at a time later:
-    /// mapping the files would be simpler, but a file that shrinks under a mapping kills the process.
+    /// Maps every `*.safetensors` in the folder and reads the headers. What a mapping costs: a file that shrinks under
+    /// it kills the process. A job's inputs are read-only, and its model lies in a store whose files never change.
     pub(super) fn open(folder: &Path) -> Result<Self> {
         let mut paths: Vec<PathBuf> = std::fs::read_dir(folder)
             .or_fail(BadModel, "cannot read the model folder")?
@@ -71,29 +73,29 @@ impl Shards {
 
     fn add(&mut self, path: PathBuf) -> Result<()> {
         let file = File::open(&path).or_fail(BadModel, format_args!("cannot read {}", name(&path)))?;
-        let size = file.metadata().or_fail(BadModel, name(&path))?.len();
-        let mut length = [0; 8];
-        file.read_exact_at(&mut length, 0).or_fail(BadModel, format_args!("{}: no header", name(&path)))?;
-        let length = u64::from_le_bytes(length);
-        if length > MAX_HEADER_BYTES || length + 8 > size {
+        // SAFETY: the file is not changed while it is mapped; see `open`.
+        let map = unsafe { Mmap::map(&file) }.or_fail(BadModel, format_args!("cannot map {}", name(&path)))?;
+        let size = map.len();
+        let length = map.first_chunk().ok_or("it is too short").or_fail(BadModel, name(&path))?;
+        let length = u64::from_le_bytes(*length);
+        if length > MAX_HEADER_BYTES || length + 8 > size as u64 {
             return failed(BadModel, format!("{}: a header of {length} bytes in {size} bytes", name(&path)));
         }
-        let mut header = vec![0; length as usize];
-        file.read_exact_at(&mut header, 8).or_fail(BadModel, name(&path))?;
-        let header: BTreeMap<String, Value> =
-            serde_json::from_slice(&header).or_fail(BadModel, format_args!("{}: bad header", name(&path)))?;
+        let data_start = 8 + length as usize;
+        let header: BTreeMap<String, Value> = serde_json::from_slice(&map[8..data_start])
+            .or_fail(BadModel, format_args!("{}: bad header", name(&path)))?;
         for (tensor, entry) in header {
             if tensor == "__metadata__" {
                 continue;
             }
             let what = format!("{}: tensor `{tensor}`", name(&path));
             let entry: Entry = serde_json::from_value(entry).or_fail(BadModel, &what)?;
-            let place = place(entry, self.files.len(), length + 8, size).or_fail(BadModel, &what)?;
+            let place = place(entry, self.files.len(), data_start, size).or_fail(BadModel, &what)?;
             if self.tensors.insert(tensor, place).is_some() {
                 return failed(BadModel, format!("{what} is in another file of the folder as well"));
             }
         }
-        self.files.push((path, file));
+        self.files.push((path, Arc::new(map)));
         Ok(())
     }
 
@@ -119,19 +121,32 @@ impl Shards {
 
     /// The tensor in f32.
     pub(super) fn tensor(&self, tensor: &str) -> Result<Tensor> {
-        let Some(place) = self.tensors.get(tensor) else {
-            return failed(BadModel, format!("tensor `{tensor}` is missing from the model's files"));
+        let (place, map) = self.place(tensor)?;
+        let raw = &map[place.bytes.clone()];
+        Ok(Tensor::from_raw_buffer(raw, place.dtype, &place.shape, &Device::Cpu)?.to_dtype(DType::F32)?)
+    }
+
+    /// The tensor as it is held while it is frozen, and its shape. One that is f32 already stays where it is.
+    pub(super) fn stored(&self, tensor: &str) -> Result<(Stored, Vec<usize>)> {
+        let (place, map) = self.place(tensor)?;
+        let width = place.shape.last().copied().unwrap_or(1);
+        let stored = match place.dtype {
+            DType::F32 => Stored::mapped_f32(map, place.bytes.clone(), width),
+            _ => Stored::f32(self.tensor(tensor)?.flatten_all()?.to_vec1()?, width),
         };
-        let (path, file) = &self.files[place.file];
-        let mut bytes = vec![0; place.bytes];
-        let what = format_args!("{}: tensor `{tensor}`", name(path)).to_string();
-        file.read_exact_at(&mut bytes, place.offset).or_fail(BadModel, what)?;
-        Ok(Tensor::from_raw_buffer(&bytes, place.dtype, &place.shape, &Device::Cpu)?.to_dtype(DType::F32)?)
+        Ok((stored, place.shape.clone()))
+    }
+
+    fn place(&self, tensor: &str) -> Result<(&Place, &Arc<Mmap>)> {
+        match self.tensors.get(tensor) {
+            Some(place) => Ok((place, &self.files[place.file].1)),
+            None => failed(BadModel, format!("tensor `{tensor}` is missing from the model's files")),
+        }
     }
 }
 
 /// Checks a header's entry against the file that it is about.
-fn place(entry: Entry, file: usize, data_start: u64, file_size: u64) -> Result<Place, String> {
+fn place(entry: Entry, file: usize, data_start: usize, file_size: usize) -> Result<Place, String> {
     let dtype = match entry.dtype.as_str() {
         "F32" => DType::F32,
         "F16" => DType::F16,
@@ -142,8 +157,8 @@ fn place(entry: Entry, file: usize, data_start: u64, file_size: u64) -> Result<P
     let (from, to) = entry.data_offsets;
     let bytes = elements.and_then(|count| count.checked_mul(dtype.size_in_bytes()));
     match (bytes, to.checked_sub(from)) {
-        (Some(bytes), Some(length)) if bytes as u64 == length && to <= file_size.saturating_sub(data_start) => {
-            Ok(Place { file, offset: data_start + from, bytes, dtype, shape: entry.shape })
+        (Some(bytes), Some(length)) if bytes == length && to <= file_size.saturating_sub(data_start) => {
+            Ok(Place { file, bytes: data_start + from..data_start + to, dtype, shape: entry.shape })
         }
         _ => Err(format!("bytes {from}..{to} do not hold {:?} values of {:?}", entry.shape, entry.dtype)),
     }

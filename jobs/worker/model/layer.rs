@@ -1,42 +1,43 @@
-//! One layer of the decoder, as one node of candle's tape.
+//! One layer of the decoder, forward and backward.
 //!
-//! A node for each operation would keep every intermediate result until the backward pass. One for the whole layer
-//! keeps what is dear to compute (the projections and attention) and computes the rest again (norms and SwiGLU): a
-//! little more than half of the memory for hardly any time.
+//! Keeping every intermediate result until the backward pass would take twice the memory. A layer keeps what is dear to
+//! compute (the projections and attention) and computes the rest again (norms and SwiGLU) for hardly any time.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use drydock_spec::finetune::TargetModule;
 
+use super::parameter::{Parameter, lend};
 use crate::kernels::add::add_to;
 use crate::kernels::attention::Attention;
-use crate::kernels::linear::{Dropout, Linear, Lora, LoraGradient, mix};
+use crate::kernels::linear::{Dropout, Linear, LinearGradient, Lora, mix};
 use crate::kernels::norm::{rms_norm, rms_norm_backward};
 use crate::kernels::swiglu::{swiglu, swiglu_backward};
-use crate::kernels::{argument, gradient, output, read};
+use crate::kernels::weight::Precision;
 
-/// The frozen part of a layer, and where its adapters lie.
 pub struct Layer {
-    pub input_norm: Vec<f32>,
-    pub post_attention_norm: Vec<f32>,
-    pub epsilon: f32,
+    pub input_norm: Norm,
+    pub post_attention_norm: Norm,
     /// In the order of [`TargetModule::ALL`].
     pub projections: [Projection; 7],
 }
 
-/// A linear projection: a frozen weight `[out, width]`, and perhaps an adapter.
-pub struct Projection {
-    pub weight: Vec<f32>,
-    pub out: usize,
-    pub width: usize,
-    pub lora: Option<LoraPlace>,
+/// An RMSNorm.
+pub struct Norm {
+    pub weight: Parameter,
+    pub epsilon: f32,
 }
 
-/// An adapter's place among all of its layer's, which lie one after the other in one variable.
+/// A linear projection, and perhaps its adapter.
+pub struct Projection {
+    /// `[out, width]`
+    pub weight: Parameter,
+    pub adapter: Option<Adapter>,
+}
+
+/// An adapter's place among its layer's trained values.
 #[derive(Debug, Clone, PartialEq)]
-pub struct LoraPlace {
+pub struct Adapter {
     /// Where A `[rank, width]` lies.
     pub a: Range<usize>,
     /// Where B `[out, rank]` lies.
@@ -47,8 +48,17 @@ pub struct LoraPlace {
     pub number: u64,
 }
 
+/// How a pass through a layer computes.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Arithmetic {
+    /// What the operands of the big products are rounded to.
+    pub precision: Precision,
+    /// The seed of a training pass's dropout.
+    pub dropout_seed: Option<u64>,
+}
+
 /// What a forward pass leaves to the backward pass.
-struct Kept {
+pub struct Kept {
     q: Vec<f32>,
     k: Vec<f32>,
     v: Vec<f32>,
@@ -59,153 +69,132 @@ struct Kept {
     up: Vec<f32>,
 }
 
-impl Layer {
-    /// The projection with its adapter out of the layer's; `dropout_seed` is that of a training pass.
-    fn linear<'a>(&'a self, module: TargetModule, adapters: &'a [f32], dropout_seed: Option<u64>) -> Linear<'a> {
-        let projection = self.projection(module);
-        let lora = projection.lora.as_ref().map(|place| Lora {
-            a: &adapters[place.a.clone()],
-            b: &adapters[place.b.clone()],
-            scale: place.scale,
-            dropout: dropout_seed
-                .filter(|_| place.dropout > 0.0)
-                .map(|seed| Dropout { rate: place.dropout, seed: mix(seed ^ mix(place.number)) }),
-        });
-        Linear { weight: &projection.weight, width: projection.width, lora }
+impl Norm {
+    fn forward(&self, x: &[f32], trained: &[f32]) -> Vec<f32> {
+        rms_norm(x, self.weight.vector(trained), self.epsilon)
     }
 
-    fn projection(&self, module: TargetModule) -> &Projection {
-        &self.projections[module as usize]
+    /// Adds the gradient of `x` to `dx`, and the weight's to its group's.
+    fn backward(&self, x: &[f32], trained: &[f32], dy: &[f32], dx: &mut [f32], gradients: &mut [f32]) {
+        let [dweight] = lend(gradients, [self.weight.trained()]);
+        rms_norm_backward(x, self.weight.vector(trained), self.epsilon, dy, dx, dweight);
+    }
+}
+
+impl Projection {
+    /// As the kernel takes it; `trained` are the layer's trained values.
+    pub(super) fn linear<'a>(&'a self, trained: &'a [f32], arithmetic: Arithmetic) -> Linear<'a> {
+        let lora = self.adapter.as_ref().map(|adapter| Lora {
+            a: &trained[adapter.a.clone()],
+            b: &trained[adapter.b.clone()],
+            scale: adapter.scale,
+            dropout: arithmetic
+                .dropout_seed
+                .filter(|_| adapter.dropout > 0.0)
+                .map(|seed| Dropout { rate: adapter.dropout, seed: mix(seed ^ mix(adapter.number)) }),
+        });
+        Linear { weight: self.weight.matrix(trained), lora, precision: arithmetic.precision }
+    }
+
+    fn gradient<'g>(&self, gradients: &'g mut [f32]) -> LinearGradient<'g> {
+        let adapter = self.adapter.as_ref();
+        let ranges = [self.weight.trained(), adapter.map(|adapter| &adapter.a), adapter.map(|adapter| &adapter.b)];
+        let [weight, a, b] = lend(gradients, ranges);
+        LinearGradient { weight, a, b }
+    }
+}
+
+impl Layer {
+    /// Every tensor of the model that belongs to the layer.
+    pub fn parameters(&self) -> impl Iterator<Item = &Parameter> {
+        let norms = [&self.input_norm, &self.post_attention_norm].map(|norm| &norm.weight);
+        self.projections.iter().map(|projection| &projection.weight).chain(norms)
+    }
+
+    /// The same, to be changed.
+    pub fn parameters_mut(&mut self) -> impl Iterator<Item = &mut Parameter> {
+        let norms = [&mut self.input_norm, &mut self.post_attention_norm].map(|norm| &mut norm.weight);
+        self.projections.iter_mut().map(|projection| &mut projection.weight).chain(norms)
+    }
+
+    /// The layer with the values that are trained in it.
+    pub fn with<'a>(&'a self, trained: &'a [f32], arithmetic: Arithmetic) -> Complete<'a> {
+        Complete { layer: self, trained, arithmetic }
+    }
+}
+
+/// A layer, complete with its trained values and with the way in which it is to compute.
+#[derive(Clone, Copy)]
+pub struct Complete<'a> {
+    layer: &'a Layer,
+    trained: &'a [f32],
+    arithmetic: Arithmetic,
+}
+
+impl Complete<'_> {
+    fn linear(&self, module: TargetModule, x: &[f32]) -> Vec<f32> {
+        self.layer.projections[module as usize].linear(self.trained, self.arithmetic).forward(x)
+    }
+
+    /// The backward pass of a projection; see [`Linear::backward`].
+    fn back(&self, module: TargetModule, x: &[f32], dy: &[f32], dx: Option<&mut Vec<f32>>, gradients: &mut [f32]) {
+        let projection = &self.layer.projections[module as usize];
+        let gradient = projection.gradient(gradients);
+        projection.linear(self.trained, self.arithmetic).backward(x, dy, dx, gradient);
     }
 
     /// `[tokens, hidden]` to `[tokens, hidden]`. `attend` makes of queries, keys and values what attention says.
-    fn forward(
-        &self,
-        x: &[f32],
-        adapters: &[f32],
-        dropout_seed: Option<u64>,
-        attend: impl FnOnce(&[f32], &[f32], &[f32]) -> Vec<f32>,
-    ) -> (Vec<f32>, Kept) {
-        let linear = |module| self.linear(module, adapters, dropout_seed);
-        let h = rms_norm(x, &self.input_norm, self.epsilon);
-        let q = linear(TargetModule::QProj).forward(&h);
-        let k = linear(TargetModule::KProj).forward(&h);
-        let v = linear(TargetModule::VProj).forward(&h);
+    pub fn forward(&self, x: &[f32], attend: impl FnOnce(&[f32], &[f32], &[f32]) -> Vec<f32>) -> (Vec<f32>, Kept) {
+        let h = self.layer.input_norm.forward(x, self.trained);
+        let q = self.linear(TargetModule::QProj, &h);
+        let k = self.linear(TargetModule::KProj, &h);
+        let v = self.linear(TargetModule::VProj, &h);
         let attended = attend(&q, &k, &v);
-        let mut middle = linear(TargetModule::OProj).forward(&attended);
+        let mut middle = self.linear(TargetModule::OProj, &attended);
         add_to(&mut middle, x);
-        let h = rms_norm(&middle, &self.post_attention_norm, self.epsilon);
-        let gate = linear(TargetModule::GateProj).forward(&h);
-        let up = linear(TargetModule::UpProj).forward(&h);
-        let mut y = linear(TargetModule::DownProj).forward(&swiglu(&gate, &up));
+        let h = self.layer.post_attention_norm.forward(&middle, self.trained);
+        let gate = self.linear(TargetModule::GateProj, &h);
+        let up = self.linear(TargetModule::UpProj, &h);
+        let mut y = self.linear(TargetModule::DownProj, &swiglu(&gate, &up));
         add_to(&mut y, &middle);
         (y, Kept { q, k, v, attended, middle, gate, up })
     }
 
-    /// `[tokens, hidden]` to `[tokens, hidden]`, without a backward pass to come. `attend` makes of queries, keys and
-    /// values what attention says.
-    pub fn score(
+    /// From the gradient `dy` of the output to that of the input `x`. It is empty unless `further` asks for it: below
+    /// the first layer there may be nothing to train. The trained values' gradients are added to `gradients`.
+    pub fn backward(
         &self,
         x: &[f32],
-        adapters: &[f32],
-        attend: impl FnOnce(&[f32], &[f32], &[f32]) -> Vec<f32>,
-    ) -> Vec<f32> {
-        self.forward(x, adapters, None, attend).0
-    }
-
-    /// The gradients of `x` (where it is asked for) and of the adapters.
-    fn backward(
-        &self,
-        x: &[f32],
-        adapters: &[f32],
-        pass: &TrainingPass,
         kept: Kept,
-        dy: &[f32],
-    ) -> (Option<Vec<f32>>, Vec<f32>) {
-        let mut gradients = vec![0.0; adapters.len()];
-        let mut back = |module, x: &[f32], dy: &[f32], dx: Option<&mut Vec<f32>>| {
-            let gradient = self.projection(module).lora.as_ref().map(|place| place.split(&mut gradients));
-            self.linear(module, adapters, Some(pass.dropout_seed)).backward(x, dy, dx, gradient);
-        };
+        dy: Vec<f32>,
+        attention: &Attention,
+        further: bool,
+        gradients: &mut [f32],
+    ) -> Vec<f32> {
+        let &Self { layer, trained, .. } = self;
         let Kept { q, k, v, attended, middle, gate, up } = kept;
 
         let mut dinner = Vec::new();
-        back(TargetModule::DownProj, &swiglu(&gate, &up), dy, Some(&mut dinner));
+        self.back(TargetModule::DownProj, &swiglu(&gate, &up), &dy, Some(&mut dinner), gradients);
         let (dgate, dup) = swiglu_backward(&gate, &up, &dinner);
-        let h = rms_norm(&middle, &self.post_attention_norm, self.epsilon);
+        let h = layer.post_attention_norm.forward(&middle, trained);
         let mut dh = Vec::new();
-        back(TargetModule::GateProj, &h, &dgate, Some(&mut dh));
-        back(TargetModule::UpProj, &h, &dup, Some(&mut dh));
-        let mut dmiddle = dy.to_vec();
-        rms_norm_backward(&middle, &self.post_attention_norm, self.epsilon, &dh, &mut dmiddle);
+        self.back(TargetModule::GateProj, &h, &dgate, Some(&mut dh), gradients);
+        self.back(TargetModule::UpProj, &h, &dup, Some(&mut dh), gradients);
+        let mut dmiddle = dy;
+        layer.post_attention_norm.backward(&middle, trained, &dh, &mut dmiddle, gradients);
 
         let mut dattended = Vec::new();
-        back(TargetModule::OProj, &attended, &dmiddle, Some(&mut dattended));
-        let [dq, dk, dv] = pass.attention.backward(&q, &k, &v, &dattended);
-        let h = rms_norm(x, &self.input_norm, self.epsilon);
-        let mut dh = pass.input_gradient.then(Vec::new);
-        back(TargetModule::QProj, &h, &dq, dh.as_mut());
-        back(TargetModule::KProj, &h, &dk, dh.as_mut());
-        back(TargetModule::VProj, &h, &dv, dh.as_mut());
-        let dx = dh.map(|dh| {
-            let mut dx = dmiddle;
-            rms_norm_backward(x, &self.input_norm, self.epsilon, &dh, &mut dx);
-            dx
-        });
-        (dx, gradients)
-    }
-}
-
-impl LoraPlace {
-    fn split<'a>(&self, gradients: &'a mut [f32]) -> LoraGradient<'a> {
-        // B follows A at once.
-        let (a, b) = gradients[self.a.start..self.b.end].split_at_mut(self.a.len());
-        LoraGradient { a, b }
-    }
-}
-
-/// What a layer needs to know about a training pass.
-pub struct TrainingPass {
-    pub attention: Attention,
-    pub dropout_seed: u64,
-    /// Whether the layer's input needs a gradient; the first layer's does not.
-    pub input_gradient: bool,
-}
-
-/// The layer as a node over its input `[tokens, hidden]` and the variable that holds its adapters.
-pub struct TrainedLayer {
-    layer: Arc<Layer>,
-    pass: TrainingPass,
-    kept: Mutex<Option<Kept>>,
-}
-
-impl TrainedLayer {
-    pub fn new(layer: Arc<Layer>, pass: TrainingPass) -> Self {
-        Self { layer, pass, kept: Mutex::default() }
-    }
-}
-
-impl CustomOp2 for TrainedLayer {
-    fn name(&self) -> &'static str {
-        "decoder-layer"
-    }
-
-    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (x, adapters) = (argument(s1, l1)?, argument(s2, l2)?);
-        let attend = |q: &[f32], k: &[f32], v: &[f32]| self.pass.attention.forward(q, k, v);
-        let (y, kept) = self.layer.forward(x, adapters, Some(self.pass.dropout_seed), attend);
-        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(kept);
-        Ok(output(y, l1.shape()))
-    }
-
-    fn bwd(&self, x: &Tensor, adapters: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let Some(kept) = self.kept.lock().unwrap_or_else(PoisonError::into_inner).take() else {
-            candle_core::bail!("the backward pass of a layer can be taken once only");
-        };
-        let (dx, dadapters) = read(x, |x| {
-            read(adapters, |adapters| read(dy, |dy| Ok(self.layer.backward(x, adapters, &self.pass, kept, dy))))
-        })?;
-        let dx = dx.map(|dx| gradient(dx, x.shape())).transpose()?;
-        Ok((dx, Some(gradient(dadapters, adapters.shape())?)))
+        self.back(TargetModule::OProj, &attended, &dmiddle, Some(&mut dattended), gradients);
+        let [dq, dk, dv] = attention.backward(&q, &k, &v, &dattended);
+        let h = layer.input_norm.forward(x, trained);
+        // The norm's own gradient asks for that of its output, too.
+        let mut dh = (further || layer.input_norm.weight.trained().is_some()).then(Vec::new);
+        self.back(TargetModule::QProj, &h, &dq, dh.as_mut(), gradients);
+        self.back(TargetModule::KProj, &h, &dk, dh.as_mut(), gradients);
+        self.back(TargetModule::VProj, &h, &dv, dh.as_mut(), gradients);
+        let Some(dh) = dh else { return Vec::new() };
+        layer.input_norm.backward(x, trained, &dh, &mut dmiddle, gradients);
+        if further { dmiddle } else { Vec::new() }
     }
 }

@@ -1,15 +1,15 @@
 //! Adapters: which projections have one, what it starts from, and how PEFT names it.
 
-use std::ops::Range;
 use std::path::Path;
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{Device, Tensor};
 use drydock_spec::FailureKind::BadModel;
 use drydock_spec::finetune::TargetModule;
 use serde::{Deserialize, Serialize};
 
 use super::decoder::Decoder;
 use super::hf::{Shards, read_json};
+use super::parameter::Trainable;
 use crate::ending::{OrFail, Result};
 use crate::random::Chance;
 
@@ -20,22 +20,6 @@ pub struct LoraShape {
     pub alpha: f64,
     pub dropout: f32,
     pub targets: Vec<TargetModule>,
-}
-
-/// The adapters of one layer: matrices one after the other in one variable.
-pub struct Trainable {
-    pub var: Var,
-    pub matrices: Vec<AdapterMatrix>,
-}
-
-/// One matrix of an adapter.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AdapterMatrix {
-    /// PEFT's name.
-    pub name: String,
-    pub shape: [usize; 2],
-    /// Where it lies in its layer's variable.
-    pub range: Range<usize>,
 }
 
 /// PEFT's name of a projection's adapter matrix; `matrix` is `A` or `B`.

@@ -12,7 +12,8 @@ use drydock_worker::data::rows::Row;
 use drydock_worker::finetune::train::{Step, Trainer};
 use drydock_worker::model::ModelFiles;
 use drydock_worker::model::decoder::Decoder;
-use drydock_worker::model::lora::{AdapterMatrix, LoraShape, Trainable, peft_name};
+use drydock_worker::model::lora::{LoraShape, peft_name};
+use drydock_worker::model::parameter::{Trainable, TrainedTensor};
 use serde::Deserialize;
 
 const CASES: [&str; 3] = ["tied", "untied", "llama3_rope"];
@@ -95,7 +96,7 @@ fn every_adapter_matrix_gets_the_gradient_that_pytorch_computes() {
         step(&mut trainer, 0, &case.batches(3));
         let mut seen = 0;
         for (trainable, gradient) in case.trainables.iter().zip(trainer.gradients()) {
-            for AdapterMatrix { name: matrix, range, .. } in &trainable.matrices {
+            for TrainedTensor { name: matrix, range, .. } in &trainable.tensors {
                 let want = &case.tensors[&format!("gradient.{matrix}")];
                 let want = want.flatten_all().unwrap().to_vec1::<f32>().unwrap();
                 let size = norm(want.iter().copied());
