@@ -11,14 +11,17 @@
 pub mod adamw;
 pub mod add;
 pub mod attention;
+pub mod bias;
 pub mod cross_entropy;
+pub mod dora;
+pub mod gated;
 pub mod linear;
 mod matrix;
 mod memory;
 pub mod norm;
 pub mod rope;
 pub mod simd;
-pub mod swiglu;
+pub mod softcap;
 #[cfg(test)]
 mod testing;
 pub mod weight;

@@ -9,6 +9,7 @@ pub mod finetune;
 pub mod generate;
 pub mod kernels;
 pub mod logits;
+pub mod merge;
 pub mod model;
 pub mod preview;
 pub mod random;

@@ -9,11 +9,14 @@ use drydock_spec::contract::{EXIT_FAILED, EXIT_FINISHED, EXIT_MISUSED};
 use drydock_worker::attempt::{Purpose, STACK_BYTES, carry_out, read_spec, start_threads};
 use drydock_worker::ending::Ending;
 use drydock_worker::logits::logits;
+use drydock_worker::merge::merge;
+use drydock_worker::save::shards::SavedAs;
 
 const USAGE: &str = "\
 usage: drydock-worker run SPEC.json
        drydock-worker preview SPEC.json
        drydock-worker logits --model DIR [--adapter DIR] --ids 1,2,3 --out FILE.safetensors
+       drydock-worker merge --model DIR [--adapter DIR] [--dtype f32|f16|bf16] --out DIR
        drydock-worker --version";
 
 fn main() -> ExitCode {
@@ -25,6 +28,7 @@ fn main() -> ExitCode {
         ["run", spec] => attempt(spec, Purpose::Run),
         ["preview", spec] => attempt(spec, Purpose::Preview),
         ["logits", ref options @ ..] => write_logits(options),
+        ["merge", ref options @ ..] => write_merged(options),
         ["--version"] => writeln!(std::io::stdout(), "{}", drydock_worker::NAME_AND_VERSION)
             .map(|()| EXIT_FINISHED)
             .context("cannot write to the standard output"),
@@ -58,11 +62,31 @@ fn write_logits(options: &[&str]) -> anyhow::Result<i32> {
         }
     }
     let (Some(model), Some(ids), Some(out)) = (model, ids, out) else { bail!("{USAGE}") };
+    by_hand(move || logits(&model, adapter.as_deref(), &ids, &out))
+}
+
+/// For using elsewhere what was trained here; reports nothing, either.
+fn write_merged(options: &[&str]) -> anyhow::Result<i32> {
+    let (mut model, mut adapter, mut dtype, mut out) = (None, None, None, None);
+    for pair in options.chunks(2) {
+        match *pair {
+            ["--model", value] => model = Some(PathBuf::from(value)),
+            ["--adapter", value] => adapter = Some(PathBuf::from(value)),
+            ["--dtype", "f32"] => dtype = Some(SavedAs::F32),
+            ["--dtype", "f16"] => dtype = Some(SavedAs::F16),
+            ["--dtype", "bf16"] => dtype = Some(SavedAs::Bf16),
+            ["--out", value] => out = Some(PathBuf::from(value)),
+            _ => bail!("{USAGE}"),
+        }
+    }
+    let (Some(model), Some(out)) = (model, out) else { bail!("{USAGE}") };
+    by_hand(move || merge(&model, adapter.as_deref(), dtype, &out))
+}
+
+/// Does something on all threads, and complains on the standard error.
+fn by_hand(work: impl FnOnce() -> Result<(), Ending> + Send + 'static) -> anyhow::Result<i32> {
     start_threads(std::thread::available_parallelism().map_or(1, |threads| threads.get() as u32))?;
-    let work = std::thread::Builder::new()
-        .stack_size(STACK_BYTES)
-        .spawn(move || logits(&model, adapter.as_deref(), &ids, &out))
-        .context("cannot start a thread")?;
+    let work = std::thread::Builder::new().stack_size(STACK_BYTES).spawn(work).context("cannot start a thread")?;
     match work.join() {
         Ok(Ok(())) => Ok(EXIT_FINISHED),
         Ok(Err(Ending::Failed(failure))) => bail!("{failure}; hint: {}", failure.hint),

@@ -2,11 +2,15 @@
 
 pub mod config;
 pub mod decoder;
-mod gguf;
+pub mod describe;
+pub mod gguf;
 pub mod head;
 mod hf;
 pub mod layer;
 pub mod lora;
+pub mod merge;
+pub mod method;
+pub mod names;
 pub mod parameter;
 pub mod stored;
 pub mod tape;
@@ -73,7 +77,7 @@ impl ModelFiles {
     /// Whether the model has a tensor of this name (as Hugging Face names it).
     pub fn has(&self, name: &str) -> bool {
         match &self.weights {
-            Weights::Gguf(file) => file.has(name),
+            Weights::Gguf(file) => file.has(name, &self.config),
             Weights::Safetensors(shards) => shards.has(name),
         }
     }

@@ -119,6 +119,11 @@ impl Shards {
         self.tensors.contains_key(tensor)
     }
 
+    /// Tensors in all.
+    pub(super) fn len(&self) -> usize {
+        self.tensors.len()
+    }
+
     /// The tensor in f32.
     pub(super) fn tensor(&self, tensor: &str) -> Result<Tensor> {
         let (place, map) = self.place(tensor)?;

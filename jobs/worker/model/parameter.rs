@@ -45,6 +45,14 @@ impl Parameter {
         values
     }
 
+    /// Appends all values in f32; `trained` are those of its group.
+    pub fn append_to(&self, trained: &[f32], values: &mut Vec<f32>) {
+        match &self.place {
+            Place::Frozen(stored) => stored.append_to(values),
+            Place::Trained(range) => values.extend_from_slice(&trained[range.clone()]),
+        }
+    }
+
     /// Where its gradient lies among its group's; nowhere if it is frozen.
     pub fn trained(&self) -> Option<&Range<usize>> {
         match &self.place {

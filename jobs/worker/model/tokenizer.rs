@@ -132,6 +132,11 @@ impl Text {
         self.tokenizer.decode(ids, skip_special).or_fail(BadModel, "the tokenizer cannot write its own tokens")
     }
 
+    /// The token that begins a text.
+    pub fn bos_id(&self) -> Option<u32> {
+        self.tokenizer.token_to_id(self.bos.as_deref()?)
+    }
+
     /// The texts of the tokens that end an answer.
     pub fn stop_texts(&self) -> Vec<String> {
         self.stops.iter().filter_map(|&id| self.tokenizer.id_to_token(id)).collect()

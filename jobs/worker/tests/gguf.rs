@@ -143,7 +143,10 @@ fn what_is_wrong_with_a_gguf_is_told() {
     };
     let unknown = failure(&|metadata| metadata[0].1 = Value::String("qwen3moe".into()));
     assert_eq!(unknown.kind, FailureKind::UnsupportedModel);
-    assert_eq!(unknown.message, "the model's architecture is `qwen3moe`; known are: llama, mistral");
+    assert_eq!(
+        unknown.message,
+        "the model's architecture is `qwen3moe`; known are: llama, mistral, qwen2, qwen3, gemma2, gemma3, gemma3_text, phi3"
+    );
     let missing = failure(&|metadata| metadata.retain(|(key, _)| *key != "llama.block_count"));
     assert_eq!(missing.kind, FailureKind::BadModel);
     assert!(missing.message.starts_with("GGUF metadata `llama.block_count`: missing"), "{missing}");
