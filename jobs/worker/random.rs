@@ -12,6 +12,8 @@ pub enum Purpose {
     Order(u32),
     /// The start values of adapters.
     Adapter,
+    /// Which lessons stay together.
+    Groups,
 }
 
 pub struct Chance(ChaCha8Rng);
@@ -22,6 +24,7 @@ impl Chance {
         generator.set_stream(match purpose {
             Purpose::Split => 0,
             Purpose::Adapter => 1,
+            Purpose::Groups => 2,
             Purpose::Order(epoch) => (1 << 32) + u64::from(epoch),
         });
         Self(generator)

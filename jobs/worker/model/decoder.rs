@@ -118,8 +118,13 @@ impl Decoder {
 
     /// The loss of a batch (the sum over its targets, in nats) for its own sake.
     pub fn score(&self, batch: &Batch) -> candle_core::Result<f64> {
+        Ok(self.target_losses(batch, Precision::F32)?.into_iter().sum())
+    }
+
+    /// The negative log likelihood of each of a batch's targets, in nats, for its own sake.
+    pub fn target_losses(&self, batch: &Batch, precision: Precision) -> candle_core::Result<Vec<f64>> {
         let x = self.stream(&batch.ids, &batch.bounds)?;
-        Ok(self.losses(&x, &batch.targets, Precision::F32)?.into_iter().sum())
+        self.losses(&x, &batch.targets, precision)
     }
 
     /// The logits `[tokens, vocabulary]` of one row.
