@@ -11,7 +11,7 @@ use drydock_spec::{AttemptSpec, Failure, FailureKind, JobSpec, Report};
 use crate::ending::{Ending, Result};
 use crate::kernels::simd;
 use crate::report::Reporter;
-use crate::{finetune, preview, stop};
+use crate::{finetune, preview, quantize, stop};
 
 /// What is to be done with a spec.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +62,7 @@ fn work(attempt: &AttemptSpec, purpose: Purpose, reporter: &Reporter) -> Result<
     }
     match (purpose, &attempt.spec) {
         (Purpose::Run, JobSpec::Finetune(spec)) => finetune::finetune(attempt, spec, reporter),
+        (Purpose::Run, JobSpec::Quantize(spec)) => quantize::quantize(attempt, spec, reporter),
         (Purpose::Preview, JobSpec::Finetune(spec)) => preview::preview(attempt, spec, reporter),
         (_, other) => {
             let message = format!("this worker has no job of the kind `{}`", other.kind());

@@ -14,6 +14,7 @@ use crate::model::decoder::Decoder;
 use crate::model::lora::LoraShape;
 use crate::model::method::{Chosen, choose};
 use crate::model::parameter::Trainable;
+use crate::model::tape::Pass;
 use crate::model::tokenizer::Text;
 use crate::report::{Reporter, resident_bytes};
 use crate::save::model::WholeModel;
@@ -43,7 +44,7 @@ pub fn finetune(attempt: &AttemptSpec, spec: &FinetuneSpec, reporter: &Reporter)
         decoder: &decoder,
         trainables: &trainables,
         recipe: &spec.recipe,
-        aim: Aim { objective: spec.objective, beta: if spec.objective == Objective::Sft { 0.0 } else { spec.beta } },
+        aim: Aim { objective: spec.objective, beta: spec.beta },
         train: &prepared.split.train,
         held_out: &prepared.split.held_out,
         max_length: prepared.max_length,
@@ -171,10 +172,15 @@ fn load(
     };
     let positions = questions.iter().map(Question::positions).fold(longest_row, usize::max);
     let layers = files.config.layers as u64;
-    Decoder::load(files, positions, |done| {
+    let mut decoder = Decoder::load(files, positions, |done| {
         reporter.progress(done as u64, layers);
         stop::check()
-    })
+    })?;
+    if spec.objective != Objective::Sft {
+        // What is compared must be computed alike.
+        decoder.scoring = Pass::new(&spec.recipe, 0).precision;
+    }
+    Ok(decoder)
 }
 
 fn model_report(decoder: &Decoder, trainables: &[Trainable]) -> ModelReport {

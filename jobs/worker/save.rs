@@ -113,7 +113,7 @@ impl<'a> Saver<'a> {
         Ok(())
     }
 
-    fn announce(&self, path: &str, role: &str) {
+    pub fn announce(&self, path: &str, role: &str) {
         self.reporter.report(Report::Artifact { path: path.to_owned(), role: role.to_owned() });
     }
 }

@@ -23,7 +23,7 @@ use candle_core::{Device, Tensor};
 use drydock_spec::finetune::Objective;
 use drydock_spec::recipe::OnDivergence;
 use drydock_spec::report::{Checkpoint as CheckpointReport, Evaluation, Phase};
-use drydock_spec::{FailureKind, Recipe, Report};
+use drydock_spec::{Failure, FailureKind, Recipe, Report};
 use serde::Serialize;
 
 use crate::data::lesson::Lesson;
@@ -279,7 +279,10 @@ impl<'a> Trainer<'a> {
             stop::check()
         })?;
         let HeldOut { loss, tokens, .. } = measured;
-        let evaluation = Evaluation { phase, step: done_before, loss, perplexity: loss.exp(), tokens };
+        if !loss.is_finite() {
+            return Err(no_number(phase, loss));
+        }
+        let evaluation = Evaluation { phase, step: done_before, loss, perplexity: loss.exp().min(f64::MAX), tokens };
         self.reporter.report(Report::Evaluation(evaluation.clone()));
         // An attempt that was stopped after the last step measures once more.
         self.state.evaluations.retain(|earlier| (earlier.phase, earlier.step) != (phase, done_before));
@@ -382,4 +385,13 @@ impl<'a> Trainer<'a> {
             preferences: state.preferences,
         }
     }
+}
+
+/// What a held-out loss means that is no number.
+fn no_number(phase: Phase, loss: f64) -> Ending {
+    let (kind, when) = match phase {
+        Phase::Before => (FailureKind::BadModel, "before anything is trained"),
+        Phase::During | Phase::After => (FailureKind::Diverged, "of what was trained"),
+    };
+    Failure::new(kind, format!("the held-out loss {when} is {loss}")).into()
 }

@@ -74,6 +74,18 @@ pub struct Biases {
 }
 
 impl Config {
+    /// A projection's weight, `[out, width]`.
+    pub fn shape(&self, module: TargetModule) -> [usize; 2] {
+        let &Self { hidden, intermediate, heads, .. } = self;
+        match module {
+            TargetModule::QProj => [heads.query_width(), hidden],
+            TargetModule::KProj | TargetModule::VProj => [heads.key_value_width(), hidden],
+            TargetModule::OProj => [hidden, heads.query_width()],
+            TargetModule::GateProj | TargetModule::UpProj => [intermediate, hidden],
+            TargetModule::DownProj => [hidden, intermediate],
+        }
+    }
+
     /// How a layer's queries weigh keys.
     pub fn scoring(&self, layer: usize) -> Scoring {
         let Features { attention_scale, attention_softcap, .. } = self.features;
@@ -113,7 +125,7 @@ impl Config {
     fn check_features(&self) -> Result<()> {
         let dim = self.heads.dim;
         for rope in [Some(&self.rope), self.window_rope.as_ref()].into_iter().flatten() {
-            if rope.dim == 0 || rope.dim > dim || !rope.dim.is_multiple_of(2) || !(rope.theta > 0.0) {
+            if rope.dim == 0 || rope.dim > dim || !rope.dim.is_multiple_of(2) || !above_zero(rope.theta) {
                 let message = format!("{} of a head's {dim} values turn with a base of {}", rope.dim, rope.theta);
                 return failed(FailureKind::BadModel, message);
             }
@@ -126,17 +138,22 @@ impl Config {
                 let message = format!("the rope scaling has {} factors, not {}", list.len(), rope.dim / 2);
                 return failed(FailureKind::BadModel, message);
             }
-            if lists.iter().flat_map(|list| *list).any(|factor| !(*factor > 0.0)) {
+            if lists.iter().flat_map(|list| *list).any(|factor| !above_zero(f64::from(*factor))) {
                 return failed(FailureKind::BadModel, "the rope scaling has a factor that is not above 0");
             }
         }
         let Features { attention_softcap, logit_softcap, attention_scale, .. } = self.features;
         let caps = [attention_softcap, logit_softcap, Some(attention_scale)];
-        match caps.into_iter().flatten().find(|cap| !(*cap > 0.0 && cap.is_finite())) {
+        match caps.into_iter().flatten().find(|cap| !above_zero(f64::from(*cap))) {
             Some(cap) => failed(FailureKind::BadModel, format!("a softcap or the attention's scale is {cap}")),
             None => Ok(()),
         }
     }
+}
+
+/// Whether a number can be divided by and multiplied with; NaN cannot.
+fn above_zero(value: f64) -> bool {
+    value > 0.0 && value.is_finite()
 }
 
 impl Features {

@@ -12,7 +12,8 @@ use super::config::Config;
 use super::head::{Ends, LastLayer};
 use super::layer::{Arithmetic, Layer, Norm, Projection};
 use super::names::projection_name;
-use super::parameter::{Group, Parameter, Trainable, lend};
+use super::parameter::{Group, Parameter, Place, Trainable, lend};
+use crate::blocks::BlockKind;
 use crate::data::batch::Batch;
 use crate::ending::Result;
 use crate::kernels::attention::{Attention, Cache};
@@ -24,6 +25,8 @@ use crate::kernels::weight::Precision;
 /// A model, frozen until [`Decoder::adapt`] or [`Decoder::train`] says what of it is to be trained.
 pub struct Decoder {
     pub config: Config,
+    /// What scoring and answering compute with; a training pass says so itself.
+    pub scoring: Precision,
     /// `[vocabulary, hidden]`
     pub(super) embedding: Parameter,
     pub(super) layers: Vec<Layer>,
@@ -70,7 +73,8 @@ impl Decoder {
         let rope = Arc::new(config.rope.rope(positions));
         let window_rope = config.window_rope.as_ref().map(|rope| Arc::new(rope.rope(positions)));
         let last = LastLayer { norm, head, softcap: config.features.logit_softcap };
-        Ok(Self { config, embedding, layers, last, groups: Vec::new(), rope, window_rope })
+        let scoring = Precision::default();
+        Ok(Self { config, scoring, embedding, layers, last, groups: Vec::new(), rope, window_rope })
     }
 
     /// Trains the tensors themselves: those of these names.
@@ -89,6 +93,17 @@ impl Decoder {
         }
         self.last.parameters_mut().for_each(|parameter| take(last_group, parameter));
         self.finish(groups)
+    }
+
+    /// Holds the projections' weights in quantized blocks; `kind` says in which, by the width of a row. Embedding and
+    /// head stay as they are, as in QLoRA (Dettmers et al. 2023).
+    pub fn quantize(&mut self, kind: impl Fn(usize) -> BlockKind) {
+        for projection in self.layers.iter_mut().flat_map(|layer| &mut layer.projections) {
+            let width = projection.weight.width();
+            if let Place::Frozen(stored) = &mut projection.weight.place {
+                stored.quantize(kind(width));
+            }
+        }
     }
 
     pub(super) fn empty_groups(&self) -> Vec<Group> {
@@ -118,13 +133,13 @@ impl Decoder {
 
     /// The loss of a batch (the sum over its targets, in nats) for its own sake.
     pub fn score(&self, batch: &Batch) -> candle_core::Result<f64> {
-        Ok(self.target_losses(batch, Precision::F32)?.into_iter().sum())
+        Ok(self.target_losses(batch)?.into_iter().sum())
     }
 
     /// The negative log likelihood of each of a batch's targets, in nats, for its own sake.
-    pub fn target_losses(&self, batch: &Batch, precision: Precision) -> candle_core::Result<Vec<f64>> {
+    pub fn target_losses(&self, batch: &Batch) -> candle_core::Result<Vec<f64>> {
         let x = self.stream(&batch.ids, &batch.bounds)?;
-        self.losses(&x, &batch.targets, precision)
+        self.losses(&x, &batch.targets, self.scoring)
     }
 
     /// The logits `[tokens, vocabulary]` of one row.
@@ -146,7 +161,7 @@ impl Decoder {
     ) -> candle_core::Result<Vec<f32>> {
         for (index, layer) in self.layers.iter().enumerate() {
             x = self.lent(self.layer_group(index), |trained| {
-                let layer = layer.with(trained, Arithmetic::default());
+                let layer = layer.with(trained, Arithmetic { precision: self.scoring, ..Default::default() });
                 layer.forward(&x, |q, k, v| attend(index, q, k, v)).0
             })?;
         }
@@ -154,7 +169,7 @@ impl Decoder {
     }
 
     fn logits_of(&self, x: &[f32]) -> candle_core::Result<Vec<f32>> {
-        self.with_ends(|trained| self.last.head(&self.embedding, trained, Precision::F32).logits(x))
+        self.with_ends(|trained| self.last.head(&self.embedding, trained, self.scoring).logits(x))
     }
 
     pub(super) fn losses(&self, x: &[f32], targets: &[Target], precision: Precision) -> candle_core::Result<Vec<f64>> {
@@ -276,18 +291,11 @@ fn load_layer(files: &mut ModelFiles, index: usize) -> Result<Layer> {
 }
 
 fn load_projection(files: &mut ModelFiles, index: usize, module: TargetModule) -> Result<Projection> {
-    let Config { hidden, intermediate, heads, .. } = files.config;
-    let (out, width) = match module {
-        TargetModule::QProj => (heads.query_width(), hidden),
-        TargetModule::KProj | TargetModule::VProj => (heads.key_value_width(), hidden),
-        TargetModule::OProj => (hidden, heads.query_width()),
-        TargetModule::GateProj | TargetModule::UpProj => (intermediate, hidden),
-        TargetModule::DownProj => (hidden, intermediate),
-    };
+    let shape = files.config.shape(module);
     let name = projection_name(index, module);
-    let weight = files.parameter(&format!("{name}.weight"), &[out, width])?;
+    let weight = files.parameter(&format!("{name}.weight"), &shape)?;
     let bias = if files.config.features.has_bias(module) {
-        Some(files.parameter(&format!("{name}.bias"), &[out])?)
+        Some(files.parameter(&format!("{name}.bias"), &shape[..1])?)
     } else {
         None
     };

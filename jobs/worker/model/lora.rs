@@ -1,5 +1,6 @@
 //! Adapters: which projections have one, what it starts from, and how PEFT writes it down.
 
+use std::ops::Range;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
@@ -9,9 +10,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::decoder::Decoder;
+use super::fused;
 use super::hf::{Shards, read_json};
 use super::layer::{Adapter, Projection, RowLengths};
-use super::names::projection_name;
 use super::parameter::{Group, Trainable};
 use crate::ending::{OrFail, Result, failed};
 use crate::kernels::dora::{row_norms, row_squares};
@@ -40,10 +41,10 @@ pub struct AdapterStart {
     pub magnitude: Option<Tensor>,
 }
 
-/// PEFT's name of a tensor that belongs to a projection's adapter: `lora_A.weight`, `lora_B.weight` or
-/// `lora_magnitude_vector`.
-pub fn peft_name(layer: usize, module: TargetModule, tensor: &str) -> String {
-    format!("base_model.model.{}.{tensor}", projection_name(layer, module))
+/// PEFT's name of a tensor that belongs to the adapter of the projection of this name: `lora_A.weight`,
+/// `lora_B.weight` or `lora_magnitude_vector`.
+pub fn peft_name(projection: &str, tensor: &str) -> String {
+    format!("base_model.model.{projection}.{tensor}")
 }
 
 pub const LORA_A: &str = "lora_A.weight";
@@ -61,7 +62,8 @@ pub fn start_values(chance: &mut Chance, rank: usize, width: usize, out: usize) 
 }
 
 impl LoraShape {
-    fn targets(&self, name: &str) -> bool {
+    /// Whether the projection of this name has an adapter.
+    pub fn targets(&self, name: &str) -> bool {
         let fits = |target: &String| {
             name.strip_suffix(target.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
         };
@@ -70,46 +72,54 @@ impl LoraShape {
 }
 
 impl Decoder {
-    /// Gives every target an adapter; `start` makes its values for the projection at a layer, given rank, width and out.
+    /// Gives every target an adapter; `start` makes its values for the projection of a name, given rank, width and out.
     pub fn adapt(
         &mut self,
         shape: &LoraShape,
-        mut start: impl FnMut(usize, TargetModule, [usize; 3]) -> Result<AdapterStart>,
+        mut start: impl FnMut(&str, [usize; 3]) -> Result<AdapterStart>,
     ) -> Result<Vec<Trainable>> {
         let mut groups = self.empty_groups();
         for index in 0..self.layers.len() {
-            for module in TargetModule::ALL {
-                if !shape.targets(&projection_name(index, module)) {
-                    continue;
+            let group = self.layer_group(index);
+            for site in fused::sites(index, &self.config).iter().filter(|site| shape.targets(&site.name)) {
+                let projections = &mut self.layers[index].projections;
+                let parts: Vec<&Projection> =
+                    site.modules.iter().map(|&module| &projections[module as usize]).collect();
+                let out = parts.iter().map(|part| part.weight.out()).sum();
+                let start = start(&site.name, [shape.rank, parts[0].weight.width(), out])?;
+                // A number that no other projection has; the parts of one drop the same inputs.
+                let number = (index * TargetModule::ALL.len() + site.modules[0] as usize) as u64;
+                let adapters = adapters(&parts, shape, &site.name, number, &start, &mut groups[group])?;
+                for (&module, adapter) in site.modules.iter().zip(adapters) {
+                    projections[module as usize].adapter = Some(adapter);
                 }
-                let group = self.layer_group(index);
-                let projection = &mut self.layers[index].projections[module as usize];
-                let start = start(index, module, [shape.rank, projection.weight.width(), projection.weight.out()])?;
-                projection.adapter = Some(adapter(projection, shape, (index, module), &start, &mut groups[group])?);
             }
         }
         self.finish(groups)
     }
 
-    /// The names of all projections, without `.weight`.
+    /// The names of all projections that an adapter can be laid over, without `.weight`.
     pub fn projection_names(&self) -> Vec<String> {
-        let layer = |index| TargetModule::ALL.map(|module| projection_name(index, module));
+        let layer = |index| fused::sites(index, &self.config).into_iter().map(|site| site.name);
         (0..self.layers.len()).flat_map(layer).collect()
     }
 }
 
-/// Lays an adapter's values into its layer's group.
-fn adapter(
-    projection: &Projection,
+/// Lays an adapter's values into its layer's group. Where the files hold several projections in one, the adapter is one
+/// as well: all have the same A, and each has its rows of B and of DoRA's lengths.
+fn adapters(
+    parts: &[&Projection],
     shape: &LoraShape,
-    (index, module): (usize, TargetModule),
+    name: &str,
+    number: u64,
     start: &AdapterStart,
     group: &mut Group,
-) -> Result<Adapter> {
-    let (rank, width, out) = (shape.rank, projection.weight.width(), projection.weight.out());
-    let values = |tensor: &Tensor, name: &str, wanted: &[usize]| -> Result<Vec<f32>> {
+) -> Result<Vec<Adapter>> {
+    let (rank, width) = (shape.rank, parts[0].weight.width());
+    let out = parts.iter().map(|part| part.weight.out()).sum();
+    let values = |tensor: &Tensor, kind: &str, wanted: &[usize]| -> Result<Vec<f32>> {
         if tensor.dims() != wanted {
-            let (name, found) = (peft_name(index, module, name), tensor.dims());
+            let (name, found) = (peft_name(name, kind), tensor.dims());
             return failed(BadModel, format!("`{name}` is {found:?}; {wanted:?} fits the model"));
         }
         Ok(tensor.flatten_all()?.to_vec1()?)
@@ -117,24 +127,52 @@ fn adapter(
     let a = values(&start.a, LORA_A, &[rank, width])?;
     let b = values(&start.b, LORA_B, &[out, rank])?;
     let scale = (shape.alpha / rank as f64) as f32;
-    let mut add = |name, shape: &[usize], values: &[f32]| group.add(peft_name(index, module, name), shape, values);
-    let (a_range, b_range) = (add(LORA_A, &[rank, width], &a), add(LORA_B, &[out, rank], &b));
-    let magnitude = if shape.dora {
-        let weight = projection.weight.matrix(&[]);
-        let frozen_squares = row_squares(weight);
+    let mut add = |kind, shape: &[usize], values: &[f32]| group.add(peft_name(name, kind), shape, values);
+    let (a_place, b_place) = (add(LORA_A, &[rank, width], &a), add(LORA_B, &[out, rank], &b));
+    let rows = rows_of(parts);
+    let mut magnitudes: Vec<Option<RowLengths>> = vec![None; parts.len()];
+    if shape.dora {
+        let squares: Vec<Vec<f32>> = parts.iter().map(|part| row_squares(part.weight.matrix(&[]))).collect();
         let lengths = match &start.magnitude {
             Some(tensor) => values(tensor, LORA_MAGNITUDE, &[out])?,
             None => {
-                let lora = Lora { a: &a, b: &b, scale, dropout: None, magnitude: None };
-                row_norms(weight, &frozen_squares, &lora)
+                let of_part = |((part, rows), squares): ((&&Projection, &Range<usize>), &Vec<f32>)| {
+                    let b = &b[rows.start * rank..rows.end * rank];
+                    row_norms(
+                        part.weight.matrix(&[]),
+                        squares,
+                        &Lora { a: &a, b, scale, dropout: None, magnitude: None },
+                    )
+                };
+                parts.iter().zip(&rows).zip(&squares).flat_map(of_part).collect()
             }
         };
-        Some(RowLengths { trained: add(LORA_MAGNITUDE, &[out], &lengths), frozen_squares })
-    } else {
-        None
+        let place = add(LORA_MAGNITUDE, &[out], &lengths);
+        for ((magnitude, rows), frozen_squares) in magnitudes.iter_mut().zip(&rows).zip(squares) {
+            *magnitude = Some(RowLengths { trained: within(&place, rows, 1), frozen_squares });
+        }
+    }
+    let adapter = |(rows, magnitude): (Range<usize>, Option<RowLengths>)| {
+        let b = within(&b_place, &rows, rank);
+        Adapter { a: a_place.clone(), b, magnitude, scale, dropout: shape.dropout, number }
     };
-    let number = (index * TargetModule::ALL.len() + module as usize) as u64;
-    Ok(Adapter { a: a_range, b: b_range, magnitude, scale, dropout: shape.dropout, number })
+    Ok(rows.into_iter().zip(magnitudes).map(adapter).collect())
+}
+
+/// Which rows of the whole each part has.
+fn rows_of(parts: &[&Projection]) -> Vec<Range<usize>> {
+    let mut end = 0;
+    let rows = |part: &&Projection| {
+        let start = end;
+        end += part.weight.out();
+        start..end
+    };
+    parts.iter().map(rows).collect()
+}
+
+/// Where rows of so many values lie that are part of what lies at `place`.
+fn within(place: &Range<usize>, rows: &Range<usize>, width: usize) -> Range<usize> {
+    place.start + rows.start * width..place.start + rows.end * width
 }
 
 /// `adapter_config.json`, as PEFT reads it.
@@ -240,10 +278,10 @@ impl SavedAdapter {
     pub fn load(self, decoder: &mut Decoder) -> Result<Vec<Trainable>> {
         let Self { shape, shards } = self;
         let mut taken = 0;
-        let trainables = decoder.adapt(&shape, |layer, module, _| {
-            let mut tensor = |name| {
+        let trainables = decoder.adapt(&shape, |name, _| {
+            let mut tensor = |kind| {
                 taken += 1;
-                shards.tensor(&peft_name(layer, module, name))
+                shards.tensor(&peft_name(name, kind))
             };
             let (a, b) = (tensor(LORA_A)?, tensor(LORA_B)?);
             let magnitude = if shape.dora { Some(tensor(LORA_MAGNITUDE)?) } else { None };
@@ -263,6 +301,7 @@ impl SavedAdapter {
 mod tests {
     use super::*;
     use crate::ending::Ending;
+    use crate::model::names::projection_name;
 
     fn shape() -> LoraShape {
         let targets = vec!["q_proj".into(), "model.layers.1.mlp.up_proj".into()];
@@ -271,7 +310,7 @@ mod tests {
 
     #[test]
     fn names_are_those_of_peft() {
-        let name = peft_name(3, TargetModule::GateProj, LORA_A);
+        let name = peft_name(&projection_name(3, TargetModule::GateProj), LORA_A);
         assert_eq!(name, "base_model.model.model.layers.3.mlp.gate_proj.lora_A.weight");
     }
 

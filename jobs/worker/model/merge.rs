@@ -1,6 +1,7 @@
 //! A trained model as whole tensors: adapters are worked into the weights that they adapt.
 
 use super::decoder::Decoder;
+use super::fused;
 use super::layer::Projection;
 use super::parameter::Parameter;
 use crate::ending::Result;
@@ -30,10 +31,6 @@ impl<'d> Part<'d> {
         }
     }
 }
-
-/// Projections whose rows are one tensor in the files of some architectures, and that tensor's name.
-const FUSED: [(&[&str], &str); 2] =
-    [(&["q_proj", "k_proj", "v_proj"], "qkv_proj"), (&["gate_proj", "up_proj"], "gate_up_proj")];
 
 impl Merged<'_> {
     /// The values in f32, row after row.
@@ -69,8 +66,8 @@ impl Decoder {
     /// Adds a part: as a tensor of its own, or to the one before it where both are one in the files.
     fn push<'d>(&'d self, merged: &mut Vec<Merged<'d>>, group: usize, part: Part<'d>) {
         let parameter = part.parameter();
-        let name = if self.config.features.fused { fused_name(&parameter.name) } else { None };
-        let name = name.unwrap_or_else(|| parameter.name.clone());
+        let whole = fused::part(&parameter.name, &self.config);
+        let name = whole.map_or_else(|| parameter.name.clone(), |part| part.whole);
         match merged.iter_mut().find(|tensor| tensor.name == name) {
             Some(tensor) => {
                 tensor.shape[0] += parameter.shape[0];
@@ -80,26 +77,5 @@ impl Decoder {
                 merged.push(Merged { name, shape: parameter.shape.clone(), decoder: self, parts: vec![(group, part)] });
             }
         }
-    }
-}
-
-/// The name of the tensor that a projection's weight is a part of.
-fn fused_name(name: &str) -> Option<String> {
-    let (path, kind) = name.rsplit_once('.')?;
-    let (path, module) = path.rsplit_once('.')?;
-    let (_, whole) = FUSED.into_iter().find(|(parts, _)| parts.contains(&module))?;
-    Some(format!("{path}.{whole}.{kind}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn parts_of_fused_tensors_know_the_whole() {
-        let name = fused_name("model.layers.3.self_attn.k_proj.weight");
-        assert_eq!(name.unwrap(), "model.layers.3.self_attn.qkv_proj.weight");
-        assert_eq!(fused_name("model.layers.3.mlp.up_proj.weight").unwrap(), "model.layers.3.mlp.gate_up_proj.weight");
-        assert_eq!(fused_name("model.layers.3.mlp.down_proj.weight"), None);
     }
 }

@@ -7,10 +7,12 @@ use drydock_spec::FinetuneSpec;
 use drydock_spec::finetune::Method;
 
 use super::decoder::Decoder;
+use super::fused;
 use super::lora::{LoraShape, SavedAdapter, start_values};
 use super::names::chosen;
 use super::parameter::Trainable;
 use crate::ending::{Result, failed};
+use crate::quantize::mix::{block_kind, fitting};
 use crate::random::{Chance, Purpose};
 
 /// What is trained, and the shape of the adapter where it is one.
@@ -26,6 +28,10 @@ pub fn choose(decoder: &mut Decoder, spec: &FinetuneSpec, adapter: Option<&Path>
         let names = chosen(spec.trainable.as_deref().unwrap_or_default(), names)?;
         return Ok(Chosen { trainables: decoder.train(&names)?, adapter: None });
     }
+    if spec.method == Method::Qlora {
+        let kind = block_kind(spec.base_quant_type);
+        decoder.quantize(|width| fitting(kind, width));
+    }
     if let Some(folder) = adapter {
         return go_on(decoder, spec, folder);
     }
@@ -37,7 +43,7 @@ pub fn choose(decoder: &mut Decoder, spec: &FinetuneSpec, adapter: Option<&Path>
         targets: targets(decoder, spec)?,
     };
     let mut chance = Chance::new(spec.recipe.seed, Purpose::Adapter);
-    let trainables = decoder.adapt(&shape, |_, _, [rank, width, out]| start_values(&mut chance, rank, width, out))?;
+    let trainables = decoder.adapt(&shape, |_, [rank, width, out]| start_values(&mut chance, rank, width, out))?;
     Ok(Chosen { trainables, adapter: Some(shape) })
 }
 
@@ -59,7 +65,7 @@ fn go_on(decoder: &mut Decoder, spec: &FinetuneSpec, folder: &Path) -> Result<Ch
 
 /// The names of modules where every layer has them, and otherwise the full names of the projections.
 fn targets(decoder: &Decoder, spec: &FinetuneSpec) -> Result<Vec<String>> {
-    let modules: Vec<String> = spec.target_modules.iter().map(|module| module.name().to_owned()).collect();
+    let modules = fused::targets(&spec.target_modules, &decoder.config)?;
     let Some(patterns) = &spec.trainable else { return Ok(modules) };
     let is_module =
         |name: &String| name.rsplit('.').next().is_some_and(|end| modules.iter().any(|module| module == end));

@@ -138,6 +138,11 @@ impl Text {
         self.tokenizer.token_to_id(self.bos.as_deref()?)
     }
 
+    /// The token that `tokenizer_config.json` calls by this name.
+    pub fn special_id(&self, name: &str) -> Option<u32> {
+        self.tokenizer.token_to_id(&special(&self.tokenizer_config, name)?)
+    }
+
     /// The texts of the tokens that end an answer.
     pub fn stop_texts(&self) -> Vec<String> {
         self.stops.iter().filter_map(|&id| self.tokenizer.id_to_token(id)).collect()
@@ -192,6 +197,24 @@ fn split_pattern(digits: &str) -> String {
         "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{{L}}\\p{{N}}]?\\p{{L}}+|{digits}| ?[^\\s\\p{{L}}\\p{{N}}]+[\\r\\n]*\
          |\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
     )
+}
+
+/// How text is cut before merging, as `tokenizer.json` says it, by the name that llama.cpp gave it.
+pub fn pre_tokenizer(name: &str) -> Option<Value> {
+    let bytes =
+        |regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex});
+    let after = |first: Value, regex: bool| json!({"type": "Sequence", "pretokenizers": [first, bytes(regex)]});
+    let split = |digits: &str| {
+        let pattern = json!({"Regex": split_pattern(digits)});
+        json!({"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": false})
+    };
+    match name {
+        "smollm" => Some(after(json!({"type": "Digits", "individual_digits": true}), true)),
+        "gpt-2" | "default" => Some(bytes(true)),
+        "llama-bpe" => Some(after(split("\\p{N}{1,3}"), false)),
+        "qwen2" => Some(after(split("\\p{N}"), false)),
+        _ => None,
+    }
 }
 
 impl BpeParts {
@@ -251,24 +274,13 @@ impl BpeParts {
     }
 
     fn pre_tokenizer(&self) -> Result<Value> {
-        let bytes = |regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex});
-        let after = |first: Value, regex: bool| json!({"type": "Sequence", "pretokenizers": [first, bytes(regex)]});
-        let split = |digits: &str| {
-            let pattern = json!({"Regex": split_pattern(digits)});
-            json!({"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": false})
-        };
-        match self.pre_tokenizer.as_str() {
-            "smollm" => Ok(after(json!({"type": "Digits", "individual_digits": true}), true)),
-            "gpt-2" | "default" => Ok(bytes(true)),
-            "llama-bpe" => Ok(after(split("\\p{N}{1,3}"), false)),
-            "qwen2" => Ok(after(split("\\p{N}"), false)),
-            other => {
-                let known = PRE_TOKENIZERS.join(", ");
-                let message = format!("the GGUF's pre-tokenizer is `{other}`; known are: {known}");
-                let failure = drydock_spec::Failure::new(UnsupportedModel, message);
-                Err(failure.with_hint("put the model's tokenizer.json beside the .gguf file").into())
-            }
+        if let Some(known) = pre_tokenizer(&self.pre_tokenizer) {
+            return Ok(known);
         }
+        let known = PRE_TOKENIZERS.join(", ");
+        let message = format!("the GGUF's pre-tokenizer is `{}`; known are: {known}", self.pre_tokenizer);
+        let failure = drydock_spec::Failure::new(UnsupportedModel, message);
+        Err(failure.with_hint("put the model's tokenizer.json beside the .gguf file").into())
     }
 
     /// Puts the beginning-of-text token before every text, where the model wants that; Llama 3's files often do not

@@ -7,7 +7,6 @@ use super::objective::{Aim, Material, Preferences, Rewards};
 use super::order::Pass;
 use crate::data::lesson::Lesson;
 use crate::ending::Result;
-use crate::kernels::weight::Precision;
 use crate::model::decoder::Decoder;
 
 /// Tokens in one forward pass where no gradient is asked for.
@@ -36,7 +35,7 @@ pub fn measure(
     for pass in passes {
         done(lessons)?;
         let portion = material.portion(aim, pass);
-        let weighed = portion.weigh(aim, decoder, &decoder.target_losses(&portion.batch, Precision::F32)?)?;
+        let weighed = portion.weigh(aim, decoder, &decoder.target_losses(&portion.batch)?)?;
         loss += weighed.loss;
         counted += portion.counted(aim);
         rewards.add(weighed.rewards);

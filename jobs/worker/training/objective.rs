@@ -12,7 +12,6 @@ use crate::data::batch::Batch;
 use crate::data::lesson::{Lesson, Matter};
 use crate::data::rows::Row;
 use crate::ending::Result;
-use crate::kernels::weight::Precision;
 use crate::model::decoder::Decoder;
 
 /// An objective with what it needs to know.
@@ -114,10 +113,10 @@ impl<'a> Material<'a> {
         for some in indices.chunks(ASKED_AT_ONCE) {
             done(some[0])?;
             let portion = self.portion(aim, some);
-            let sums = sums_by_row(&portion.batch, &decoder.target_losses(&portion.batch, Precision::F32)?);
+            let sums = sums_by_row(&portion.batch, &decoder.target_losses(&portion.batch)?);
             match &portion.mismatched {
                 Some(mismatched) => {
-                    let others = sums_by_row(mismatched, &decoder.target_losses(mismatched, Precision::F32)?);
+                    let others = sums_by_row(mismatched, &decoder.target_losses(mismatched)?);
                     reference.extend(sums.into_iter().zip(others).map(|(sum, other)| [-sum, -other]));
                 }
                 None => reference.extend(sums.chunks_exact(2).map(|pair| [-pair[0], -pair[1]])),
@@ -198,8 +197,7 @@ impl Portion {
         };
         let drift = match &self.mismatched {
             Some(batch) => {
-                let policy =
-                    sums_by_row(batch, &decoder.target_losses(batch, Precision::F32)?).into_iter().map(|sum| -sum);
+                let policy = sums_by_row(batch, &decoder.target_losses(batch)?).into_iter().map(|sum| -sum);
                 let reference: Vec<f64> = self.reference.iter().map(|reference| reference[1]).collect();
                 drift(&policy.collect::<Vec<_>>(), &reference)
             }

@@ -1,6 +1,7 @@
 //! One optimizer step: gradients summed up over several forward passes, clipped, and applied.
 
 use candle_core::Var;
+use drydock_spec::finetune::Objective;
 use drydock_spec::{FailureKind, Recipe};
 
 use super::objective::{Aim, Portion, Rewards};
@@ -79,7 +80,7 @@ impl<'a> Stepper<'a> {
             before_each()?;
             let dropout_seed = mix(self.recipe.seed ^ mix(step ^ mix(index as u64)));
             let tape = Tape::record(self.decoder, &pass.batch, Pass::new(self.recipe, dropout_seed))?;
-            if self.aim == Aim::TEXT {
+            if self.aim.objective == Objective::Sft {
                 let scales = vec![(1.0 / counted as f64) as f32; pass.batch.targets.len()];
                 losses.push(tape.backward(&scales, &mut self.gradients)?);
                 loss += losses[index].iter().sum::<f64>();

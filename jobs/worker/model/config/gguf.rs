@@ -5,12 +5,12 @@ use drydock_spec::FailureKind::{BadModel, UnsupportedModel};
 use super::rope::Yarn;
 use super::{Biases, Config, Family, Features, RopeConfig, RopeScaling};
 use crate::ending::{Result, failed};
+use crate::gguf::Metadata;
 use crate::kernels::attention::Heads;
-use crate::model::gguf::Metadata;
 
 /// A GGUF file, as far as the configuration asks.
 pub(in crate::model) struct Asked<'a> {
-    pub metadata: Metadata<'a>,
+    pub metadata: &'a Metadata,
     /// A tensor's shape, rows first; nothing where there is no such tensor.
     pub shape: &'a dyn Fn(&str) -> Option<Vec<usize>>,
     /// A tensor's values.
@@ -19,7 +19,7 @@ pub(in crate::model) struct Asked<'a> {
 
 impl Config {
     pub(in crate::model) fn from_gguf(file: &Asked<'_>) -> Result<Self> {
-        let metadata = &file.metadata;
+        let metadata = file.metadata;
         let architecture = metadata.text("general.architecture").unwrap_or("(none)");
         let family = Family::named(architecture)?;
         let keys = Keys { file, architecture, family };
@@ -44,7 +44,7 @@ impl Config {
             scaling: keys.rope_scaling(max_positions)?,
         };
         let local_theta = keys.number("rope.freq_base_swa").unwrap_or(10_000.0);
-        let window_rope = (family == Family::Gemma3).then(|| RopeConfig {
+        let window_rope = (family == Family::Gemma3).then_some(RopeConfig {
             theta: local_theta,
             dim: rope.dim,
             scaling: RopeScaling::None,

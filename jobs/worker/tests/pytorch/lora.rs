@@ -21,8 +21,8 @@ fn case_with_dropout(name: &str, dropout: f32) -> Case {
     let spec = &case.spec;
     let targets = spec.target_modules.iter().map(|module| module.name().to_owned()).collect();
     let shape = LoraShape { rank: spec.lora_r as usize, alpha: spec.lora_alpha, dropout, dora: false, targets };
-    let trainables = case.decoder.adapt(&shape, |layer, module, _| {
-        let start = |tensor| case.tensors[&format!("start.{}", peft_name(layer, module, tensor))].clone();
+    let trainables = case.decoder.adapt(&shape, |name, _| {
+        let start = |tensor| case.tensors[&format!("start.{}", peft_name(name, tensor))].clone();
         Ok(AdapterStart { a: start(LORA_A), b: start(LORA_B), magnitude: None })
     });
     case.trainables = trainables.unwrap();

@@ -230,6 +230,18 @@ fn a_merged_model_has_the_logits_of_model_and_adapter() {
 }
 
 #[test]
+fn an_adapter_over_a_quantized_model_is_merged_with_what_it_was_trained_over() {
+    let scene = Scene::new(json!({
+        "method": "qlora", "base_quant_type": "Q8_0", "keep": "both", "max_steps": 10, "learning_rate": 0.01,
+    }));
+    let (code, reports) = scene.run("run");
+    assert_eq!(code, EXIT_FINISHED, "{reports:?}");
+    let adapted = logits(&scene, "model", Some("out/adapter"));
+    let rounded = largest_difference(&logits(&scene, "out/model", None), &adapted);
+    assert!(rounded > 1e-3 && rounded < 0.3, "{rounded:e}");
+}
+
+#[test]
 fn a_full_finetune_leaves_a_whole_model() {
     let scene = Scene::new(json!({"method": "full", "max_steps": 20, "learning_rate": 0.003, "dtype": "bf16"}));
     let (code, reports) = scene.run("run");

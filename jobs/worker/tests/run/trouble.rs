@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use candle_core::{DType, Device, Tensor};
 use drydock_spec::contract::EXIT_FINISHED;
 use drydock_spec::report::Phase;
 use drydock_spec::{FailureKind, Report, Stage};
@@ -33,42 +34,72 @@ fn divergence_is_told_with_its_rows_and_leaves_evidence() {
     assert!(scene.reports().iter().any(|report| matches!(report, Report::Artifact { role, .. } if role == "evidence")));
 }
 
-#[test]
-fn a_training_that_is_rolled_back_survives_at_a_lower_rate() {
-    let mut options = absurd();
-    options["on_divergence"] = json!("roll_back");
-    options["lora_alpha"] = json!(16_384);
-    options["max_steps"] = json!(60);
+/// Rows of which one has a token that the model cannot bear: its embedding is no number.
+fn poisoned(options: Value) -> Scene {
     let scene = Scene::new(options);
+    let path = scene.path("model/model.safetensors");
+    let mut tensors = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
+    let embedding = tensors["model.embed_tokens.weight"].to_dtype(DType::F32).unwrap();
+    let (vocabulary, hidden) = embedding.dims2().unwrap();
+    tensors.insert("lm_head.weight".into(), embedding.clone());
+    let mut values = embedding.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    // Byte by byte, after three special tokens.
+    values[(3 + usize::from(b'~')) * hidden] = f32::NAN;
+    tensors.insert(
+        "model.embed_tokens.weight".into(),
+        Tensor::from_vec(values, (vocabulary, hidden), &Device::Cpu).unwrap(),
+    );
+    candle_core::safetensors::save(&tensors, &path).unwrap();
+    let config = fs::read_to_string(scene.path("model/config.json")).unwrap();
+    let untied = config.replace("\"tie_word_embeddings\": true", "\"tie_word_embeddings\": false");
+    assert_ne!(config, untied);
+    fs::write(scene.path("model/config.json"), untied).unwrap();
+    let all = rows(40);
+    let poison = |(i, row): (usize, &str)| if i == 16 { row.replace("Say 0", "Say ~") } else { row.to_owned() };
+    scene.write_dataset(&all.lines().enumerate().map(poison).collect::<Vec<_>>().join("\n"));
+    scene
+}
+
+fn rolling_back(epochs: u32) -> Value {
+    json!({"on_divergence": "roll_back", "test_size": 0, "num_train_epochs": epochs, "save_steps": 2,
+           "lr_scheduler_type": "constant", "warmup_steps": 0, "learning_rate": 0.001})
+}
+
+#[test]
+fn a_training_that_is_rolled_back_passes_over_what_it_cannot_bear() {
+    let scene = poisoned(rolling_back(2));
     let (code, reports) = scene.run("run");
     assert_eq!(code, EXIT_FINISHED, "{reports:?}");
-    let times = scene.warnings().iter().filter(|code| *code == "rolled_back").count();
+    assert_eq!(scene.warnings(), ["rolled_back", "rolled_back"], "once in each epoch");
     let rolled_back = &scene.json("training.json")["training"]["rolled_back"];
-    assert!((1..=3).contains(&times) && rolled_back.as_array().unwrap().len() == times, "{rolled_back}");
-    assert!(rolled_back[0]["passed_over"][0].as_str().unwrap().starts_with("train.jsonl, line "), "{rolled_back}");
+    for time in rolled_back.as_array().unwrap() {
+        assert!(time["to_step"].as_u64() < time["diverged_at"].as_u64(), "{time}");
+        assert!(time["passed_over"].as_array().unwrap().contains(&json!("train.jsonl, line 17")), "{time}");
+    }
     let last = reports.iter().rev().find_map(|report| match report {
         Report::Metrics(metrics) => Some((metrics.step, metrics.learning_rate)),
         _ => None,
     });
-    assert_eq!(last, Some((60, 0.5f64.powi(times as i32))), "the rate is halved each time, and every step is taken");
-    assert!(scene.checkpoints().is_empty(), "nobody asked to keep any");
+    assert_eq!(last, Some((20, 0.001 / 4.0)), "the rate is halved each time, and every step is taken");
 }
 
 #[test]
 fn what_diverges_again_and_again_is_given_up_after_three_times() {
-    let mut options = absurd();
-    options["on_divergence"] = json!("roll_back");
-    options["lora_r"] = json!(1);
-    let scene = Scene::new(options);
+    let scene = poisoned(rolling_back(4));
     let failure = scene.failure();
     assert_eq!(failure.kind, FailureKind::Diverged);
+    assert!(failure.message.contains("train.jsonl, line 17"), "{}", failure.message);
     assert!(failure.message.ends_with("rolled back 3 times before"), "{}", failure.message);
-    assert_eq!(scene.json("evidence.json")["rolled_back"].as_array().unwrap().len(), 3);
+    let evidence = scene.json("evidence.json");
+    assert_eq!(evidence["rolled_back"].as_array().unwrap().len(), 3);
+    let rows = evidence["rows"].as_array().unwrap();
+    let worst: Vec<&Value> = rows.iter().filter(|row| row["loss"] == "NaN").map(|row| &row["place"]).collect();
+    assert_eq!(worst, ["train.jsonl, line 17"], "the row is found by its loss");
 }
 
 /// There is nothing to roll back to.
 #[test]
-fn a_model_with_a_value_that_is_no_number_fails_at_its_first_step() {
+fn a_model_with_a_value_that_is_no_number_fails_at_once() {
     let scene = Scene::new(json!({"on_divergence": "roll_back", "test_size": 0}));
     let path = scene.path("model/model.safetensors");
     let mut bytes = fs::read(&path).unwrap();
@@ -83,6 +114,12 @@ fn a_model_with_a_value_that_is_no_number_fails_at_its_first_step() {
     assert!(failure.message.contains("it never was finite"), "{}", failure.message);
     let evidence = scene.json("evidence.json");
     assert_eq!((&evidence["loss"], &evidence["rows"][0]["loss"]), (&json!("NaN"), &json!("NaN")));
+
+    let mut measured = Scene::new(json!({}));
+    measured.spec["inputs"]["model"]["path"] = json!(scene.path("model"));
+    let failure = measured.failure();
+    assert_eq!((failure.kind, failure.stage), (FailureKind::BadModel, Some(Stage::Evaluate)));
+    assert_eq!(failure.message, "the held-out loss before anything is trained is NaN");
 }
 
 #[test]
