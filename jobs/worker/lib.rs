@@ -23,6 +23,7 @@ pub mod save;
 pub mod schedule;
 pub mod shard;
 pub mod stop;
+pub mod training;
 
 /// As it stands in the first report.
 pub const NAME_AND_VERSION: &str = concat!("drydock-worker ", env!("CARGO_PKG_VERSION"));

@@ -16,6 +16,8 @@ pub enum Purpose {
     Shots(u32),
     /// Which rows a bootstrap takes.
     Bootstrap,
+    /// Which lessons stay together.
+    Groups,
 }
 
 pub struct Chance(ChaCha8Rng);
@@ -27,6 +29,7 @@ impl Chance {
             Purpose::Split => 0,
             Purpose::Adapter => 1,
             Purpose::Bootstrap => 2,
+            Purpose::Groups => 3,
             Purpose::Order(epoch) => (1 << 32) + u64::from(epoch),
             Purpose::Shots(question) => (2 << 32) + u64::from(question),
         });
