@@ -23,6 +23,9 @@ pub const ROPE_SCALINGS: [&str; 5] = ["default", "linear", "llama3", "yarn", "lo
 /// Activations of the gate, as `hidden_act` names them.
 pub const ACTIVATIONS: [&str; 4] = ["silu", "swish", "gelu_pytorch_tanh", "gelu_new"];
 
+/// Kinds of tokenizers that can be rebuilt from a GGUF file's `tokenizer.ggml.model`: byte-level BPE, and SentencePiece.
+pub const TOKENIZERS: [&str; 2] = ["gpt2", "llama"];
+
 /// Ways to cut text before its tokens are merged, as llama.cpp names them in a GGUF file's `tokenizer.ggml.pre`.
 pub const PRE_TOKENIZERS: [&str; 5] = ["smollm", "gpt-2", "default", "llama-bpe", "qwen2"];
 

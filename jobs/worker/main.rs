@@ -10,6 +10,7 @@ use drydock_worker::attempt::{Purpose, STACK_BYTES, carry_out, read_spec, start_
 use drydock_worker::ending::Ending;
 use drydock_worker::logits::logits;
 use drydock_worker::merge::merge;
+use drydock_worker::process;
 use drydock_worker::save::shards::SavedAs;
 
 const USAGE: &str = "\
@@ -20,8 +21,7 @@ usage: drydock-worker run SPEC.json
        drydock-worker --version";
 
 fn main() -> ExitCode {
-    tune_allocator();
-    keep_candle_single_threaded();
+    process::set_up();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let code = match arguments[..] {
@@ -93,30 +93,3 @@ fn by_hand(work: impl FnOnce() -> Result<(), Ending> + Send + 'static) -> anyhow
         Ok(Err(Ending::Stopped)) | Err(_) => Ok(EXIT_FAILED),
     }
 }
-
-/// candle's own operations (additions of the stream and of gradients) stay on one thread: its pool waits by spinning,
-/// which takes more time from the kernels, whose threads are rayon's, than it saves.
-fn keep_candle_single_threaded() {
-    // SAFETY: `main` has started no other thread yet.
-    unsafe {
-        std::env::set_var("RAYON_NUM_THREADS", "1");
-        std::env::set_var("CANDLE_BARRIER_POOL_SPIN_LIMIT", "0");
-    }
-}
-
-/// Every training step takes and gives back the same few hundred MiB. glibc would return them to the kernel each time,
-/// and the kernel would clear each page again when it is touched; so memory is kept, and all threads share one heap.
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
-fn tune_allocator() {
-    /// The largest that glibc takes; above it blocks are mapped and unmapped one by one.
-    const MMAP_THRESHOLD: libc::c_int = 32 << 20;
-    // SAFETY: only numbers are handed over, before any other thread runs; a refusal leaves the default.
-    unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, MMAP_THRESHOLD);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX);
-        libc::mallopt(libc::M_ARENA_MAX, 1);
-    }
-}
-
-#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-fn tune_allocator() {}

@@ -1,6 +1,7 @@
 //! Models: their files, their tokenizer, and the decoder that is trained.
 
 pub mod config;
+pub mod conversation;
 pub mod decoder;
 pub mod describe;
 pub mod fused;
@@ -21,6 +22,7 @@ use std::path::{Path, PathBuf};
 
 use drydock_spec::FailureKind;
 
+use crate::blocks::BlockKind;
 use crate::ending::{OrFail, Result, failed};
 use config::Config;
 use parameter::{Parameter, Place};
@@ -97,14 +99,42 @@ impl ModelFiles {
         Ok(Parameter { name: name.to_owned(), shape: shape.to_vec(), place: Place::Frozen(stored) })
     }
 
+    /// The GGUF file, where the model is one.
+    pub fn gguf(&self) -> Option<&crate::gguf::GgufFile> {
+        match &self.weights {
+            Weights::Gguf(file) => Some(&file.0),
+            Weights::Safetensors(_) => None,
+        }
+    }
+
+    /// The names of a checkpoint's tensors; none of a GGUF file's.
+    pub fn names(&self) -> Vec<&str> {
+        match &self.weights {
+            Weights::Gguf(_) => Vec::new(),
+            Weights::Safetensors(shards) => shards.names().collect(),
+        }
+    }
+
+    /// What a checkpoint's tensor is held in, and its shape.
+    pub fn held(&self, name: &str) -> Result<(BlockKind, Vec<usize>)> {
+        match &self.weights {
+            Weights::Gguf(_) => failed(FailureKind::BadModel, format!("a GGUF file has no tensor `{name}`")),
+            Weights::Safetensors(shards) => shards.place(name).map(|(place, _)| (place.kind, place.shape.clone())),
+        }
+    }
+
+    /// A checkpoint's tensor, in Hugging Face's order of rows.
+    pub fn checkpoint(&self, name: &str) -> Result<Stored> {
+        match &self.weights {
+            Weights::Gguf(file) => file.stored(name, &self.config).map(|(stored, _)| stored),
+            Weights::Safetensors(shards) => shards.stored(name).map(|(stored, _)| stored),
+        }
+    }
+
     /// A tensor of the files.
     fn stored(&mut self, name: &str, shape: &[usize]) -> Result<Stored> {
         let (stored, found) = match &mut self.weights {
-            Weights::Gguf(file) => {
-                let tensor = file.tensor(name, &self.config)?;
-                let width = tensor.dims().last().copied().unwrap_or(1);
-                (Stored::f32(tensor.flatten_all()?.to_vec1()?, width), tensor.dims().to_vec())
-            }
+            Weights::Gguf(file) => file.stored(name, &self.config)?,
             Weights::Safetensors(shards) => shards.stored(name)?,
         };
         if found != shape {

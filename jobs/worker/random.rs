@@ -12,6 +12,10 @@ pub enum Purpose {
     Order(u32),
     /// The start values of adapters.
     Adapter,
+    /// Which solved rows stand before a question, counted from 0.
+    Shots(u32),
+    /// Which rows a bootstrap takes.
+    Bootstrap,
 }
 
 pub struct Chance(ChaCha8Rng);
@@ -22,7 +26,9 @@ impl Chance {
         generator.set_stream(match purpose {
             Purpose::Split => 0,
             Purpose::Adapter => 1,
+            Purpose::Bootstrap => 2,
             Purpose::Order(epoch) => (1 << 32) + u64::from(epoch),
+            Purpose::Shots(question) => (2 << 32) + u64::from(question),
         });
         Self(generator)
     }
@@ -43,7 +49,7 @@ impl Chance {
     }
 
     /// Evenly from `0..bound`, by the high half of a product (Lemire); the bias is below 2^-32 for any dataset.
-    fn below(&mut self, bound: usize) -> usize {
+    pub fn below(&mut self, bound: usize) -> usize {
         ((u128::from(self.0.next_u64()) * bound as u128) >> 64) as usize
     }
 }

@@ -102,6 +102,16 @@ impl<'a> Saver<'a> {
         self.write(path, role, &pretty(value)?)
     }
 
+    /// Writes JSON, a value a line, and announces it.
+    pub fn lines<V: Serialize>(&self, path: &str, role: &str, values: impl IntoIterator<Item = V>) -> Result<()> {
+        let mut bytes = Vec::new();
+        for value in values {
+            serde_json::to_writer(&mut bytes, &value).or_fail(FailureKind::Crashed, path)?;
+            bytes.push(b'\n');
+        }
+        self.write(path, role, &bytes)
+    }
+
     fn write(&self, path: &str, role: &str, bytes: &[u8]) -> Result<()> {
         let target = self.output.join(path);
         write_whole(&target, bytes).map_err(|error| write_failed(&target, &error))?;
@@ -109,7 +119,7 @@ impl<'a> Saver<'a> {
         Ok(())
     }
 
-    fn announce(&self, path: &str, role: &str) {
+    pub fn announce(&self, path: &str, role: &str) {
         self.reporter.report(Report::Artifact { path: path.to_owned(), role: role.to_owned() });
     }
 }

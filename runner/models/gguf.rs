@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::io::{BufReader, Read, Seek};
 
 use drydock_gpu::Decoder;
-use drydock_spec::model::{Architecture, PRE_TOKENIZERS};
+use drydock_spec::model::{Architecture, PRE_TOKENIZERS, TOKENIZERS};
 
 use super::tensors::{self, Biases, Layout, Tensor, Tensors};
 use super::{Facts, Unusable, architecture};
@@ -155,13 +155,15 @@ impl Header {
             Some(Value::Text(text)) => text.as_str(),
             _ => "(none)",
         };
-        let kind = text("tokenizer.ggml.model");
-        if kind != "gpt2" {
-            let problem = format!("the tokenizer is of the kind `{kind}`; `gpt2` (byte-level BPE) is known");
-            return Err(Unusable::unsupported(problem, BESIDE));
-        }
-        list("tokenizer.ggml.merges")?;
         list("tokenizer.ggml.token_type")?;
+        match text("tokenizer.ggml.model") {
+            "gpt2" => list("tokenizer.ggml.merges").map(drop)?,
+            "llama" => return list("tokenizer.ggml.scores").map(drop),
+            kind => {
+                let problem = format!("the tokenizer is of the kind `{kind}`; known are {}", TOKENIZERS.join(", "));
+                return Err(Unusable::unsupported(problem, BESIDE));
+            }
+        }
         let cut = text("tokenizer.ggml.pre");
         if cut != "(none)" && !PRE_TOKENIZERS.contains(&cut) {
             let problem = format!("the pre-tokenizer is `{cut}`; known are {}", PRE_TOKENIZERS.join(", "));

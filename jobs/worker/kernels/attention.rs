@@ -16,7 +16,7 @@ use super::memory::{Fresh, Parts};
 use super::rope::{Rope, Table, Turn};
 use super::simd::{dispatched, dot, exp_and_sum, max};
 use super::softcap::{bend, slope};
-pub use cache::Cache;
+pub use cache::{Cache, attend_each};
 
 /// Queries whose probabilities are held at once.
 const BLOCK: usize = 64;

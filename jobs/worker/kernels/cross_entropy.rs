@@ -62,16 +62,17 @@ dispatched! {
 impl Head<'_> {
     /// `[tokens, vocabulary]` of the stream `[tokens, width]`.
     pub fn logits(&self, x: &[f32]) -> Vec<f32> {
-        self.logits_of(&rms_norm(x, &self.norm, self.epsilon))
+        let mut logits = vec![0.0; x.len() / self.weight.width * self.weight.out];
+        self.logits_of(&rms_norm(x, &self.norm, self.epsilon), &mut logits);
+        logits
     }
 
     /// The same after the norm.
-    fn logits_of(&self, h: &[f32]) -> Vec<f32> {
-        let mut logits = self.weight.forward(h, self.precision);
+    fn logits_of(&self, h: &[f32], logits: &mut [f32]) {
+        self.weight.forward_into(h, logits, self.precision);
         if let Some(cap) = self.softcap {
-            softcap(&mut logits, cap);
+            softcap(logits, cap);
         }
-        logits
     }
 
     /// The negative log likelihood of each target in nats, for the stream `[tokens, width]`; with the gradients of
@@ -80,30 +81,34 @@ impl Head<'_> {
         let Weight { out: vocabulary, width, .. } = self.weight;
         let row = |position: usize| position * width..(position + 1) * width;
         let mut losses = Vec::with_capacity(targets.len());
-        for targets in targets.chunks((LOGIT_BYTES / (4 * vocabulary)).max(1)) {
+        let at_once = (LOGIT_BYTES / (4 * vocabulary)).clamp(1, targets.len().max(1));
+        // One buffer for all: the system clears every page of one as large as this before it hands it out.
+        let mut logits = vec![0.0; at_once * vocabulary];
+        for targets in targets.chunks(at_once) {
             let some: Vec<f32> = targets.iter().flat_map(|target| &x[row(target.position)]).copied().collect();
             let h = rms_norm(&some, &self.norm, self.epsilon);
-            let mut logits = self.logits_of(&h);
+            let logits = &mut logits[..targets.len() * vocabulary];
+            self.logits_of(&h, logits);
             // Logits become probabilities; the way back through the softcap asks for what they were.
-            let bent = gradient.as_ref().and(self.softcap).map(|cap| (logits.clone(), cap));
+            let bent = gradient.as_ref().and(self.softcap).map(|cap| (logits.to_vec(), cap));
             let first = losses.len();
-            losses.extend(losses_of(&mut logits, targets, vocabulary));
+            losses.extend(losses_of(logits, targets, vocabulary));
             let Some(gradient) = &mut gradient else { continue };
             // The gradient of the logits: the probabilities, less one at the target.
-            let mut dlogits = logits;
+            let dlogits = logits;
             for (dlogits, target) in dlogits.chunks_exact_mut(vocabulary).zip(targets) {
                 dlogits[target.token as usize] -= 1.0;
             }
             if let Some((bent, cap)) = bent {
-                softcap_backward(&bent, cap, &mut dlogits);
+                softcap_backward(&bent, cap, dlogits);
             }
             // The scales are put on the narrow side of both products.
             let scales = &gradient.scales[first..losses.len()];
             if let Some(dweight) = gradient.weight.as_deref_mut() {
-                weight_gradient(&scaled(h, scales), &dlogits, dweight, width, self.precision);
+                weight_gradient(&scaled(h, scales), dlogits, dweight, width, self.precision);
             }
             let mut dh = Vec::new();
-            self.weight.backward(&dlogits, &mut dh, self.precision);
+            self.weight.backward(dlogits, &mut dh, self.precision);
             let dh = scaled(dh, scales);
             let mut dsome = vec![0.0; some.len()];
             rms_norm_backward(&some, &self.norm, self.epsilon, &dh, &mut dsome, gradient.norm.as_deref_mut());

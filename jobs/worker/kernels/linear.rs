@@ -4,8 +4,9 @@ use std::borrow::Cow;
 
 use super::add::add_to;
 use super::dora::{Magnitude, scale_columns};
-use super::matrix::{Matrix, MatrixMut, Threads, Write, multiplied, product, scaled};
+use super::matrix::{Matrix, MatrixMut, Threads, Write, multiplied, product};
 use super::memory::{Parts, by_rows};
+use super::narrow::{Adapted, reduced};
 use super::weight::{Precision, Weight, weight_gradient};
 
 /// A projection as it lies in memory.
@@ -14,7 +15,7 @@ pub struct Linear<'a> {
     /// `[out, width]`
     pub weight: Weight<'a>,
     pub lora: Option<Lora<'a>>,
-    /// Of the products with the weight; an adapter's are small, and always f32.
+    /// Of the products with the weight, and of what joins them in the same go: an adapter's second product.
     pub precision: Precision,
 }
 
@@ -93,36 +94,34 @@ impl Lora<'_> {
         self.dropout.map_or(x.into(), |dropout| dropout.apply(x).into())
     }
 
-    /// Adds `scale * seen Aᵀ Bᵀ` to `y`.
-    fn add(&self, seen: &[f32], weight: Weight<'_>, y: &mut [f32]) {
-        let rank = self.a.len() / weight.width;
-        let reduced = linear(seen, self.a, weight.width);
-        let (reduced, b) = (Matrix::new(&reduced, rank), Matrix::new(self.b, rank));
-        product(MatrixMut::new(y, weight.out), Write::Add, self.scale, reduced, b.t(), Threads::All);
+    fn rank(&self, weight: Weight<'_>) -> usize {
+        self.a.len() / weight.width
     }
 }
 
 impl Linear<'_> {
     /// `[tokens, out]` of `[tokens, width]`.
     pub fn forward(&self, x: &[f32]) -> Vec<f32> {
-        let mut y = self.weight.forward(x, self.precision);
-        let Some(lora) = self.lora else { return y };
+        let Some(lora) = self.lora else { return self.weight.forward(x, self.precision) };
         let seen = lora.seen(x);
-        match (lora.magnitude, lora.dropout) {
-            (None, _) => lora.add(&seen, self.weight, &mut y),
-            (Some(magnitude), None) => {
-                lora.add(&seen, self.weight, &mut y);
-                scale_columns(&mut y, &magnitude.gains(self.weight, &lora).gains);
-            }
-            (Some(magnitude), Some(_)) => {
-                let mut changed = self.weight.forward(&seen, self.precision);
-                y.iter_mut().zip(&changed).for_each(|(y, dropped)| *y -= dropped);
-                lora.add(&seen, self.weight, &mut changed);
-                scale_columns(&mut changed, &magnitude.gains(self.weight, &lora).gains);
-                add_to(&mut y, &changed);
-            }
+        let Some(magnitude) = lora.magnitude else { return self.adapted(x, &seen, lora) };
+        let mut sum = self.adapted(&seen, &seen, lora);
+        scale_columns(&mut sum, &magnitude.gains(self.weight, &lora).gains);
+        if lora.dropout.is_some() {
+            // The weight meets the whole of `x`, and its share in the sum what dropout has left of it.
+            let mut y = self.weight.forward(x, self.precision);
+            let dropped = self.weight.forward(&seen, self.precision);
+            y.iter_mut().zip(&dropped).for_each(|(y, dropped)| *y -= dropped);
+            add_to(&mut y, &sum);
+            return y;
         }
-        y
+        sum
+    }
+
+    /// What the weight makes of `x` and the adapter of `seen`, without a magnitude.
+    fn adapted(&self, x: &[f32], seen: &[f32], lora: Lora<'_>) -> Vec<f32> {
+        let reduced = reduced(seen, lora.a, self.weight.width, lora.scale);
+        self.weight.forward_with(x, (&reduced, lora.b), self.precision)
     }
 
     /// The weight `[out, width]` in force, with the adapter worked in: a plain projection with it gives the same.
@@ -147,7 +146,7 @@ impl Linear<'_> {
     /// the adapter. What the adapter made of `x` is computed again: its rank is small. With a magnitude that takes a
     /// product with the weight, too.
     pub fn backward(&self, x: &[f32], dy: &[f32], dx: Option<&mut Vec<f32>>, gradient: LinearGradient<'_>) {
-        let Weight { out, width, .. } = self.weight;
+        let width = self.weight.width;
         let Some(lora) = self.lora else {
             if let Some(dx) = dx {
                 self.weight.backward(dy, dx, self.precision);
@@ -164,34 +163,20 @@ impl Linear<'_> {
         if let Some(magnitude) = lora.magnitude {
             let gains = magnitude.gains(self.weight, &lora);
             if let Some(dm) = gradient.magnitude {
-                let mut sum = self.weight.forward(&seen, self.precision);
-                lora.add(&seen, self.weight, &mut sum);
+                let sum = self.adapted(&seen, &seen, lora);
                 gains.add_gradient(&sum, dy, dm);
             }
             scale_columns(dsum.to_mut(), &gains.gains);
         }
-        let rank = lora.a.len() / width;
-        let dreduced = scaled(lora.scale, Matrix::new(&dsum, out), Matrix::new(lora.b, rank));
-        let dreduced = Matrix::new(&dreduced, rank);
-        if let Some(db) = gradient.b {
-            let reduced = linear(&seen, lora.a, width);
-            let (dsum, reduced) = (Matrix::new(&dsum, out), Matrix::new(&reduced, rank));
-            product(MatrixMut::new(db, rank), Write::Add, lora.scale, dsum.t(), reduced, Threads::All);
-        }
-        if let Some(da) = gradient.a {
-            let seen = Matrix::new(&seen, width);
-            product(MatrixMut::new(da, width), Write::Add, 1.0, dreduced.t(), seen, Threads::All);
-        }
+        let rank = lora.rank(self.weight);
+        let adapted = Adapted { a: lora.a, b: lora.b, rank, scale: lora.scale, x: &seen, dy: &dsum };
+        let dreduced = adapted.backward(gradient.a, gradient.b);
         let Some(dx) = dx else { return };
-        let a = Matrix::new(lora.a, width);
         match lora.dropout {
-            None => {
-                self.weight.backward(&dsum, dx, self.precision);
-                product(MatrixMut::new(dx, width), Write::Add, 1.0, dreduced, a, Threads::All);
-            }
+            None => self.weight.backward_with(&dsum, (&dreduced, lora.a), dx, self.precision),
             Some(dropout) => {
                 self.weight.backward(dy, dx, self.precision);
-                let mut dseen = multiplied(dreduced, a);
+                let mut dseen = multiplied(Matrix::new(&dreduced, rank), Matrix::new(lora.a, width));
                 if lora.magnitude.is_some() {
                     let mut changed = dsum.into_owned();
                     changed.iter_mut().zip(dy).for_each(|(changed, dy)| *changed -= dy);

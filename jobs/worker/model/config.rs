@@ -12,6 +12,7 @@ use drydock_spec::finetune::TargetModule;
 use crate::ending::{Result, failed};
 use crate::kernels::attention::{Heads, Scoring};
 use crate::kernels::gated::Activation;
+pub use architecture::architecture;
 pub(in crate::model) use gguf::Asked;
 pub use hf::OneOrMany;
 pub use rope::{RopeConfig, RopeScaling};

@@ -12,10 +12,11 @@ use super::config::Config;
 use super::head::{Ends, LastLayer};
 use super::layer::{Arithmetic, Layer, Norm, Projection};
 use super::names::projection_name;
-use super::parameter::{Group, Parameter, Trainable, lend};
+use super::parameter::{Group, Parameter, Place, Trainable, lend};
+use crate::blocks::BlockKind;
 use crate::data::batch::Batch;
 use crate::ending::Result;
-use crate::kernels::attention::{Attention, Cache};
+use crate::kernels::attention::Attention;
 use crate::kernels::cross_entropy::Target;
 use crate::kernels::read;
 use crate::kernels::rope::Rope;
@@ -24,13 +25,15 @@ use crate::kernels::weight::Precision;
 /// A model, frozen until [`Decoder::adapt`] or [`Decoder::train`] says what of it is to be trained.
 pub struct Decoder {
     pub config: Config,
+    /// What scoring and answering compute with; a training pass says so itself.
+    pub scoring: Precision,
     /// `[vocabulary, hidden]`
     pub(super) embedding: Parameter,
     pub(super) layers: Vec<Layer>,
     pub(super) last: LastLayer,
     /// What is trained: the embedding's group, one for each layer, and the last layer's. None while all is frozen.
     groups: Vec<Trainable>,
-    rope: Arc<Rope>,
+    pub(super) rope: Arc<Rope>,
     /// What turns the heads of layers with a window, where that differs.
     window_rope: Option<Arc<Rope>>,
 }
@@ -70,7 +73,8 @@ impl Decoder {
         let rope = Arc::new(config.rope.rope(positions));
         let window_rope = config.window_rope.as_ref().map(|rope| Arc::new(rope.rope(positions)));
         let last = LastLayer { norm, head, softcap: config.features.logit_softcap };
-        Ok(Self { config, embedding, layers, last, groups: Vec::new(), rope, window_rope })
+        let scoring = Precision::default();
+        Ok(Self { config, scoring, embedding, layers, last, groups: Vec::new(), rope, window_rope })
     }
 
     /// Trains the tensors themselves: those of these names.
@@ -89,6 +93,17 @@ impl Decoder {
         }
         self.last.parameters_mut().for_each(|parameter| take(last_group, parameter));
         self.finish(groups)
+    }
+
+    /// Holds the projections' weights in quantized blocks; `kind` says in which, by the width of a row. Embedding and
+    /// head stay as they are, as in QLoRA (Dettmers et al. 2023).
+    pub fn quantize(&mut self, kind: impl Fn(usize) -> BlockKind) {
+        for projection in self.layers.iter_mut().flat_map(|layer| &mut layer.projections) {
+            let width = projection.weight.width();
+            if let Place::Frozen(stored) = &mut projection.weight.place {
+                stored.quantize(kind(width));
+            }
+        }
     }
 
     pub(super) fn empty_groups(&self) -> Vec<Group> {
@@ -118,8 +133,13 @@ impl Decoder {
 
     /// The loss of a batch (the sum over its targets, in nats) for its own sake.
     pub fn score(&self, batch: &Batch) -> candle_core::Result<f64> {
+        Ok(self.target_losses(batch)?.into_iter().sum())
+    }
+
+    /// The loss of each of a batch's targets, in nats.
+    pub fn target_losses(&self, batch: &Batch) -> candle_core::Result<Vec<f64>> {
         let x = self.stream(&batch.ids, &batch.bounds)?;
-        Ok(self.losses(&x, &batch.targets, Precision::F32)?.into_iter().sum())
+        self.losses(&x, &batch.targets, self.scoring)
     }
 
     /// The logits `[tokens, vocabulary]` of one row.
@@ -134,22 +154,41 @@ impl Decoder {
     }
 
     /// The stream through every layer, without a backward pass to come; `attend` also hears which layer asks.
-    fn through_layers(
+    pub(super) fn through_layers(
         &self,
         mut x: Vec<f32>,
-        mut attend: impl FnMut(usize, &[f32], &[f32], &[f32]) -> Vec<f32>,
+        mut attend: impl FnMut(usize, &[f32], &[f32], &[f32]) -> Vec<f32> + Send,
     ) -> candle_core::Result<Vec<f32>> {
-        for (index, layer) in self.layers.iter().enumerate() {
-            x = self.lent(self.layer_group(index), |trained| {
-                let layer = layer.with(trained, Arithmetic::default());
-                layer.forward(&x, |q, k, v| attend(index, q, k, v)).0
-            })?;
-        }
-        Ok(x)
+        let arithmetic = Arithmetic { precision: self.scoring, ..Default::default() };
+        // As one of the pool's own threads: from outside, each of a layer's products would wake the pool and sleep until
+        // it is done, which for a single token takes as long as the product.
+        rayon::scope(|_| {
+            for (index, layer) in self.layers.iter().enumerate() {
+                x = self.lent(self.layer_group(index), |trained| {
+                    let layer = layer.with(trained, arithmetic);
+                    layer.forward(&x, |q, k, v| attend(index, q, k, v)).0
+                })?;
+            }
+            Ok(x)
+        })
     }
 
-    fn logits_of(&self, x: &[f32]) -> candle_core::Result<Vec<f32>> {
-        self.with_ends(|trained| self.last.head(&self.embedding, trained, Precision::F32).logits(x))
+    /// Lends `hear` what goes into each projection of each layer, `[tokens, width]`, when a row passes through.
+    pub fn inputs(&self, ids: &[u32], hear: &dyn Fn(usize, TargetModule, &[f32])) -> candle_core::Result<()> {
+        let bounds = Arc::from([0, ids.len()]);
+        let mut x = self.embed(ids)?;
+        for (index, layer) in self.layers.iter().enumerate() {
+            let hear = |module: TargetModule, input: &[f32]| hear(index, module, input);
+            x = self.lent(self.layer_group(index), |trained| {
+                let layer = layer.with(trained, Arithmetic::default());
+                layer.heard(&hear).forward(&x, |q, k, v| self.attention(index, &bounds).forward(q, k, v)).0
+            })?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn logits_of(&self, x: &[f32]) -> candle_core::Result<Vec<f32>> {
+        self.with_ends(|trained| self.last.head(&self.embedding, trained, self.scoring).logits(x))
     }
 
     pub(super) fn losses(&self, x: &[f32], targets: &[Target], precision: Precision) -> candle_core::Result<Vec<f64>> {
@@ -188,7 +227,7 @@ impl Decoder {
         Attention { heads: self.config.heads, scoring: self.config.scoring(layer), rope, bounds: bounds.clone() }
     }
 
-    fn rope_of(&self, layer: usize) -> &Arc<Rope> {
+    pub(super) fn rope_of(&self, layer: usize) -> &Arc<Rope> {
         self.window_rope.as_ref().filter(|_| self.config.windows[layer].is_some()).unwrap_or(&self.rope)
     }
 
@@ -203,42 +242,6 @@ impl Decoder {
     /// Lends the trained values of the model's both ends to `f`.
     pub(super) fn with_ends<R>(&self, f: impl FnOnce(&Ends<&[f32]>) -> R) -> candle_core::Result<R> {
         self.lent(Self::EMBEDDING_GROUP, |embedding| self.lent(self.last_group(), |last| f(&Ends { embedding, last })))?
-    }
-
-    /// A conversation with nothing said yet.
-    pub fn conversation(&self) -> Conversation<'_> {
-        Conversation { decoder: self, said: Vec::new(), caches: self.caches() }
-    }
-
-    fn caches(&self) -> Vec<Cache> {
-        (0..self.layers.len()).map(|layer| Cache::new(self.config.heads, self.config.scoring(layer))).collect()
-    }
-}
-
-/// Tokens taken in so far, as the layers remember them.
-pub struct Conversation<'d> {
-    decoder: &'d Decoder,
-    said: Vec<u32>,
-    caches: Vec<Cache>,
-}
-
-impl Conversation<'_> {
-    /// Takes in more tokens, at least one, and returns the logits `[vocabulary]` of what follows them. All tokens
-    /// together must fit the positions that the decoder was loaded for.
-    pub fn take_in(&mut self, ids: &[u32]) -> candle_core::Result<Vec<f32>> {
-        let before = self.said.len();
-        self.said.extend_from_slice(ids);
-        let Self { decoder, said, caches } = self;
-        // Where a long row turns otherwise than a short one, what was said before must be thought of anew.
-        let became_long = decoder.rope.is_long(said.len()) && !decoder.rope.is_long(before);
-        let ids = if became_long { &said[..] } else { ids };
-        if became_long {
-            *caches = decoder.caches();
-        }
-        let attend =
-            |layer: usize, q: &[f32], k: &[f32], v: &[f32]| caches[layer].attend(decoder.rope_of(layer), q, k, v);
-        let x = decoder.through_layers(decoder.embed(ids)?, attend)?;
-        decoder.logits_of(&x[(ids.len() - 1) * decoder.config.hidden..])
     }
 }
 

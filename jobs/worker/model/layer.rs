@@ -180,9 +180,12 @@ impl Layer {
 
     /// The layer with the values that are trained in it.
     pub fn with<'a>(&'a self, trained: &'a [f32], arithmetic: Arithmetic) -> Complete<'a> {
-        Complete { layer: self, trained, arithmetic }
+        Complete { layer: self, trained, arithmetic, hear: None }
     }
 }
+
+/// Is told of a projection and of what goes into it, `[tokens, width]`.
+pub type Hear<'a> = dyn Fn(TargetModule, &[f32]) + 'a;
 
 /// A layer, complete with its trained values and with the way in which it is to compute.
 #[derive(Clone, Copy)]
@@ -190,10 +193,20 @@ pub struct Complete<'a> {
     layer: &'a Layer,
     trained: &'a [f32],
     arithmetic: Arithmetic,
+    /// Is lent what goes into each projection of a forward pass.
+    hear: Option<&'a Hear<'a>>,
 }
 
-impl Complete<'_> {
+impl<'a> Complete<'a> {
+    /// The same, heard by somebody who wants to know what goes into each projection.
+    pub fn heard(self, hear: &'a Hear<'a>) -> Self {
+        Self { hear: Some(hear), ..self }
+    }
+
     fn linear(&self, module: TargetModule, x: &[f32]) -> Vec<f32> {
+        if let Some(hear) = self.hear {
+            hear(module, x);
+        }
         let projection = &self.layer.projections[module as usize];
         let mut y = projection.linear(self.trained, self.arithmetic).forward(x);
         if let Some(bias) = &projection.bias {

@@ -62,7 +62,8 @@ pub fn start_values(chance: &mut Chance, rank: usize, width: usize, out: usize) 
 }
 
 impl LoraShape {
-    fn targets(&self, name: &str) -> bool {
+    /// Whether the projection of this name has an adapter.
+    pub fn targets(&self, name: &str) -> bool {
         let fits = |target: &String| {
             name.strip_suffix(target.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
         };

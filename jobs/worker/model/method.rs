@@ -12,6 +12,7 @@ use super::lora::{LoraShape, SavedAdapter, start_values};
 use super::names::chosen;
 use super::parameter::Trainable;
 use crate::ending::{Result, failed};
+use crate::quantize::mix::{block_kind, fitting};
 use crate::random::{Chance, Purpose};
 
 /// What is trained, and the shape of the adapter where it is one.
@@ -26,6 +27,10 @@ pub fn choose(decoder: &mut Decoder, spec: &FinetuneSpec, adapter: Option<&Path>
         let names = decoder.tensors().map(|parameter| parameter.name.clone()).collect();
         let names = chosen(spec.trainable.as_deref().unwrap_or_default(), names)?;
         return Ok(Chosen { trainables: decoder.train(&names)?, adapter: None });
+    }
+    if spec.method == Method::Qlora {
+        let kind = block_kind(spec.base_quant_type);
+        decoder.quantize(|width| fitting(kind, width));
     }
     if let Some(folder) = adapter {
         return go_on(decoder, spec, folder);

@@ -41,8 +41,10 @@ impl Parameter {
 
     /// A vector, as a norm has it; `trained` are the values of its group.
     pub fn vector<'a>(&'a self, trained: &'a [f32]) -> &'a [f32] {
-        let Held::F32(values) = self.matrix(trained).held;
-        values
+        match self.matrix(trained).held {
+            Held::F32(values) => values,
+            Held::Bf16(_) | Held::Blocks(_) => unreachable!("vectors are read as f32"),
+        }
     }
 
     /// Appends all values in f32; `trained` are those of its group.

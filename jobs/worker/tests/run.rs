@@ -11,12 +11,13 @@ use std::time::{Duration, Instant};
 use drydock_spec::contract::{EXIT_FAILED, EXIT_FINISHED, EXIT_MISUSED, EXIT_STOPPED};
 use drydock_spec::report::Phase;
 use drydock_spec::{Failure, FailureKind, Preview, Report, ReportLine, Stage};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
+use tiny::{CHATML, tokenizer};
+
+#[path = "fixture/tiny.rs"]
+mod tiny;
 
 const WORKER: &str = env!("CARGO_BIN_EXE_drydock-worker");
-
-const CHATML: &str = "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] \
-    + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
 /// An attempt on disk: a tiny model with a tokenizer of bytes, a dataset, and room for what comes out.
 struct Scene {
@@ -112,36 +113,6 @@ fn rows(count: usize) -> String {
         .to_string()
     };
     (0..count).map(row).collect::<Vec<_>>().join("\n")
-}
-
-/// Three special tokens and the 256 bytes, under the printable names that GPT-2 gave them.
-fn tokenizer() -> Value {
-    let special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
-    let mut vocabulary: Map<String, Value> =
-        special.iter().enumerate().map(|(id, token)| (token.to_string(), id.into())).collect();
-    let printable = |byte: u32| matches!(byte, 33..=126 | 161..=172 | 174..=255);
-    let mut others = 0;
-    for byte in 0..256 {
-        let name = if printable(byte) {
-            byte
-        } else {
-            others += 1;
-            255 + others
-        };
-        vocabulary.insert(char::from_u32(name).unwrap().to_string(), (3 + byte).into());
-    }
-    let added = special.iter().enumerate().map(|(id, token)| {
-        json!({"id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
-               "normalized": false, "special": true})
-    });
-    let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
-    json!({
-        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added.collect::<Vec<_>>(),
-        "normalizer": null, "pre_tokenizer": bytes, "post_processor": null, "decoder": bytes,
-        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-                  "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
-                  "vocab": vocabulary, "merges": []},
-    })
 }
 
 #[test]
@@ -383,6 +354,18 @@ fn a_merged_model_has_the_logits_of_model_and_adapter() {
         let exact = largest_difference(&logits(&scene, "merged", None), &adapted);
         assert!(exact < 1e-5, "{method}: {exact:e}");
     }
+}
+
+#[test]
+fn an_adapter_over_a_quantized_model_is_merged_with_what_it_was_trained_over() {
+    let scene = Scene::new(json!({
+        "method": "qlora", "base_quant_type": "Q8_0", "keep": "both", "max_steps": 10, "learning_rate": 0.01,
+    }));
+    let (code, reports) = scene.run("run");
+    assert_eq!(code, EXIT_FINISHED, "{reports:?}");
+    let adapted = logits(&scene, "model", Some("out/adapter"));
+    let rounded = largest_difference(&logits(&scene, "out/model", None), &adapted);
+    assert!(rounded > 1e-3 && rounded < 0.3, "{rounded:e}");
 }
 
 #[test]

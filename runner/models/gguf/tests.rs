@@ -88,10 +88,8 @@ fn a_tokenizer_that_the_worker_cannot_rebuild_needs_one_beside_it() {
     for (gguf, said) in [
         (Gguf::tiny().without("tokenizer.ggml.tokens"), "`tokenizer.ggml.tokens` is missing"),
         (Gguf::tiny().without("tokenizer.ggml.merges"), "`tokenizer.ggml.merges` is missing"),
-        (
-            Gguf::tiny().with("tokenizer.ggml.model", string("llama")),
-            "of the kind `llama`; `gpt2` (byte-level BPE) is known",
-        ),
+        (Gguf::tiny().with("tokenizer.ggml.model", string("bert")), "of the kind `bert`; known are gpt2, llama"),
+        (Gguf::tiny().with("tokenizer.ggml.model", string("llama")), "`tokenizer.ggml.scores` is missing"),
         (Gguf::tiny().with("tokenizer.ggml.pre", string("tekken")), "the pre-tokenizer is `tekken`; known are smollm"),
     ] {
         let refusal = refusal(&gguf);

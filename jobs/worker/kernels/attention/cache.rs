@@ -21,6 +21,12 @@ impl Cache {
         Self { heads, scoring, keys: vec![Vec::new(); heads.key_value], values: vec![Vec::new(); heads.key_value] }
     }
 
+    /// Forgets all but the first tokens.
+    pub fn truncate(&mut self, tokens: usize) {
+        let values = tokens * self.heads.dim;
+        self.keys.iter_mut().chain(&mut self.values).for_each(|head| head.truncate(values));
+    }
+
     /// Takes in the keys and values of tokens that follow those seen before, and lets their queries look back. What has
     /// been taken in stays turned as it is: a row that becomes long (see [`Rope::is_long`]) must be taken in anew.
     /// Queries and the result are `[tokens, query_width]`.
@@ -65,4 +71,29 @@ impl Cache {
         });
         y
     }
+}
+
+/// Rows that lie end to end (see [`Attention::bounds`](super::Attention)), each of which goes on where its own cache
+/// ends: they may have seen different numbers of tokens, and take in different numbers now.
+pub fn attend_each(
+    caches: &mut [&mut Cache],
+    bounds: &[usize],
+    rope: &Rope,
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+) -> Vec<f32> {
+    if let [alone] = caches {
+        return alone.attend(rope, q, k, v);
+    }
+    let tokens = bounds.last().map_or(1, |&tokens| tokens.max(1));
+    let rows: Vec<Vec<f32>> = caches
+        .par_iter_mut()
+        .zip(bounds.par_windows(2))
+        .map(|(cache, at)| {
+            let [q, k, v] = [q, k, v].map(|x| &x[at[0] * (x.len() / tokens)..at[1] * (x.len() / tokens)]);
+            cache.attend(rope, q, k, v)
+        })
+        .collect();
+    rows.concat()
 }

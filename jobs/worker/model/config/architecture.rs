@@ -8,7 +8,7 @@ use crate::ending::{Result, failed};
 use crate::kernels::gated::Activation;
 
 /// The architecture of this name; refused where the decoder does not have it.
-pub(super) fn architecture(name: &str) -> Result<Architecture> {
+pub fn architecture(name: &str) -> Result<Architecture> {
     match Architecture::named(name) {
         Some(architecture) => Ok(architecture),
         None => {

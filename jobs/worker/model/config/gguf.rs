@@ -7,12 +7,12 @@ use super::architecture::{self, window_pattern};
 use super::rope::Yarn;
 use super::{Biases, Config, Features, RopeConfig, RopeScaling};
 use crate::ending::{Result, failed};
+use crate::gguf::Metadata;
 use crate::kernels::attention::Heads;
-use crate::model::gguf::Metadata;
 
 /// A GGUF file, as far as the configuration asks.
 pub(in crate::model) struct Asked<'a> {
-    pub metadata: Metadata<'a>,
+    pub metadata: &'a Metadata,
     /// A tensor's shape, rows first; nothing where there is no such tensor.
     pub shape: &'a dyn Fn(&str) -> Option<Vec<usize>>,
     /// A tensor's values.
@@ -21,7 +21,7 @@ pub(in crate::model) struct Asked<'a> {
 
 impl Config {
     pub(in crate::model) fn from_gguf(file: &Asked<'_>) -> Result<Self> {
-        let metadata = &file.metadata;
+        let metadata = file.metadata;
         let name = metadata.text("general.architecture").unwrap_or("(none)");
         let architecture = architecture::architecture(name)?;
         let keys = Keys { file, name, architecture };

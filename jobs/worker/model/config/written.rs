@@ -1,9 +1,11 @@
 //! A configuration as Hugging Face's `config.json`, for models that have none.
 
 use drydock_spec::FailureKind::UnsupportedModel;
+use drydock_spec::model::Architecture;
 use serde_json::{Value, json};
 
-use super::{Config, Family, RopeConfig, RopeScaling};
+use super::architecture::architecture;
+use super::{Config, RopeConfig, RopeScaling};
 use crate::ending::{Result, failed};
 use crate::kernels::gated::Activation;
 use crate::model::describe::one_or_many;
@@ -13,24 +15,24 @@ const LLAMA3_FACTORS: [f64; 4] = [8.0, 32.0, 16.0, 4.0];
 
 /// Transformers' class for a model.
 pub(in crate::model) fn class(config: &Config) -> Result<&'static str> {
-    Ok(match Family::named(&config.architecture)? {
-        Family::Llama => "LlamaForCausalLM",
-        Family::Mistral => "MistralForCausalLM",
-        Family::Qwen2 => "Qwen2ForCausalLM",
-        Family::Qwen3 => "Qwen3ForCausalLM",
-        Family::Gemma2 => "Gemma2ForCausalLM",
-        Family::Gemma3 => "Gemma3ForCausalLM",
-        Family::Phi3 => "Phi3ForCausalLM",
+    Ok(match architecture(&config.architecture)? {
+        Architecture::Llama => "LlamaForCausalLM",
+        Architecture::Mistral => "MistralForCausalLM",
+        Architecture::Qwen2 => "Qwen2ForCausalLM",
+        Architecture::Qwen3 => "Qwen3ForCausalLM",
+        Architecture::Gemma2 => "Gemma2ForCausalLM",
+        Architecture::Gemma3 => "Gemma3ForCausalLM",
+        Architecture::Phi3 => "Phi3ForCausalLM",
     })
 }
 
 impl Config {
     /// `config.json`; [`Config::from_hf`] makes the same configuration of it.
     pub fn to_hf(&self, bos: Option<u32>) -> Result<Value> {
-        let family = Family::named(&self.architecture)?;
+        let architecture = architecture(&self.architecture)?;
         let mut json = json!({
             "architectures": [class(self)?],
-            "model_type": if family == Family::Gemma3 { "gemma3_text" } else { family.name() },
+            "model_type": if architecture == Architecture::Gemma3 { "gemma3_text" } else { architecture.name() },
             "hidden_size": self.hidden,
             "num_hidden_layers": self.layers,
             "num_attention_heads": self.heads.query,
@@ -51,46 +53,46 @@ impl Config {
             Activation::Silu => "silu",
             Activation::GeluTanh => "gelu_pytorch_tanh",
         };
-        json[if family.is_gemma() { "hidden_activation" } else { "hidden_act" }] = activation.into();
-        if matches!(family, Family::Llama | Family::Qwen3 | Family::Gemma2 | Family::Gemma3) {
+        json[architecture.activation_field()] = activation.into();
+        if architecture.may_have_attention_bias() {
             json["attention_bias"] = self.features.biases.query_key_value.into();
         }
-        if family == Family::Llama {
+        if architecture == Architecture::Llama {
             json["mlp_bias"] = self.features.biases.mlp.into();
         }
-        if family.is_gemma() {
+        if architecture.is_gemma() {
             let scalar = f64::from(self.features.attention_scale).powi(-2);
             json["query_pre_attn_scalar"] = json!((scalar * 1000.0).round() / 1000.0);
             json["final_logit_softcapping"] = self.features.logit_softcap.map(decimal).into();
         }
-        if family == Family::Gemma2 {
+        if architecture == Architecture::Gemma2 {
             json["attn_logit_softcapping"] = self.features.attention_softcap.map(decimal).into();
         }
-        if let (Family::Gemma3, Some(local)) = (family, &self.window_rope) {
+        if let (Architecture::Gemma3, Some(local)) = (architecture, &self.window_rope) {
             json["rope_local_base_freq"] = local.theta.into();
         }
-        self.write_windows(family, &mut json);
-        self.write_scaling(family, &mut json)?;
+        self.write_windows(architecture, &mut json);
+        self.write_scaling(architecture, &mut json)?;
         Ok(json)
     }
 
-    fn write_windows(&self, family: Family, json: &mut Value) {
+    fn write_windows(&self, architecture: Architecture, json: &mut Value) {
         let window = self.windows.iter().flatten().next();
-        if family == Family::Llama {
+        if architecture == Architecture::Llama {
             return;
         }
         json["sliding_window"] = json!(window);
-        let qwen = matches!(family, Family::Qwen2 | Family::Qwen3);
+        let qwen = matches!(architecture, Architecture::Qwen2 | Architecture::Qwen3);
         if qwen {
             json["use_sliding_window"] = window.is_some().into();
         }
-        if qwen || family.is_gemma() {
+        if qwen || architecture.is_gemma() {
             let kind = |window: &Option<usize>| if window.is_some() { "sliding_attention" } else { "full_attention" };
             json["layer_types"] = self.windows.iter().map(kind).collect();
         }
     }
 
-    fn write_scaling(&self, family: Family, json: &mut Value) -> Result<()> {
+    fn write_scaling(&self, architecture: Architecture, json: &mut Value) -> Result<()> {
         let scaling = match &self.rope.scaling {
             RopeScaling::None => Value::Null,
             RopeScaling::Linear { factor } => json!({"rope_type": "linear", "factor": factor}),
@@ -120,7 +122,7 @@ impl Config {
         if !scaling.is_null() {
             json["rope_scaling"] = scaling;
         }
-        if family == Family::Phi3 {
+        if architecture == Architecture::Phi3 {
             json["partial_rotary_factor"] = json!(self.rope.dim as f64 / self.heads.dim as f64);
         }
         Ok(())

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
 mod gguf;
+mod merged;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -16,9 +17,10 @@ use drydock_worker::data::rows::Row;
 use drydock_worker::kernels::linear::mix;
 use drydock_worker::model::ModelFiles;
 use drydock_worker::model::config::Config;
+use drydock_worker::model::conversation::Piece;
 use drydock_worker::model::decoder::Decoder;
 use drydock_worker::model::fused;
-use drydock_worker::model::lora::{AdapterStart, LORA_A, LORA_B, LoraShape, peft_name};
+use drydock_worker::model::lora::{AdapterStart, LORA_A, LORA_B, LORA_MAGNITUDE, LoraShape, peft_name};
 use drydock_worker::model::parameter::{Gradients, Trainable};
 use drydock_worker::model::tape::{Pass, Tape};
 use serde::Deserialize;
@@ -176,32 +178,65 @@ fn full_finetuning_has_pytorchs_loss_and_the_gradient_of_every_tensor() {
     }
 }
 
+/// The case's model with the adapter that the reference has.
+fn adapted(case: &Case, adapter: &ReferenceAdapter, dora: bool) -> (Decoder, Vec<Trainable>) {
+    let mut decoder = case.decoder();
+    let targets = fused::targets(&TargetModule::ALL, &decoder.config).unwrap();
+    let shape = LoraShape { rank: adapter.r, alpha: adapter.lora_alpha, dropout: 0.0, dora, targets };
+    let start = |name: &str, kind: &str, shape: [usize; 2]| {
+        let values = weight_values(&peft_name(name, kind), shape[0] * shape[1]);
+        Tensor::from_vec(values, shape.as_slice(), &Device::Cpu).unwrap()
+    };
+    let trainables = decoder
+        .adapt(&shape, |name, [rank, width, out]| {
+            let (a, b) = (start(name, LORA_A, [rank, width]), start(name, LORA_B, [out, rank]));
+            // Not the lengths that the adapted weight has anyway.
+            let lengths = weight_values(&peft_name(name, LORA_MAGNITUDE), out).into_iter().map(|value| 1.0 + value);
+            let lengths = Tensor::from_iter(lengths, &Device::Cpu).unwrap();
+            Ok(AdapterStart { a, b, magnitude: dora.then_some(lengths) })
+        })
+        .unwrap();
+    (decoder, trainables)
+}
+
 /// On Phi-3 over its fused projections, as PEFT has it.
 #[test]
 fn an_adapter_has_pefts_loss_and_gradients() {
-    let cases = CASES.map(Case::of).into_iter().filter(|case| case.reference.adapter.is_some());
     let mut seen = 0;
-    for case in cases {
-        let adapter = case.reference.adapter.as_ref().unwrap();
-        let mut decoder = case.decoder();
-        let targets = fused::targets(&TargetModule::ALL, &decoder.config).unwrap();
-        let shape = LoraShape { rank: adapter.r, alpha: adapter.lora_alpha, dropout: 0.0, dora: false, targets };
-        let start = |name: &str, kind: &str, shape: [usize; 2]| {
-            let values = weight_values(&peft_name(name, kind), shape[0] * shape[1]);
-            Tensor::from_vec(values, shape.as_slice(), &Device::Cpu).unwrap()
-        };
-        let trainables = decoder
-            .adapt(&shape, |name, [rank, width, out]| {
-                let (a, b) = (start(name, LORA_A, [rank, width]), start(name, LORA_B, [out, rank]));
-                Ok(AdapterStart { a, b, magnitude: None })
-            })
-            .unwrap();
+    for case in CASES.map(Case::of) {
+        let Some(adapter) = &case.reference.adapter else { continue };
+        let (decoder, trainables) = adapted(&case, adapter, false);
         let (loss, gradients) = loss_and_gradients(&decoder, &trainables, &case.batch());
         assert!((loss - adapter.loss).abs() < 1e-5 * loss, "{}: the loss is {loss}, not {}", case.name, adapter.loss);
         check_gradients(&case, "adapter.", &gradients);
         seen += 1;
     }
     assert_eq!(seen, 3);
+}
+
+#[test]
+fn a_merged_model_has_the_logits_of_base_and_adapter_and_the_tensors_of_its_architecture() {
+    for (case, dora) in CASES.into_iter().flat_map(|name| [(Case::of(name), false), (Case::of(name), true)]) {
+        let adapter = ReferenceAdapter { r: 2, lora_alpha: 3.0, loss: 0.0 };
+        let (decoder, _) = adapted(&case, &adapter, dora);
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::copy(case.folder.path().join("config.json"), folder.path().join("config.json")).unwrap();
+        let tensors = decoder.merged().into_iter().map(|tensor| {
+            let values = Tensor::from_vec(tensor.values().unwrap(), tensor.shape.as_slice(), &Device::Cpu).unwrap();
+            (tensor.name, values)
+        });
+        let tensors: HashMap<String, Tensor> = tensors.collect();
+        let shapes = |tensors: &HashMap<String, Tensor>| -> BTreeMap<String, Vec<usize>> {
+            tensors.iter().map(|(name, tensor)| (name.clone(), tensor.dims().to_vec())).collect()
+        };
+        assert_eq!(shapes(&tensors), shapes(&case.weights()), "{}", case.name);
+        candle_core::safetensors::save(&tensors, folder.path().join("model.safetensors")).unwrap();
+        let logits = |decoder: &Decoder| decoder.logits(case.ids()).unwrap().to_vec2::<f32>().unwrap().concat();
+        let (got, want, base) = (logits(&load(folder.path())), logits(&decoder), logits(&case.decoder()));
+        let distance = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(distance(&got, &want) < 2e-5, "{}: off by {:e}", case.name, distance(&got, &want));
+        assert!(distance(&got, &base) > 0.05, "{}: the adapter does nothing", case.name);
+    }
 }
 
 #[test]
@@ -213,7 +248,8 @@ fn a_conversation_has_the_logits_of_the_whole_row() {
         let mut conversation = decoder.conversation();
         let mut from = 0;
         for to in [3, 4, 9, 15, 16, 17, 18, ids.len()] {
-            let got = conversation.take_in(&ids[from..to]).unwrap();
+            let mut piece = [Piece { conversation: &mut conversation, ids: &ids[from..to] }];
+            let got = decoder.next_logits(&mut piece).unwrap();
             // Not the row of all of them: how Phi-3 turns heads depends on how many tokens there are.
             let want = decoder.logits(&ids[..to]).unwrap().to_vec2::<f32>().unwrap().pop().unwrap();
             let worst = got.iter().zip(&want).map(|(got, want)| (got - want).abs()).fold(0.0, f32::max);

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use candle_core::{Device, Tensor};
 use drydock_worker::model::ModelFiles;
+use drydock_worker::model::conversation::Piece;
 use drydock_worker::model::decoder::Decoder;
 use drydock_worker::model::lora::{AdapterStart, LORA_A, LORA_B, LoraShape, peft_name};
 
@@ -81,7 +82,8 @@ fn a_conversation_has_the_logits_of_the_whole_row() {
         let mut conversation = case.decoder.conversation();
         let mut from = 0;
         for to in [40, 41, 42, 65] {
-            let logits = conversation.take_in(&ids[from..to]).unwrap();
+            let mut piece = [Piece { conversation: &mut conversation, ids: &ids[from..to] }];
+            let logits = case.decoder.next_logits(&mut piece).unwrap();
             let worst = logits.iter().zip(&whole[to - 1]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             assert!(worst < 1e-4, "{name}: {worst:e} after {to} tokens");
             from = to;
