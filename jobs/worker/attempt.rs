@@ -22,7 +22,8 @@ pub enum Purpose {
     Preview,
 }
 
-/// candle walks its tape recursively; a deep model needs a deep stack. Only what is used is ever backed by memory.
+/// Templates, patterns and JSON are other people's: what they nest deeply should reach the limits of those who read it,
+/// not the end of the stack. Only what is used is ever backed by memory.
 pub const STACK_BYTES: usize = 256 << 20;
 
 /// Reads the spec; the first thing that can go wrong, and there is nowhere yet to report it.

@@ -94,8 +94,8 @@ fn by_hand(work: impl FnOnce() -> Result<(), Ending> + Send + 'static) -> anyhow
     }
 }
 
-/// candle's own operations (additions of the stream and of gradients) stay on one thread: its pool waits by spinning,
-/// which takes more time from the kernels, whose threads are rayon's, than it saves.
+/// candle's own operations (conversions, while files are read) stay on one thread: its pool waits by spinning, which
+/// takes more time from the kernels, whose threads are rayon's, than it saves.
 fn keep_candle_single_threaded() {
     // SAFETY: `main` has started no other thread yet.
     unsafe {
