@@ -48,6 +48,7 @@ const FREE: [&str; 18] = [
     "dataset",
     "eval_dataset",
     "adapter",
+    "tokenizer",
     "columns",
     "keep",
     "sample_prompts",
@@ -62,7 +63,6 @@ const FREE: [&str; 18] = [
     // Their product is compared: so many rows make a step, in however many passes. (KTO compares the rows of a pass.)
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
-    "tokenizer",
 ];
 
 impl Origin {

@@ -63,7 +63,7 @@ impl<'a> Stepper<'a> {
     }
 
     /// The gradients of the mean loss over all passes of a step, counted from 0; several small passes are one big one.
-    /// `before_each` is called before each pass: what it refuses leaves everything as it was.
+    /// `before_each` is called before each pass forward or backward: what it refuses leaves everything as it was.
     pub fn measure(
         &mut self,
         step: u64,
@@ -80,6 +80,7 @@ impl<'a> Stepper<'a> {
             before_each()?;
             let dropout_seed = mix(self.recipe.seed ^ mix(step ^ mix(index as u64)));
             let tape = Tape::record(self.decoder, &pass.batch, Pass::new(self.recipe, dropout_seed))?;
+            before_each()?;
             if self.aim.objective == Objective::Sft {
                 let scales = vec![(1.0 / counted as f64) as f32; pass.batch.targets.len()];
                 losses.push(tape.backward(&scales, &mut self.gradients)?);
