@@ -16,6 +16,7 @@ pub mod report;
 pub mod save;
 pub mod schedule;
 pub mod stop;
+pub mod train;
 
 /// As it stands in the first report.
 pub const NAME_AND_VERSION: &str = concat!("drydock-worker ", env!("CARGO_PKG_VERSION"));

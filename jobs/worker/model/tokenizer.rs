@@ -58,7 +58,8 @@ impl Text {
         Ok(text)
     }
 
-    fn new(json: String, mut config: Map<String, Value>, chat_template: Option<String>) -> Result<Self> {
+    /// From the contents of `tokenizer.json` and `tokenizer_config.json`.
+    pub(crate) fn new(json: String, mut config: Map<String, Value>, chat_template: Option<String>) -> Result<Self> {
         let mut tokenizer: Tokenizer = json.parse().or_fail(BadModel, "tokenizer.json")?;
         // Some files carry the cutting and padding of the day they were saved; rows are cut here, and never padded.
         tokenizer.with_truncation(None).or_fail(BadModel, "tokenizer.json")?;

@@ -1,0 +1,3 @@
+pub mod start;
+pub mod text;
+pub mod tokenizer;
