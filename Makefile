@@ -9,7 +9,7 @@ target := $(or $(CARGO_TARGET_DIR),target)
 host = $(shell rustc -vV | sed -n 's/^host: //p')
 export DRYDOCK_TARGET := $(target)
 
-.PHONY: help demo test check build worker image engine interop conformance clean
+.PHONY: help demo test check build worker image engine interop bench conformance clean
 
 help: ## List the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -36,8 +36,12 @@ image: compiler engine worker ## Build the worker's image
 	@cp $(target)/$(host)/release/drydock-worker images/worker.Dockerfile $(target)/image/
 	docker build --quiet --file $(target)/image/worker.Dockerfile --tag drydock-worker:latest $(target)/image
 
-interop: gateway image venv ## Try the MCP clients that people use, in Python and Node
+interop: gateway image worker venv ## Try the programs that people use: MCP clients, PEFT, Transformers, llama.cpp
 	@.ci/interop.sh
+	@tests/interop/trainer.sh
+
+bench: compiler venv ## Measure the worker beside PyTorch, PEFT, Transformers and llama.cpp
+	@tests/bench/run.sh $(BENCH)
 
 conformance: compiler venv ## Run the MCP conformance suite
 	@tests/conformance/run.sh

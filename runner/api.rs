@@ -1,7 +1,7 @@
 //! What the gateway says and hears, the same over MCP and REST: the command line reads these types back.
 
 use drydock_spec::dataset::{Columns, Format};
-use drydock_spec::report::{DatasetReport, Evaluation, Metrics, Sample};
+use drydock_spec::report::{Checkpoint, DatasetReport, Evaluation, Metrics, Quantized, Sample, Score};
 use drydock_spec::{
     Failure, InvalidOption, JobArgs, JobEvent, JobId, JobSpec, LimitArgs, Limits, Priority, ReportLine, Stage, TraceId,
 };
@@ -32,14 +32,19 @@ pub struct Submission {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct JobView {
     pub id: JobId,
-    /// finetune
+    /// finetune, train, quantize or evaluate
     pub kind: String,
+    /// What is done to what, in a few words.
+    pub about: String,
     /// queued, running, stopping, succeeded, failed or cancelled
     pub state: String,
     /// One sentence: where the job stands, or how it ended.
     pub summary: String,
-    pub model: String,
-    pub dataset: String,
+    /// The model that the job starts from, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dataset: Option<String>,
     pub owner: String,
     pub trace_id: String,
     pub priority: Priority,
@@ -62,6 +67,12 @@ pub struct JobView {
     pub evaluations: Vec<Evaluation>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub samples: Vec<Sample>,
+    /// What an evaluation has measured. A metric that ends with `_difference` is one to the first model.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub scores: Vec<Score>,
+    /// What became of a model's weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantized: Option<Quantized>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
     /// Why the job failed.
@@ -75,12 +86,20 @@ impl JobView {
     pub fn is_done(&self) -> bool {
         matches!(self.state.as_str(), "succeeded" | "failed" | "cancelled")
     }
+
+    /// Whether the job trains nothing, so that the parts of its stages are what there is to count.
+    #[must_use]
+    pub fn counts_parts(&self) -> bool {
+        matches!(self.kind.as_str(), "quantize" | "evaluate")
+    }
 }
 
 /// Why a queued job does not run yet.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "reason", rename_all = "snake_case")]
 pub enum WaitsFor {
+    /// A job whose result it reads, and how that one stands.
+    Job { id: JobId, state: String },
     /// Jobs that stand before it in line.
     JobsAhead { jobs: u64 },
     /// CPUs, in thousandths.
@@ -100,13 +119,26 @@ pub enum WaitsFor {
 pub struct Progress {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stage: Option<Stage>,
-    /// Share of the training steps taken, 0 to 1.
+    /// Share of the work done, 0 to 1: of the training steps where the job trains.
     pub fraction: f64,
+    /// How far the stage has come, where it counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part: Option<Part>,
     /// The newest metrics.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metrics: Option<Metrics>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dataset: Option<DatasetReport>,
+    /// The newest checkpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<Checkpoint>,
+}
+
+/// So much of a stage is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Part {
+    pub done: u64,
+    pub total: u64,
 }
 
 /// Some jobs, newest first.
@@ -156,10 +188,11 @@ pub struct PlanView {
 pub struct Estimate {
     /// Peak memory of the worker, in bytes.
     pub memory_bytes: u64,
-    /// Size of the artifacts, in bytes.
+    /// Size of the artifacts, and of what lies beside them on the way, in bytes.
     pub disk_bytes: u64,
     /// What must be fetched first, in bytes.
     pub download_bytes: u64,
+    /// Numbers that are trained; 0 where nothing is.
     pub trainable_parameters: u64,
 }
 
@@ -302,7 +335,8 @@ pub struct AddModel {
     /// The name to give it; by default taken from the source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// `hf:owner/name[@revision]`, or a path below one of the gateway's `data_dirs`. Not together with `files`.
+    /// `hf:owner/name[@revision]`, `job:<id>[/path]`, or a path below one of the gateway's `data_dirs`. Not together
+    /// with `files`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
     /// Files by path and sha256, put with `PUT /v1/blobs/{sha256}` before.
@@ -348,7 +382,7 @@ pub struct LoadDataset {
     /// The name to give it; by default taken from the source.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// A path below one of the gateway's `data_dirs` (`.jsonl`, or SQuAD's `.json`), or
+    /// A path below one of the gateway's `data_dirs` (`.jsonl`, plain `.txt`, or SQuAD's `.json`), or
     /// `hf:owner/name[@revision]/path/in/the/repository.jsonl`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,

@@ -8,9 +8,10 @@
 //! An output folder is read as a hostile one, after its container is gone. A collection appears whole or not at all;
 //! collecting again gives the same again, and is how a crash in between is mended.
 
+use std::collections::BTreeSet;
 use std::fs::{DirBuilder, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use drydock_spec::JobId;
@@ -21,6 +22,9 @@ use serde::{Deserialize, Serialize};
 use crate::hostile;
 
 mod collect;
+
+/// The folder of an output folder that checkpoints lie in.
+pub const CHECKPOINTS: &str = "checkpoints";
 
 /// A file that a job made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +54,24 @@ impl Caps {
     #[must_use]
     pub fn of_disk(bytes: u64) -> Self {
         Self { entries: 10_000, depth: 16, bytes }
+    }
+}
+
+/// Which files of an output folder are taken over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wanted {
+    /// Those outside the folder of checkpoints: a checkpoint is of use to the attempt that wrote it and to nobody else.
+    AllButCheckpoints,
+    /// Those with these paths.
+    These(BTreeSet<String>),
+}
+
+impl Wanted {
+    fn includes(&self, path: &str) -> bool {
+        match self {
+            Self::AllButCheckpoints => path.split('/').next() != Some(CHECKPOINTS),
+            Self::These(paths) => paths.contains(path),
+        }
     }
 }
 
@@ -106,15 +128,21 @@ impl ArtifactStore {
         Self { root: root.into() }
     }
 
-    /// Takes over what is in a job's output folder, in place of what was taken over from the job before. Artifacts
+    /// Takes over what is wanted of a job's output folder, in place of what was taken over from the job before. Artifacts
     /// come in the order of their paths. This reads and writes every byte: call it where blocking is allowed, and only
     /// when the container is gone.
-    pub fn collect(&self, job: JobId, output: &Path, caps: Caps) -> Result<Vec<Artifact>, ArtifactError> {
+    pub fn collect(
+        &self,
+        job: JobId,
+        output: &Path,
+        caps: Caps,
+        wanted: &Wanted,
+    ) -> Result<Vec<Artifact>, ArtifactError> {
         let unfinished = self.root.join(format!("{job}.new"));
         delete(&unfinished)?;
         let make = DirBuilder::new().recursive(true).mode(0o700).create(&unfinished);
         make.map_err(ArtifactError::io("make", &unfinished))?;
-        let collected = collect::collect(output, &unfinished, caps);
+        let collected = collect::collect(output, &unfinished, caps, wanted);
         if collected.is_ok() {
             replace(&unfinished, &self.folder(job))?;
         }
@@ -141,7 +169,8 @@ impl ArtifactStore {
             Err(_) => return Ok(None),
         };
         let metadata = file.metadata().map_err(ArtifactError::io("look at", &folder))?;
-        Ok((metadata.is_file() && metadata.nlink() == 1).then_some((file, metadata.len())))
+        // A second name is ours as well: a model that a job has left is a blob of the store, too.
+        Ok(metadata.is_file().then_some((file, metadata.len())))
     }
 
     /// Deletes a job's artifacts. A job that has none is no error.

@@ -10,7 +10,7 @@ use drydock_spec::{Attempt, Failure, FailureKind, JobId, JobState, Outcome, Stag
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use crate::artifacts::{Artifact, ArtifactError, ArtifactStore, Caps};
+use crate::artifacts::{Artifact, ArtifactError, ArtifactStore, Caps, Wanted};
 use crate::config::Config;
 use crate::datasets::Datasets;
 use crate::desk::LAST_WORDS_BYTES;
@@ -131,25 +131,35 @@ impl Attempts {
         }
     }
 
-    /// Takes the artifacts of a success over. What cannot be taken over turns it into a failure.
+    /// Takes the artifacts of a success over; what cannot be taken over turns it into a failure. Of a job that has
+    /// failed for good, what its worker announced is kept where that is possible: the evidence of what went wrong.
     async fn collect(&self, lease: &Lease, outcome: Outcome) -> Result<(Outcome, Vec<Artifact>), AttemptError> {
-        if outcome != Outcome::Succeeded {
-            return Ok((outcome, Vec::new()));
-        }
+        let mut roles = lease.announced_artifacts().await?;
+        let wanted = match &outcome {
+            Outcome::Succeeded => Wanted::AllButCheckpoints,
+            Outcome::Failed(failure) if !failure.kind.retryable() && !roles.is_empty() => {
+                Wanted::These(roles.keys().cloned().collect())
+            }
+            Outcome::Failed(_) | Outcome::Cancelled => return Ok((outcome, Vec::new())),
+        };
         let job = lease.job();
         let Some(dir) = self.open_dir(job.id, lease.attempt()).await? else {
             let failure = Failure::new(FailureKind::Internal, "the attempt's output folder is gone").at(Stage::Collect);
-            return Ok((Outcome::Failed(failure), Vec::new()));
+            let lost = if outcome == Outcome::Succeeded { Outcome::Failed(failure) } else { outcome };
+            return Ok((lost, Vec::new()));
         };
         let (store, id, caps) = (self.artifacts.clone(), job.id, Caps::of_disk(job.limits.disk_bytes));
-        let collected = tokio::task::spawn_blocking(move || store.collect(id, &dir.output_path(), caps));
+        let collected = tokio::task::spawn_blocking(move || store.collect(id, &dir.output_path(), caps, &wanted));
         match hold::renewing(lease, self.lease_ms, collected).await?? {
             Ok(mut artifacts) => {
-                let mut roles = lease.announced_artifacts().await?;
                 for artifact in &mut artifacts {
                     artifact.role = roles.remove(&artifact.path);
                 }
-                Ok((Outcome::Succeeded, artifacts))
+                Ok((outcome, artifacts))
+            }
+            Err(error) if outcome != Outcome::Succeeded => {
+                tracing::warn!(%error, "what the worker left before it failed is not kept");
+                Ok((outcome, Vec::new()))
             }
             Err(error) => {
                 let kind = match &error {

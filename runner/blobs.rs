@@ -186,6 +186,26 @@ impl Blobs {
         draft.keep(None)
     }
 
+    /// Stores a file of ours whose digest is known and which nobody will change: by a second name for it where the file
+    /// system has such, otherwise by a copy. Blocks.
+    pub(crate) fn link(&self, path: &Path, sha256: &str) -> Result<(), BlobError> {
+        let target = self.path(sha256)?;
+        let folder = target.parent().unwrap_or(&self.root);
+        fs::create_dir_all(folder).map_err(|error| self.failed(folder, error))?;
+        match fs::hard_link(path, &target) {
+            Ok(()) => File::open(folder).and_then(|folder| folder.sync_all()).map_err(|error| self.failed(path, error)),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+            Err(_) => {
+                let mut file = File::open(path).map_err(|error| self.failed(path, error))?;
+                let stored = self.put_file(&mut file)?;
+                match stored.sha256 == sha256 {
+                    true => Ok(()),
+                    false => Err(BlobError::Mismatch { expected: sha256.to_owned(), found: stored.sha256 }),
+                }
+            }
+        }
+    }
+
     /// Stores these bytes. Blocks.
     pub fn put_bytes(&self, bytes: &[u8]) -> Result<Stored, BlobError> {
         let mut draft = Draft::begin(self)?;

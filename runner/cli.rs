@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
+use drydock_spec::{EvaluateArgs, FinetuneArgs, QuantizeArgs, TrainArgs};
 
 use crate::config::{Config, Flag, Loaded, Sources, load};
 use client::Client;
@@ -17,7 +18,6 @@ mod datasets;
 mod describe;
 mod doctor;
 mod error;
-mod finetune;
 mod flags;
 mod follow;
 mod jobs;
@@ -25,13 +25,14 @@ mod logs;
 mod models;
 mod out;
 mod serve;
+mod submit;
 mod text;
 mod upload;
 mod watch;
 
 const EXIT_CODES: &str = "\
 Exit codes:
-  0    done; for `watch` and `finetune --watch`: the job succeeded
+  0    done; for `watch`, and what is submitted with --watch: the job succeeded
   1    an error, said on stderr
   2    wrong usage
   3    the job failed
@@ -39,7 +40,7 @@ Exit codes:
   5    the gateway cannot be reached
   130  interrupted; a job goes on without its watcher";
 
-/// Runs model finetuning jobs in sealed containers.
+/// Trains, finetunes, quantizes and evaluates models in sealed containers.
 #[derive(Debug, Parser)]
 #[command(name = "drydock", version, after_help = EXIT_CODES, max_term_width = 120)]
 struct Cli {
@@ -73,7 +74,13 @@ enum Command {
     /// Speak MCP over stdin and stdout, through the gateway; one is started if none answers
     Stdio(serve::Settings),
     /// Finetune a model on a dataset
-    Finetune(Box<finetune::Finetune>),
+    Finetune(Box<submit::Submit<FinetuneArgs>>),
+    /// Train a model from nothing on a dataset
+    Train(Box<submit::Submit<TrainArgs>>),
+    /// Quantize a model into a GGUF file
+    Quantize(Box<submit::Submit<QuantizeArgs>>),
+    /// Measure how good models are, side by side
+    Evaluate(Box<submit::Submit<EvaluateArgs>>),
     /// List jobs, newest first
     Jobs(jobs::List),
     /// Show how a job stands, or how it ended
@@ -124,7 +131,10 @@ impl Cli {
             Command::Config(settings) => config::print(&global.load(settings.flags())?, out),
             Command::Doctor(settings) => doctor::doctor(&global, settings.flags(), out).await,
             Command::Completions { shell } => completions(shell, out),
-            Command::Finetune(finetune) => finetune.submit(&global.client()?, out).await,
+            Command::Finetune(job) => job.submit(&global.client()?, out).await,
+            Command::Train(job) => job.submit(&global.client()?, out).await,
+            Command::Quantize(job) => job.submit(&global.client()?, out).await,
+            Command::Evaluate(job) => job.submit(&global.client()?, out).await,
             Command::Jobs(list) => list.print(&global.client()?, out).await,
             Command::Show(job) => job.show(&global.client()?, out).await,
             Command::Watch(job) => job.watch(&global.client()?, out).await,

@@ -24,6 +24,7 @@ use crate::store::{CatalogEntry, Store, StoreError};
 mod preview;
 mod read;
 mod sniff;
+mod text;
 
 pub use read::Place;
 use read::Tally;
@@ -169,7 +170,7 @@ impl Datasets {
         let entries = self.store.datasets().await?;
         let entry = names::pick(name, entries, "none is loaded yet: call load_dataset first").map_err(|next| {
             let shown: String = name.chars().take(200).collect();
-            let next = match name.contains(['/', ':']) || name.ends_with(".jsonl") || name.ends_with(".json") {
+            let next = match name.contains(['/', ':']) || stem(name) != name {
                 true => format!("call load_dataset with source `{shown}` first and give the name that it returns"),
                 false => next,
             };
@@ -215,9 +216,11 @@ impl Datasets {
             Found::File(file) => (stem(&file.name).to_owned(), vec![file]),
             Found::Folder { name, files } => (name, files),
         };
-        // In a folder other files may lie beside the rows; a single file was meant.
+        // In a folder other files may lie beside the rows; a single file was meant. Text beside rows is about them.
         if files.len() != 1 {
-            files.retain(|file| file.name.ends_with(".jsonl") || file.name.ends_with(".json"));
+            let is_rows = |file: &OpenFile| file.name.ends_with(".jsonl") || file.name.ends_with(".json");
+            let any_rows = files.iter().any(is_rows);
+            files.retain(|file| if any_rows { is_rows(file) } else { file.name.ends_with(".txt") });
         }
         let files = files.into_iter().map(|file| (file.name.clone(), Content::Host(file))).collect();
         Ok(Incoming { origin: path.to_owned(), name: Some(names::usual(&name)), files })
@@ -314,19 +317,19 @@ fn given_rows(rows: &[serde_json::Map<String, serde_json::Value>]) -> Incoming {
 fn rows_among(files: &[HubFile]) -> String {
     let rows: Vec<_> = files
         .iter()
-        .filter(|file| file.path.ends_with(".jsonl") || file.path.ends_with(".json"))
+        .filter(|file| stem(&file.path) != file.path)
         .map(|file| format!("`{}`", file.path))
         .take(10)
         .collect();
     match rows.is_empty() {
-        true => "there is no .jsonl or .json file in that folder; convert the rows to JSON lines first".into(),
+        true => "there is no .jsonl, .json or .txt file in that folder; convert the rows to JSON lines first".into(),
         false => format!("put one of these behind the name: {}", rows.join(", ")),
     }
 }
 
 /// A file's name without what says its kind.
 fn stem(name: &str) -> &str {
-    name.strip_suffix(".jsonl").or_else(|| name.strip_suffix(".json")).unwrap_or(name)
+    [".jsonl", ".json", ".txt"].iter().find_map(|ending| name.strip_suffix(ending)).unwrap_or(name)
 }
 
 fn view(entry: CatalogEntry<Manifest>) -> DatasetView {

@@ -206,7 +206,7 @@ mod tests {
     }
 
     fn finished() -> Option<Report> {
-        Some(Report::Finished(Finished { steps: 1, train_loss: 1.0, tokens: 1, peak_rss_bytes: 1 }))
+        Some(Report::Finished(Finished { steps: 1, train_loss: Some(1.0), tokens: 1, peak_rss_bytes: 1 }))
     }
 
     fn kind(ending: &Ending) -> FailureKind {

@@ -58,6 +58,11 @@ impl Dispatch {
     /// One pass over the line: what fits is claimed and set going. Says when the next waiting retry may start.
     pub async fn dispatch_once(&self) -> Result<Option<i64>, StoreError> {
         let store = &self.attempts.store;
+        // What can never start must not wait for an engine.
+        let orphans = store.fail_orphans_once().await?;
+        if orphans > 0 {
+            tracing::info!(orphans, "jobs failed with those whose results they were to read");
+        }
         // Without an engine or an image nothing could start; the jobs say so while they wait.
         let Ok((engine, _)) = self.attempts.engine.ready() else { return Ok(None) };
         let all = self.attempts.config.capacity.of(&engine);

@@ -64,9 +64,9 @@ impl House {
         let (probe, engine) = EngineProbe::new(Arc::clone(&sandbox));
         let blobs = Blobs::open(&state)?;
         let hub = Hub::open(&config.hub, blobs.clone())?;
-        let models = Models::new(store.clone(), blobs.clone(), hub.clone(), &config);
-        let datasets = Datasets::new(store.clone(), blobs.clone(), hub, &config);
         let artifacts = ArtifactStore::new(state.join("artifacts"));
+        let models = Models::new(store.clone(), blobs.clone(), hub.clone(), artifacts.clone(), &config);
+        let datasets = Datasets::new(store.clone(), blobs.clone(), hub, &config);
         let shutdown = CancellationToken::new();
         let tracker = TaskTracker::new();
         let config = Arc::new(config);

@@ -1,4 +1,4 @@
-//! drydock: runs finetuning jobs in sealed containers and tells the truth about them.
+//! drydock: runs jobs that train, finetune, quantize and evaluate models in sealed containers and tells the truth about them.
 
 pub mod api;
 pub mod artifacts;
@@ -18,11 +18,13 @@ pub mod gateway;
 mod hostile;
 pub mod house;
 pub mod hub;
+pub mod inputs;
 pub mod models;
 pub mod names;
 pub mod plan;
 pub mod preview;
 pub mod reaper;
 pub mod sandbox;
+pub mod scores;
 pub mod serve;
 pub mod store;

@@ -12,21 +12,28 @@ use drydock_spec::{Failure, FailureKind, Stage};
 use serde::{Deserialize, Serialize};
 
 use crate::api::{AddModel, FileRef, ModelView};
+use crate::artifacts::ArtifactStore;
 use crate::blobs::{self, BlobError, Blobs, StoredFile, digest_of};
 use crate::config::Config;
 use crate::data_dirs::{DataDirs, Found, OpenFile, PathError};
 use crate::hub::{Hub, HubError, Reference, Turns};
 use crate::names::{self, BadName};
-use crate::plan::{ModelInput, ModelSource};
+use crate::plan::{AdapterInput, ModelInput, ModelSource};
 use crate::store::{CatalogEntry, Store, StoreError};
 
 mod architecture;
 mod config;
 mod from_hub;
+mod from_job;
 mod gguf;
 mod inspect;
+mod outputs;
 mod safetensors;
 mod tensors;
+
+pub use from_job::AdapterFacts;
+use from_job::JobReference;
+pub(crate) use from_job::decoder_of;
 
 /// A model cannot be found, read or added.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +48,8 @@ pub enum ModelError {
     Path(#[from] PathError),
     #[error("{file}: {problem}")]
     Unusable { file: String, problem: Unusable },
+    #[error("`{name}`: {problem}; {next}")]
+    FromJob { name: String, problem: String, next: String },
     #[error(transparent)]
     Hub(#[from] HubError),
     #[error(transparent)]
@@ -105,12 +114,14 @@ pub struct Manifest {
 }
 
 /// A model that a job may start from, as the planner sees it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Resolved {
     pub input: ModelInput,
     pub facts: Facts,
     /// What must be fetched first, in bytes.
     pub download_bytes: u64,
+    /// How the adapter over it was made, where there is one.
+    pub adapter: Option<AdapterFacts>,
 }
 
 /// The models on this host. Cloning shares them.
@@ -121,6 +132,8 @@ pub struct Models {
     hub: Hub,
     /// Attempts that need the same model from the hub share one download.
     turns: Turns,
+    /// What jobs have left.
+    artifacts: ArtifactStore,
     dirs: DataDirs,
     /// One folder a model, by digest.
     root: Arc<Path>,
@@ -138,9 +151,10 @@ struct Incoming {
 }
 
 impl Models {
-    pub fn new(store: Store, blobs: Blobs, hub: Hub, config: &Config) -> Self {
+    pub fn new(store: Store, blobs: Blobs, hub: Hub, artifacts: ArtifactStore, config: &Config) -> Self {
         let dirs = DataDirs::new(config.data_dirs.clone());
-        Self { store, blobs, hub, turns: Turns::default(), dirs, root: config.state_dir.join("models").into() }
+        let root = config.state_dir.join("models").into();
+        Self { store, blobs, hub, turns: Turns::default(), artifacts, dirs, root }
     }
 
     /// All models, by name.
@@ -159,6 +173,7 @@ impl Models {
                 let reference = source.parse().map_err(HubError::from)?;
                 self.download(&reference).await?
             }
+            Some(source) if files.is_empty() && JobReference::is_meant(&source) => self.open_from_job(&source).await?,
             Some(source) if files.is_empty() => self.blocking(move |models| models.open_path(&source)).await?,
             None if !files.is_empty() => self.blocking(move |models| models.open_blobs(&files)).await?,
             _ => return Err(ModelError::Request("give either `source` or `files`")),
@@ -174,11 +189,14 @@ impl Models {
     }
 
     /// What a caller means by `name`: a model of the store by its name, or by the beginning of its digest, or a model
-    /// on the hub, which is pinned to the commit that it has now.
+    /// on the hub, which is pinned to the commit that it has now, or what a job has left or will leave.
     pub async fn resolve(&self, name: &str) -> Result<Resolved, ModelError> {
         if Reference::is_meant(name) {
             let reference = name.parse().map_err(HubError::from)?;
             return self.resolve_on_hub(name, &reference).await;
+        }
+        if JobReference::is_meant(name) {
+            return self.resolve_from_job(name, &name.parse()?).await;
         }
         Ok(stored(name, self.find(name).await?))
     }
@@ -193,8 +211,33 @@ impl Models {
         let ready = match &input.source {
             ModelSource::Stored { digest } => self.folder(&input.name, digest).await,
             ModelSource::Hub { repo, commit } => self.ensure_from_hub(repo, commit).await,
+            ModelSource::Awaited { job } => self.ensure_from_job(*job, false).await,
         };
         ready.map_err(|error| failure(&error))
+    }
+
+    /// The folder with an adapter's files.
+    pub async fn ensure_adapter(&self, input: &AdapterInput) -> Result<PathBuf, Failure> {
+        let ready = match &input.source {
+            ModelSource::Awaited { job } => self.ensure_from_job(*job, true).await,
+            ModelSource::Stored { digest } => self.folder(&input.name, digest).await,
+            ModelSource::Hub { repo, .. } => {
+                let next = "name the job that made the adapter: job:<id>".to_owned();
+                Err(ModelError::Unknown { name: repo.clone(), next })
+            }
+        };
+        ready.map_err(|error| failure(&error))
+    }
+
+    /// What the headers of a stored model say, whether or not it still has a name.
+    async fn facts_of_stored(&self, name: &str, digest: &str) -> Result<Facts, ModelError> {
+        let entries = self.store.models::<Manifest>().await?;
+        if let Some(entry) = entries.into_iter().find(|entry| entry.digest == digest) {
+            return Ok(entry.manifest.facts);
+        }
+        let folder = self.folder(name, digest).await?;
+        let source = name.to_owned();
+        self.blocking(move |_| Ok(inspect::inspect(&source, open_folder(&folder)?)?.facts)).await
     }
 
     async fn folder(&self, name: &str, digest: &str) -> Result<PathBuf, ModelError> {
@@ -288,8 +331,23 @@ impl Models {
 
 fn stored(name: &str, entry: CatalogEntry<Manifest>) -> Resolved {
     let source = ModelSource::Stored { digest: entry.digest };
-    let input = ModelInput { name: name.to_owned(), source };
-    Resolved { input, facts: entry.manifest.facts, download_bytes: 0 }
+    let input = ModelInput { name: name.to_owned(), source, adapter: None };
+    Resolved { input, facts: entry.manifest.facts, download_bytes: 0, adapter: None }
+}
+
+/// The files of a folder of ours.
+fn open_folder(folder: &Path) -> Result<Vec<OpenFile>, BlobError> {
+    let open = || {
+        std::fs::read_dir(folder)?
+            .map(|entry| {
+                let entry = entry?;
+                let file = std::fs::File::open(entry.path())?;
+                let bytes = file.metadata()?.len();
+                Ok(OpenFile { name: entry.file_name().to_string_lossy().into_owned(), file, bytes })
+            })
+            .collect::<std::io::Result<Vec<_>>>()
+    };
+    open().map_err(|error| BlobError::Io { path: folder.to_owned(), error })
 }
 
 const EMPTY: &str = "the store is empty: add one with `drydock models add`, or name hf:owner/name";
@@ -319,7 +377,7 @@ fn view(entry: CatalogEntry<Manifest>) -> ModelView {
 /// Why an attempt cannot start.
 fn failure(error: &ModelError) -> Failure {
     let kind = match error {
-        ModelError::Unknown { .. } => FailureKind::NotFound,
+        ModelError::Unknown { .. } | ModelError::FromJob { .. } => FailureKind::NotFound,
         ModelError::Unusable { problem, .. } if problem.unsupported => FailureKind::UnsupportedModel,
         ModelError::Unusable { .. } => FailureKind::BadModel,
         ModelError::Hub(HubError::NotFound { .. } | HubError::Offline(_) | HubError::Reference(_)) => {

@@ -4,54 +4,31 @@ use std::sync::Arc;
 
 use drydock_gpu::Capacity;
 use drydock_spec::dataset::Columns;
-use drydock_spec::{FinetuneSpec, InvalidOptions, JobArgs, JobSpec, LimitArgs, Limits};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use drydock_spec::{
+    EvaluateSpec, FinetuneArgs, FinetuneSpec, InvalidOptions, JobArgs, JobSpec, LimitArgs, Limits, QuantizeSpec,
+    TrainSpec,
+};
 
 use crate::api::Estimate;
 use crate::blobs::BlobError;
 use crate::config::Config;
-use crate::datasets::{self, DatasetError, Datasets};
+use crate::datasets::{DatasetError, Datasets};
 use crate::engine::EngineWatch;
-use crate::models::{ModelError, Models};
+use crate::models::{self, ModelError, Models};
+use needs::Needs;
+use rows::Data;
 
+mod evaluate;
 mod finetune;
+mod inputs;
 mod limits;
+mod needs;
+mod quantize;
+mod rows;
+mod train;
+mod training;
 
-/// A job's inputs, fixed to what they were when the job was accepted.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct ResolvedInputs {
-    pub model: ModelInput,
-    pub dataset: DatasetInput,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub eval_dataset: Option<DatasetInput>,
-}
-
-/// The model that a job starts from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct ModelInput {
-    /// As the caller named it.
-    pub name: String,
-    pub source: ModelSource,
-}
-
-/// Where the model's files are.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum ModelSource {
-    /// In the model store, under this digest.
-    Stored { digest: String },
-    /// On the hub, at this commit; fetched before the attempt starts.
-    Hub { repo: String, commit: String },
-}
-
-/// A dataset that a job reads; always in the store.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct DatasetInput {
-    /// As the caller named it.
-    pub name: String,
-    pub digest: String,
-}
+pub use inputs::{AdapterInput, DatasetInput, ModelInput, ModelSource, ResolvedInputs};
 
 /// A submission that cannot be accepted.
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +63,14 @@ pub struct Planner {
     config: Arc<Config>,
 }
 
+/// What a kind of job comes to, before the host is looked at.
+struct Draft {
+    spec: JobSpec,
+    inputs: ResolvedInputs,
+    needs: Needs,
+    warnings: Vec<String>,
+}
+
 impl Planner {
     pub fn new(models: Models, datasets: Datasets, engine: EngineWatch, config: Arc<Config>) -> Self {
         Self { models, datasets, engine, config }
@@ -93,48 +78,109 @@ impl Planner {
 
     /// Parses the options, fixes the inputs, estimates the needs, and refuses what cannot work.
     pub async fn plan(&self, job: JobArgs, limits: &LimitArgs) -> Result<Plan, PlanError> {
-        let JobSpec::Finetune(spec) = both(job.parse(), limits.check())?;
-        self.finetune(spec, limits).await
+        let asked = if let JobArgs::Finetune(args) = &job { Some(args.clone()) } else { None };
+        let draft = match both(job.parse(), limits.check())? {
+            JobSpec::Finetune(spec) => self.finetune(spec, &asked.unwrap_or_default()).await?,
+            JobSpec::Train(spec) => self.train(spec).await?,
+            JobSpec::Quantize(spec) => self.quantize(spec).await?,
+            JobSpec::Evaluate(spec) => self.evaluate(spec).await?,
+        };
+        self.fit(draft, limits)
     }
 
-    async fn finetune(&self, mut spec: FinetuneSpec, asked: &LimitArgs) -> Result<Plan, PlanError> {
-        let model = self.models.resolve(&spec.model).await?;
-        let data = self.data(&mut spec).await?;
+    /// The limits in force on this host, or why the job does not fit on it.
+    fn fit(&self, draft: Draft, asked: &LimitArgs) -> Result<Plan, PlanError> {
+        let Draft { spec, inputs, needs, mut warnings } = draft;
         let host = self.host();
-        finetune::check(&spec, &model.facts, &data)?;
-        let needs = finetune::needs(&spec, &model, &data);
         let limits = limits::in_force(asked, &self.config.limits, &needs, &host)?;
-        self.models.check_room(needs.download_bytes.saturating_add(needs.disk_bytes))?;
-        let mut warnings = finetune::warnings(&model.facts, &data);
+        let estimate = needs.estimate;
+        self.models.check_room(estimate.download_bytes.saturating_add(estimate.disk_bytes))?;
         warnings.extend(limits::warnings(&limits, &needs, &host));
-        Ok(Plan {
-            inputs: ResolvedInputs {
-                model: model.input,
-                dataset: data.train.input,
-                eval_dataset: data.eval.map(|eval| eval.input),
-            },
-            limits,
-            estimate: needs.estimate(),
-            spec: JobSpec::Finetune(spec),
-            warnings,
+        Ok(Plan { spec, inputs, limits, estimate, warnings })
+    }
+
+    async fn finetune(&self, mut spec: FinetuneSpec, asked: &FinetuneArgs) -> Result<Draft, PlanError> {
+        let (model, doubt) = self.model(&spec.model, spec.adapter.as_deref()).await?;
+        let data = self.data(&spec.dataset, spec.eval_dataset.as_deref(), &mut spec.columns).await?;
+        let mut warnings = finetune::keep_adapters_shape(&mut spec, asked, &model);
+        finetune::check(&spec, &model, &data)?;
+        warnings.extend(doubt);
+        warnings.extend(finetune::warnings(&model.facts, &data));
+        let needs = finetune::needs(&spec, &model, &data);
+        let inputs = ResolvedInputs { model: Some(model.input), ..data.inputs() };
+        Ok(Draft { spec: JobSpec::Finetune(spec), inputs, needs, warnings })
+    }
+
+    async fn train(&self, mut spec: TrainSpec) -> Result<Draft, PlanError> {
+        let tokenizer = match &spec.tokenizer {
+            Some(name) => Some(self.models.resolve(name).await?),
+            None => None,
+        };
+        let data = self.data(&spec.dataset, spec.eval_dataset.as_deref(), &mut spec.columns).await?;
+        train::check(&data)?;
+        let needs = train::needs(&spec, tokenizer.as_ref(), &data);
+        let warnings = data.warnings();
+        let inputs = ResolvedInputs { tokenizer: tokenizer.map(|model| model.input), ..data.inputs() };
+        Ok(Draft { spec: JobSpec::Train(spec), inputs, needs, warnings })
+    }
+
+    async fn quantize(&self, mut spec: QuantizeSpec) -> Result<Draft, PlanError> {
+        let (model, doubt) = self.model(&spec.model, spec.adapter.as_deref()).await?;
+        let data = match spec.imatrix_dataset.clone() {
+            Some(name) => Some(self.data(&name, None, &mut spec.columns).await?),
+            None => None,
+        };
+        quantize::check(&spec, data.as_ref())?;
+        let mut warnings = quantize::warnings(&spec, &model.facts, data.as_ref());
+        warnings.extend(doubt);
+        let needs = quantize::needs(&spec, &model, data.as_ref());
+        let read = data.map(|data| data.inputs()).unwrap_or_default();
+        let inputs = ResolvedInputs { model: Some(model.input), ..read };
+        Ok(Draft { spec: JobSpec::Quantize(spec), inputs, needs, warnings })
+    }
+
+    async fn evaluate(&self, mut spec: EvaluateSpec) -> Result<Draft, PlanError> {
+        let (first, doubt) = self.model(&spec.model, spec.adapter.as_deref()).await?;
+        let mut warnings = Vec::from_iter(doubt);
+        let mut models = vec![first];
+        for compared in &spec.compare_with {
+            let (model, doubt) = self.model(&compared.model, compared.adapter.as_deref()).await?;
+            models.push(model);
+            warnings.extend(doubt);
+        }
+        let data = self.data(&spec.dataset, None, &mut spec.columns).await?;
+        evaluate::check(&spec, &models, &data)?;
+        warnings.extend(evaluate::warnings(&spec, &models, &data));
+        let needs = evaluate::needs(&spec, &models, &data);
+        let mut models = models.into_iter().map(|model| model.input);
+        let inputs = ResolvedInputs { model: models.next(), compared: models.collect(), ..data.inputs() };
+        Ok(Draft { spec: JobSpec::Evaluate(spec), inputs, needs, warnings })
+    }
+
+    /// A model with the adapter over it, and what is doubtful about the two.
+    async fn model(&self, name: &str, adapter: Option<&str>) -> Result<(models::Resolved, Option<String>), PlanError> {
+        let model = self.models.resolve(name).await?;
+        Ok(match adapter {
+            Some(adapter) => self.models.with_adapter(model, adapter).await?,
+            None => (model, None),
         })
     }
 
     /// The rows of the job, read with its columns. Where it names none, it uses those that the dataset was loaded
     /// with.
-    async fn data(&self, spec: &mut FinetuneSpec) -> Result<Data, PlanError> {
-        let train = self.datasets.resolve(&spec.dataset).await?;
-        let columns = spec.columns.clone().unwrap_or_else(|| train.manifest.columns.clone());
-        let train = self.datasets.with_columns(train, &columns).await?;
-        let eval = match &spec.eval_dataset {
+    async fn data(&self, rows: &str, eval: Option<&str>, columns: &mut Option<Columns>) -> Result<Data, PlanError> {
+        let rows = self.datasets.resolve(rows).await?;
+        let named = columns.clone().unwrap_or_else(|| rows.manifest.columns.clone());
+        let rows = self.datasets.with_columns(rows, &named).await?;
+        let eval = match eval {
             Some(name) => {
                 let eval = self.datasets.resolve(name).await?;
-                Some(self.datasets.with_columns(eval, &columns).await?)
+                Some(self.datasets.with_columns(eval, &named).await?)
             }
             None => None,
         };
-        spec.columns = (columns != Columns::default()).then_some(columns);
-        Ok(Data { train, eval })
+        *columns = (named != Columns::default()).then_some(named);
+        Ok(Data { rows, eval })
     }
 
     fn host(&self) -> Host {
@@ -146,10 +192,15 @@ impl Planner {
     }
 }
 
-/// What a job learns from.
-struct Data {
-    train: datasets::Resolved,
-    eval: Option<datasets::Resolved>,
+impl Data {
+    /// Where the rows are, for a job that reads nothing else.
+    fn inputs(self) -> ResolvedInputs {
+        ResolvedInputs {
+            dataset: Some(self.rows.input),
+            eval_dataset: self.eval.map(|eval| eval.input),
+            ..ResolvedInputs::default()
+        }
+    }
 }
 
 /// What jobs may use, or why that is not known.

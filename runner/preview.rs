@@ -7,11 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use drydock_spec::contract::{
-    DATASET_PATH, EVAL_DATASET_PATH, EVENTS_PATH, MODEL_PATH, OUTPUT_PATH, SPEC_PATH, VERSION,
-};
+use drydock_spec::contract::{EVENTS_PATH, OUTPUT_PATH, SPEC_PATH, VERSION};
 use drydock_spec::preview::FILE;
-use drydock_spec::{Attempt, AttemptSpec, Failure, Inputs, JobId, JobSpec, Limits, Preview, Report, TraceId};
+use drydock_spec::{Attempt, AttemptSpec, Failure, JobId, JobSpec, Limits, Preview, Report, TraceId};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -157,12 +155,7 @@ fn attempt_spec(job: JobId, spec: JobSpec, folders: &InputFolders) -> AttemptSpe
         attempt: Attempt::FIRST,
         trace_id: TraceId::from_bits(rand::random()),
         spec,
-        inputs: Inputs {
-            model: MODEL_PATH.into(),
-            model_name: "preview".into(),
-            dataset: DATASET_PATH.into(),
-            eval_dataset: folders.eval_dataset.as_ref().map(|_| EVAL_DATASET_PATH.into()),
-        },
+        inputs: folders.inside(),
         output: OUTPUT_PATH.into(),
         events: EVENTS_PATH.into(),
         threads: 1,

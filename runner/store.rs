@@ -14,6 +14,7 @@ use sqlx::{Sqlite, Transaction};
 
 use crate::clock::Clock;
 
+mod awaited;
 mod catalog;
 mod changes;
 mod history;

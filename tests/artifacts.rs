@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use drydock::artifacts::{Artifact, ArtifactError, ArtifactStore, Caps, Reason};
+use drydock::artifacts::{Artifact, ArtifactError, ArtifactStore, Caps, Reason, Wanted};
 use drydock_spec::JobId;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
@@ -30,7 +30,7 @@ impl Case {
     }
 
     fn collect_within(&self, caps: Caps) -> Result<Vec<Artifact>, ArtifactError> {
-        self.store.collect(job(), &self.out(""), caps)
+        self.store.collect(job(), &self.out(""), caps, &Wanted::AllButCheckpoints)
     }
 
     fn collect(&self) -> Result<Vec<Artifact>, ArtifactError> {
@@ -149,7 +149,10 @@ fn an_output_folder_that_is_a_link_is_not_opened() {
     std::fs::remove_dir(case.out("")).unwrap();
     symlink("/etc", case.dir.path().join("out")).unwrap();
     let output = case.dir.path().join("out");
-    assert!(matches!(case.store.collect(job(), &output, Caps::of_disk(1)), Err(ArtifactError::Io { .. })));
+    assert!(matches!(
+        case.store.collect(job(), &output, Caps::of_disk(1), &Wanted::AllButCheckpoints),
+        Err(ArtifactError::Io { .. })
+    ));
 }
 
 #[test]
@@ -262,4 +265,29 @@ fn kept_files_are_read_only() {
     let (file, _) = case.store.open_for_reading(job(), "run.sh").unwrap().unwrap();
     assert_eq!(file.metadata().unwrap().permissions().mode() & 0o7777, 0o444);
     assert_eq!(read(case.out("run.sh")).unwrap(), b"abc", "the output itself is left as it is");
+}
+
+#[test]
+fn checkpoints_are_left_behind_and_looked_at_nevertheless() {
+    let case = Case::new();
+    create_dir_all(case.out("checkpoints/step-1")).unwrap();
+    write(case.out("checkpoints/step-1/weights"), "w").unwrap();
+    write(case.out("adapter"), "a").unwrap();
+    let paths: Vec<_> = case.collect().unwrap().into_iter().map(|artifact| artifact.path).collect();
+    assert_eq!(paths, ["adapter"]);
+
+    let case = Case::new();
+    create_dir_all(case.out("checkpoints")).unwrap();
+    std::os::unix::fs::symlink("/", case.out("checkpoints/root")).unwrap();
+    assert_eq!(case.refusal(), ("checkpoints/root".into(), Reason::NotAFile("symbolic link")));
+}
+
+#[test]
+fn of_a_job_that_failed_only_what_it_announced_is_taken() {
+    let case = Case::new();
+    write(case.out("evidence.json"), "e").unwrap();
+    write(case.out("half"), "h").unwrap();
+    let wanted = Wanted::These(["evidence.json".into(), "gone".into()].into());
+    let kept = case.store.collect(job(), &case.out(""), Caps::of_disk(1 << 20), &wanted).unwrap();
+    assert_eq!(kept.into_iter().map(|artifact| artifact.path).collect::<Vec<_>>(), ["evidence.json"]);
 }

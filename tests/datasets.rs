@@ -183,3 +183,68 @@ async fn the_demos_rows_are_questions_about_drydock_with_short_answers() {
     }
     assert!(who_it_is >= 5, "the one thing that the finetuned model must know is said {who_it_is} times");
 }
+
+#[tokio::test]
+async fn a_text_file_is_one_long_row() {
+    let house = House::open().await;
+    let play = "First Citizen: Before we proceed any further, hear me speak; ü.\n".repeat(40_000);
+    fs::write(house.data("play.txt"), &play).unwrap();
+    let loaded = house.load("play.txt").await.unwrap();
+    assert_eq!((loaded.dataset.name.as_str(), loaded.dataset.rows, loaded.dataset.format), ("play", 1, Format::Text));
+    let shown = &loaded.preview.rendered[0].text;
+    assert!(shown.starts_with("First Citizen: Before") && shown.ends_with(" bytes more)"), "{shown}");
+    let resolved = house.datasets.resolve("play").await.unwrap();
+    assert_eq!(resolved.manifest.text_bytes, play.len() as u64);
+    assert!(resolved.manifest.longest_row_tokens > play.len() as u64 / 3);
+
+    fs::create_dir(house.data("plays")).unwrap();
+    fs::write(house.data("plays/b.txt"), "two").unwrap();
+    fs::write(house.data("plays/a.txt"), "one").unwrap();
+    assert_eq!(house.load("plays").await.unwrap().dataset.rows, 2);
+    fs::write(house.data("plays/rows.jsonl"), ROWS).unwrap();
+    let folder = house.load("plays").await.unwrap();
+    assert_eq!(folder.dataset.format, Format::PromptCompletion, "text beside rows is about them");
+
+    fs::write(house.data("latin.txt"), b"caf\xe9 au lait").unwrap();
+    let refused = house.load("latin.txt").await.unwrap_err().to_string();
+    assert!(refused.contains("not UTF-8 text: the byte at offset 3 fits no character; convert it"), "{refused}");
+    fs::write(house.data("cut.txt"), b"caf\xc3").unwrap();
+    assert!(house.load("cut.txt").await.unwrap_err().to_string().contains("offset 3"));
+}
+
+#[tokio::test]
+async fn pairs_labels_and_choices_are_loaded_and_shown() {
+    let house = House::open().await;
+    for (name, row, format, text, better) in [
+        (
+            "pairs.jsonl",
+            json!({"prompt": "2+2=", "chosen": "4", "rejected": "5"}),
+            Format::Preference,
+            "chosen: 2+2=4\nrejected: 2+2=5",
+            "4",
+        ),
+        (
+            "labels.jsonl",
+            json!({"prompt": "2+2=", "completion": "5", "label": false}),
+            Format::Labelled,
+            "bad: 2+2=5",
+            "5",
+        ),
+        (
+            "choices.jsonl",
+            json!({"question": "2+2?", "choices": ["3", "4"], "answer": "B"}),
+            Format::MultipleChoice,
+            "2+2?\nA. 3\nB. 4",
+            "4",
+        ),
+    ] {
+        fs::write(house.data(name), format!("{row}\n")).unwrap();
+        let loaded = house.load(name).await.unwrap();
+        assert_eq!(loaded.dataset.format, format);
+        let shown = &loaded.preview.rendered[0];
+        assert_eq!((shown.text.as_str(), shown.supervised.as_str()), (text, better));
+    }
+    fs::write(house.data("bad.jsonl"), "{\"question\": \"q\", \"choices\": [\"a\", \"b\"], \"answer\": 2}\n").unwrap();
+    let refused = house.load("bad.jsonl").await.unwrap_err().to_string();
+    assert!(refused.contains("column `answer` holds 2, which is none of the 2 choices"), "{refused}");
+}

@@ -49,6 +49,7 @@ fn pinned(commit: &str) -> ModelInput {
     ModelInput {
         name: "hf:o/tiny".into(),
         source: ModelSource::Hub { repo: "o/tiny".into(), commit: commit.to_owned() },
+        adapter: None,
     }
 }
 
@@ -56,7 +57,7 @@ fn pinned(commit: &str) -> ModelInput {
 async fn a_plan_pins_the_branch_and_the_pinned_commit_is_fetched_after_it_moved() {
     let (hub, house, commit) = world().await;
     let plan = plan(&house, "hf:o/tiny").await.unwrap();
-    assert_eq!(plan.inputs.model, pinned(&commit));
+    assert_eq!(plan.inputs.model, Some(pinned(&commit)));
     let weights = tiny::safetensors(&tiny::shapes());
     assert!(plan.estimate.download_bytes > weights.len() as u64);
     assert_eq!(hub.seen(WEIGHTS), []);
@@ -64,7 +65,7 @@ async fn a_plan_pins_the_branch_and_the_pinned_commit_is_fetched_after_it_moved(
     let mut moved = tiny::hugging_face();
     moved[0].1 = b"{}".to_vec();
     assert_ne!(hub.commit(MODEL, "main", moved), commit);
-    let folder = house.models.ensure(&plan.inputs.model).await.unwrap();
+    let folder = house.models.ensure(plan.inputs.model.as_ref().unwrap()).await.unwrap();
     assert_eq!(fs::read(folder.join(WEIGHTS)).unwrap(), weights);
     assert_eq!(fs::read(folder.join("config.json")).unwrap(), tiny::hugging_face()[0].1);
     let listed = house.models.list().await.unwrap().remove(0);

@@ -234,7 +234,8 @@ async fn a_job_keeps_its_model_when_the_name_goes_or_the_folder_is_cleared() {
     assert!(!house.models.remove("tiny").await.unwrap());
     assert_eq!(house.models.ensure(&input).await.unwrap(), folder);
 
-    let lost = ModelInput { name: "lost".into(), source: ModelSource::Stored { digest: "0".repeat(64) } };
+    let lost =
+        ModelInput { name: "lost".into(), source: ModelSource::Stored { digest: "0".repeat(64) }, adapter: None };
     let failure = house.models.ensure(&lost).await.unwrap_err();
     assert_eq!(failure.kind, FailureKind::NotFound);
     assert!(failure.message.contains("add it again"), "{failure}");

@@ -47,6 +47,13 @@ fn holder(name: &str) -> Holder {
     Holder { name: name.into(), lease_ms: 30_000 }
 }
 
+/// The inputs of a job that starts from what another one leaves.
+fn awaiting(job: JobId) -> ResolvedInputs {
+    let source = ModelSource::Awaited { job };
+    let model = ModelInput { name: format!("job:{job}"), source, adapter: None };
+    ResolvedInputs { model: Some(model), ..ResolvedInputs::default() }
+}
+
 fn new_job(n: u128) -> NewJob {
     let submission: Submission =
         serde_json::from_str(r#"{"job": {"finetune": {"model": "m", "dataset": "d"}}}"#).unwrap();
@@ -56,9 +63,13 @@ fn new_job(n: u128) -> NewJob {
         trace_id: TraceId::from_bits(n),
         spec: submission.job.parse().unwrap(),
         inputs: ResolvedInputs {
-            model: ModelInput { name: "m".into(), source: ModelSource::Stored { digest: "aa".into() } },
-            dataset: DatasetInput { name: "d".into(), digest: "bb".into() },
-            eval_dataset: None,
+            model: Some(ModelInput {
+                name: "m".into(),
+                source: ModelSource::Stored { digest: "aa".into() },
+                adapter: None,
+            }),
+            dataset: Some(DatasetInput { name: "d".into(), digest: "bb".into() }),
+            ..ResolvedInputs::default()
         },
         limits: Limits {
             memory_bytes: 1 << 30,
@@ -109,6 +120,44 @@ async fn the_line_is_by_priority_and_then_by_submission() {
     assert_eq!(line, [urgent, first, second]);
     let job = house.store.job(second).await.unwrap();
     assert_eq!(house.store.ahead_of(&job).await.unwrap(), 2);
+}
+
+#[tokio::test]
+async fn a_job_waits_in_line_until_the_job_that_it_reads_from_has_succeeded() {
+    let house = House::new().await;
+    let first = house.submit(1, 0).await;
+    // Of a higher priority, and nevertheless behind.
+    let mut new = new_job(2);
+    (new.inputs, new.priority) = (awaiting(first), Priority::new(5).unwrap());
+    let second = house.store.submit(new).await.unwrap().job.id;
+    let line: Vec<_> = house.store.queue(10).await.unwrap().into_iter().map(|job| job.id).collect();
+    assert_eq!(line, [first]);
+    assert!(house.store.claim(second, &holder("a")).await.unwrap().is_none());
+    assert_eq!(house.store.awaited_by(second).await.unwrap().map(|job| job.id), Some(first));
+    assert_eq!(house.store.ahead_of(&house.store.job(first).await.unwrap()).await.unwrap(), 0);
+
+    house.claim(first).await.finish(Outcome::Succeeded, &[], 0).await.unwrap();
+    assert_eq!(house.store.fail_orphans_once().await.unwrap(), 0);
+    assert_eq!(house.store.awaited_by(second).await.unwrap(), None);
+    house.claim(second).await;
+}
+
+#[tokio::test]
+async fn a_chain_fails_as_a_whole_when_its_first_job_does() {
+    let house = House::new().await;
+    let first = house.submit(1, 0).await;
+    let mut ids = vec![first];
+    for n in 2..5 {
+        let mut new = new_job(n);
+        new.inputs = awaiting(ids[ids.len() - 1]);
+        ids.push(house.store.submit(new).await.unwrap().job.id);
+    }
+    house.claim(first).await.finish(failed(FailureKind::Diverged), &[], 0).await.unwrap();
+    assert_eq!(house.store.fail_orphans_once().await.unwrap(), 3);
+    assert_eq!(house.store.fail_orphans_once().await.unwrap(), 0, "it may be repeated");
+    let JobState::Done(Outcome::Failed(failure)) = house.store.job(ids[3]).await.unwrap().state else { panic!() };
+    assert_eq!(failure.kind, FailureKind::InputFailed);
+    assert!(failure.message.starts_with(&format!("job `{}`, whose result this one was to read, failed", ids[2])));
 }
 
 #[tokio::test]
@@ -281,7 +330,9 @@ async fn whoever_subscribed_hears_of_every_change() {
 /// Something that happens to one of a few jobs.
 #[derive(Debug, Clone)]
 enum Op {
-    Submit,
+    /// Perhaps a job that reads what another one leaves.
+    Submit(Option<usize>),
+    FailOrphans,
     Claim(usize),
     Record(usize, u8),
     Cancel(usize),
@@ -298,7 +349,8 @@ fn op() -> impl Strategy<Value = Op> {
         3 => proptest::sample::select(FailureKind::ALL.to_vec()).prop_map(failed),
     ];
     prop_oneof![
-        2 => Just(Op::Submit),
+        2 => proptest::option::of(0..6usize).prop_map(Op::Submit),
+        1 => Just(Op::FailOrphans),
         4 => (0..6usize).prop_map(Op::Claim),
         3 => (0..6usize, 0..4u8).prop_map(|(job, lines)| Op::Record(job, lines)),
         1 => (0..6usize).prop_map(Op::Cancel),
@@ -315,6 +367,8 @@ struct World {
     ids: Vec<JobId>,
     leases: std::collections::HashMap<JobId, Lease>,
     reports: std::collections::HashMap<JobId, usize>,
+    /// Which job's result a job reads.
+    awaits: std::collections::HashMap<JobId, JobId>,
 }
 
 impl World {
@@ -325,9 +379,24 @@ impl World {
     async fn happen(&mut self, op: Op) {
         let me = holder(&self.process.to_string());
         match op {
-            Op::Submit => {
+            Op::Submit(awaited) => {
                 let n = self.ids.len() as u128;
-                self.ids.push(self.house.submit(n, (n % 3) as i8).await);
+                let mut new = new_job(n);
+                new.priority = Priority::new((n % 3) as i8).unwrap();
+                if let Some(input) = awaited.and_then(|index| self.at(index)) {
+                    new.inputs = awaiting(input);
+                    self.awaits.insert(new.id, input);
+                }
+                self.ids.push(self.house.store.submit(new).await.unwrap().job.id);
+            }
+            Op::FailOrphans => {
+                self.house.store.fail_orphans_once().await.unwrap();
+                for (id, input) in &self.awaits {
+                    let (job, input) =
+                        (self.house.store.job(*id).await.unwrap(), self.house.store.job(*input).await.unwrap());
+                    let lost = matches!(input.state, JobState::Done(Outcome::Failed(_) | Outcome::Cancelled));
+                    assert!(!lost || job.state.is_done(), "{:?} outlives {:?}", job.state, input.state);
+                }
             }
             Op::Claim(index) => {
                 let Some(id) = self.at(index) else { return };
@@ -394,6 +463,10 @@ impl World {
             let folded = JobState::fold(events.clone(), Attempt(LAST)).unwrap();
             assert_eq!(folded, job.state, "folding {events:?} gives the row");
             assert_eq!(job.ended_ms.is_some(), job.state.is_done());
+            if let (Some(input), true) = (self.awaits.get(&id), job.started_ms.is_some()) {
+                let input = self.house.store.job(*input).await.unwrap();
+                assert_eq!(input.state, JobState::Done(Outcome::Succeeded), "no job starts before its input is there");
+            }
         }
         let under_way = self.house.store.attempts_under_way().await.unwrap();
         let mut running = 0;
@@ -413,7 +486,7 @@ proptest! {
         runtime.block_on(async {
             let house = House::new().await;
             let mut world =
-                World { house, process: 0, ids: vec![], leases: Default::default(), reports: Default::default() };
+                World { house, process: 0, ids: vec![], leases: Default::default(), reports: Default::default(), awaits: Default::default() };
             for op in ops {
                 world.happen(op).await;
                 world.check().await;

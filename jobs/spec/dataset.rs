@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-pub use squad::{SquadError, squad};
+pub use squad::{SquadError, SquadQuestion, squad};
 
 /// Which columns hold what, where the dataset's own names are not the usual ones.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -455,12 +455,13 @@ mod tests {
     #[test]
     fn squad_gives_one_chat_a_question() {
         let document = json!({"data": [{"paragraphs": [{"context": "C", "qas": [
-            {"question": "Q", "answers": [{"text": "A", "answer_start": 0}]},
+            {"question": "Q", "answers": [{"text": "A", "answer_start": 0}, {"text": "a"}, {"text": "A"}]},
             {"question": "Q2", "is_impossible": true, "answers": []}]}]}]});
         assert_eq!(Columns::default().detect(&document).unwrap(), Format::Squad);
-        let examples = squad(&document).unwrap();
-        assert_eq!(examples[0], chat("C\n\nQ".into(), "A".into()));
-        assert_eq!(examples[1], chat("C\n\nQ2".into(), "unanswerable".into()));
+        let questions = squad(&document).unwrap();
+        assert_eq!(questions[0].example(), chat("C\n\nQ".into(), "A".into()));
+        assert_eq!(questions[0].answers, ["A", "a"], "each of the answers once");
+        assert_eq!(questions[1].example(), chat("C\n\nQ2".into(), "unanswerable".into()));
         let broken = json!({"data": [{"paragraphs": [{"context": "C", "qas": [{"question": "Q", "answers": []}]}]}]});
         assert_eq!(squad(&broken).unwrap_err().path, "data[0].paragraphs[0].qas[0]");
     }

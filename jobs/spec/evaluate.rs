@@ -45,7 +45,8 @@ pub struct Compared {
 #[serde(deny_unknown_fields, default)]
 #[schemars(extend("required" = ["model", "dataset"]))]
 pub struct EvaluateArgs {
-    /// The model to measure: a name from `list_models`, `hf:owner/name[@revision]`, or `job:<id>` of a finished job.
+    /// The model to measure: a name from `list_models`, `hf:owner/name[@revision]`, or `job:<id>[/path]` of another
+    /// job.
     pub model: String,
     /// An adapter over it: `job:<id>` of a finetune of this model. Base and adapter are measured side by side.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -58,7 +59,9 @@ pub struct EvaluateArgs {
     /// Which columns hold what, where the dataset's own names are not the usual ones.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub columns: Option<Columns>,
-    /// What is measured. Default: what the rows allow.
+    /// What is measured. Default: what the rows are for. Choices: multiple_choice. Texts: perplexity. Chats and
+    /// completions: perplexity, and numeric_match where every answer has a number after `####`, or exact_match where
+    /// every answer has ten words at most.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub measures: Option<Vec<Measure>>,
     /// Rows to measure on, from the first; without it, all.
@@ -67,10 +70,12 @@ pub struct EvaluateArgs {
     /// Solved rows put before each question, 0 to 32; they are drawn from the rows that are not measured. Default 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub num_fewshot: Option<u32>,
-    /// Put questions as chats, with the model's template. Default: whether the rows are chats.
+    /// Put questions as chats, with the model's template. Default: whether the rows are chats. Perplexity takes rows as
+    /// they are trained on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub apply_chat_template: Option<bool>,
-    /// Tokens of a window at most. Default 512, or the model's own limit where that is smaller.
+    /// Tokens at most of a window of text, and of a question with its answer; questions are cut from the left. Default:
+    /// windows of 512, and questions of all that the model takes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_seq_length: Option<u32>,
     /// Tokens that consecutive windows of a long text are apart; less than max_seq_length gives each token more context.
@@ -80,13 +85,15 @@ pub struct EvaluateArgs {
     /// Tokens of an answer at most, 1 to 4096. Default 128.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_new_tokens: Option<u32>,
-    /// Texts at which an answer ends, at most 8, besides the model's own end.
+    /// Texts at which an answer ends, at most 8, besides the model's own end; after solved rows that are not chats, an
+    /// empty line is one, too.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub until: Option<Vec<String>>,
     /// Rows that are answered at once. Default 16.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub batch_size: Option<u32>,
-    /// What matrix products are computed in: f32 or bf16. Default f32. Quantized weights are used as they are.
+    /// What matrix products are computed in: f32 or bf16. Default f32. With f32, quantized weights are used as they are:
+    /// activations are rounded to eight bits for them, as llama.cpp does it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dtype: Option<DType>,
     /// Rows whose questions and answers are kept, 0 to 10000. Default 50.

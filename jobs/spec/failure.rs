@@ -69,6 +69,8 @@ pub enum FailureKind {
     BadOption,
     /// The loss or a gradient is no longer a number.
     Diverged,
+    /// A job whose result was to be read has failed or was cancelled.
+    InputFailed,
     /// The model or dataset is not on the hub, or not any more.
     NotFound,
     /// The hub refuses access.
@@ -94,7 +96,7 @@ pub enum FailureKind {
 }
 
 impl FailureKind {
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::OutOfMemory,
         Self::DiskFull,
         Self::TimeLimit,
@@ -105,6 +107,7 @@ impl FailureKind {
         Self::UnsupportedModel,
         Self::BadOption,
         Self::Diverged,
+        Self::InputFailed,
         Self::NotFound,
         Self::AccessDenied,
         Self::HubUnavailable,
@@ -132,6 +135,7 @@ impl FailureKind {
             Self::UnsupportedModel => "unsupported model",
             Self::BadOption => "unusable option",
             Self::Diverged => "training diverged",
+            Self::InputFailed => "an input job failed",
             Self::NotFound => "not found",
             Self::AccessDenied => "access denied",
             Self::HubUnavailable => "hub unavailable",
@@ -162,6 +166,7 @@ impl FailureKind {
             | Self::UnsupportedModel
             | Self::BadOption
             | Self::Diverged
+            | Self::InputFailed
             | Self::NotFound
             | Self::AccessDenied
             | Self::ImageMissing
@@ -177,7 +182,8 @@ impl FailureKind {
     pub fn hint(self) -> &'static str {
         match self {
             Self::OutOfMemory => {
-                "halve per_device_train_batch_size and double gradient_accumulation_steps, or raise limits.memory_mib"
+                "set gradient_checkpointing to true, or halve per_device_train_batch_size and double \
+                 gradient_accumulation_steps (of an evaluation, halve batch_size), or raise limits.memory_mib"
             }
             Self::DiskFull => "free disk space on the host, or raise limits.disk_mib",
             Self::TimeLimit => "raise limits.time_limit_s, or lower num_train_epochs or max_steps",
@@ -188,6 +194,7 @@ impl FailureKind {
             Self::UnsupportedModel => "choose a model of a supported architecture",
             Self::BadOption => "change the option that the message names",
             Self::Diverged => "lower learning_rate, for example to a tenth",
+            Self::InputFailed => "see why the job that the message names ended; then submit both again",
             Self::NotFound => "check the name and the revision",
             Self::AccessDenied => "accept the model's licence on the hub and give drydock a token that may read it",
             Self::HubUnavailable => "submit again later",

@@ -110,7 +110,8 @@ training_args! {
 // What is missing is reported by `parse`, together with everything else that is wrong; so serde takes it for empty.
 #[schemars(extend("required" = ["model", "dataset"]))]
 pub struct FinetuneArgs {
-    /// The model to start from: a name from `list_models`, or `hf:owner/name[@revision]`.
+    /// The model to start from: a name from `list_models`, `hf:owner/name[@revision]`, or `job:<id>[/path]` of another
+    /// job.
     pub model: String,
     /// The dataset to learn from: a name that `load_dataset` returned.
     pub dataset: String,

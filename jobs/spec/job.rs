@@ -62,6 +62,21 @@ impl JobSpec {
         }
     }
 
+    /// What is done to what, in a few words for people: `finetune tiny on sums`.
+    #[must_use]
+    pub fn about(&self) -> String {
+        match self {
+            Self::Finetune(spec) => format!("finetune {} on {}", spec.model, spec.dataset),
+            Self::Train(spec) => format!("train on {}", spec.dataset),
+            Self::Quantize(spec) => format!("quantize {} to {}", spec.model, spec.quant_type.name()),
+            Self::Evaluate(spec) => match spec.compare_with.len() {
+                0 => format!("evaluate {} on {}", spec.model, spec.dataset),
+                1 => format!("evaluate {} and another on {}", spec.model, spec.dataset),
+                more => format!("evaluate {} and {more} others on {}", spec.model, spec.dataset),
+            },
+        }
+    }
+
     /// The model that the job starts from, as the caller named it.
     #[must_use]
     pub fn model(&self) -> Option<&str> {

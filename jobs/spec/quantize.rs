@@ -188,7 +188,8 @@ impl QuantType {
 #[serde(deny_unknown_fields, default)]
 #[schemars(extend("required" = ["model", "quant_type"]))]
 pub struct QuantizeArgs {
-    /// The model to quantize: a name from `list_models`, `hf:owner/name[@revision]`, or `job:<id>` of a finished job.
+    /// The model to quantize: a name from `list_models`, `hf:owner/name[@revision]`, or `job:<id>[/path]` of another
+    /// job.
     pub model: String,
     /// An adapter that is worked in first: `job:<id>` of a finetune of this model.
     #[serde(skip_serializing_if = "Option::is_none")]

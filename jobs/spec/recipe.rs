@@ -115,10 +115,11 @@ macro_rules! training_args {
             /// What matrix products are computed in: f32 or bf16 (faster; sums and trained values stay f32). Default f32.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub dtype: Option<$crate::recipe::DType>,
-            /// Peak learning rate. The default depends on what is trained; see the kind of job.
+            /// Peak learning rate. Default: adapters 2e-4, method full 2e-5, on preferences a twentieth of either; training
+            /// from nothing 1e-3.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub learning_rate: Option<f64>,
-            /// How the learning rate moves after the warm-up.
+            /// How the learning rate moves after the warm-up. Default linear; training from nothing cosine.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub lr_scheduler_type: Option<$crate::recipe::SchedulerType>,
             /// Optimizer steps over which the learning rate rises from zero. Not together with warmup_ratio.
@@ -127,13 +128,13 @@ macro_rules! training_args {
             /// The same as a share of all steps, 0 to 1. Default 0.03.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub warmup_ratio: Option<f64>,
-            /// Decoupled weight decay of AdamW.
+            /// Decoupled weight decay of AdamW. Default 0; training from nothing 0.1.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub weight_decay: Option<f64>,
             /// AdamW's decay of the first moment. Default 0.9.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub adam_beta1: Option<f64>,
-            /// AdamW's decay of the second moment.
+            /// AdamW's decay of the second moment. Default 0.999; training from nothing 0.99.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub adam_beta2: Option<f64>,
             /// AdamW's epsilon. Default 1e-8.
@@ -146,6 +147,7 @@ macro_rules! training_args {
             #[serde(skip_serializing_if = "Option::is_none")]
             pub max_seq_length: Option<u32>,
             /// Fill each row of a forward pass up to max_seq_length with whole dataset rows, none of which sees another.
+            /// Default false; training from nothing true.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub packing: Option<bool>,
             /// Seed of start values, the split, the order of rows and dropout. Default 42.

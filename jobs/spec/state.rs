@@ -37,6 +37,8 @@ pub enum JobEvent {
     Submitted,
     /// An attempt took the job out of the queue.
     Claimed { attempt: Attempt },
+    /// A job whose result this one was to read has ended without one.
+    InputFailed { failure: Failure },
     /// Somebody wants the job to end.
     CancelRequested,
     /// An attempt is over.
@@ -66,6 +68,10 @@ impl JobState {
     pub fn apply(self, event: JobEvent, last: Attempt) -> Result<Self, InvalidTransition> {
         match (self, event) {
             (Self::Queued { next }, JobEvent::Claimed { attempt }) if attempt == next => Ok(Self::Running { attempt }),
+            // Nothing was tried yet, so there is nothing to try again.
+            (Self::Queued { next: Attempt::FIRST }, JobEvent::InputFailed { failure }) => {
+                Ok(Self::Done(Outcome::Failed(failure)))
+            }
             (Self::Queued { .. }, JobEvent::CancelRequested) => Ok(Self::Done(Outcome::Cancelled)),
             (Self::Running { attempt }, JobEvent::CancelRequested) => Ok(Self::Stopping { attempt }),
             (Self::Running { attempt }, JobEvent::Ended { attempt: ended, outcome }) if attempt == ended => {
@@ -175,6 +181,14 @@ mod tests {
         assert!(JobState::Running { attempt: LAST }.apply(ended(3, Outcome::Cancelled), LAST).is_err());
     }
 
+    #[test]
+    fn only_a_job_that_was_never_tried_can_lose_its_input() {
+        let lost = || JobEvent::InputFailed { failure: Failure::new(FailureKind::InputFailed, "m") };
+        assert!(JobState::NEW.apply(lost(), LAST).unwrap().is_done());
+        assert!(JobState::Queued { next: LAST }.apply(lost(), LAST).is_err());
+        assert!(JobState::Running { attempt: Attempt(1) }.apply(lost(), LAST).is_err());
+    }
+
     fn any_event() -> impl Strategy<Value = JobEvent> {
         let outcome = prop_oneof![
             Just(Outcome::Succeeded),
@@ -185,6 +199,7 @@ mod tests {
             Just(JobEvent::Submitted),
             (1..5u32).prop_map(|attempt| JobEvent::Claimed { attempt: Attempt(attempt) }),
             Just(JobEvent::CancelRequested),
+            Just(JobEvent::InputFailed { failure: Failure::new(FailureKind::InputFailed, "m") }),
             (1..5u32, outcome).prop_map(|(attempt, outcome)| ended(attempt, outcome)),
         ]
     }

@@ -11,7 +11,7 @@ use drydock_spec::{AttemptSpec, Failure, FailureKind, JobSpec, Report};
 use crate::ending::{Ending, Result};
 use crate::kernels::simd;
 use crate::report::Reporter;
-use crate::{finetune, preview, stop};
+use crate::{evaluate, finetune, preview, quantize, stop};
 
 /// What is to be done with a spec.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,7 +22,8 @@ pub enum Purpose {
     Preview,
 }
 
-/// candle walks its tape recursively; a deep model needs a deep stack. Only what is used is ever backed by memory.
+/// Templates, patterns and JSON are other people's: what they nest deeply should reach the limits of those who read it,
+/// not the end of the stack. Only what is used is ever backed by memory.
 pub const STACK_BYTES: usize = 256 << 20;
 
 /// Reads the spec; the first thing that can go wrong, and there is nowhere yet to report it.
@@ -62,6 +63,8 @@ fn work(attempt: &AttemptSpec, purpose: Purpose, reporter: &Reporter) -> Result<
     }
     match (purpose, &attempt.spec) {
         (Purpose::Run, JobSpec::Finetune(spec)) => finetune::finetune(attempt, spec, reporter),
+        (Purpose::Run, JobSpec::Quantize(spec)) => quantize::quantize(attempt, spec, reporter),
+        (Purpose::Run, JobSpec::Evaluate(spec)) => evaluate::evaluate(attempt, spec, reporter),
         (Purpose::Preview, JobSpec::Finetune(spec)) => preview::preview(attempt, spec, reporter),
         (_, other) => {
             let message = format!("this worker has no job of the kind `{}`", other.kind());

@@ -12,10 +12,11 @@ use crate::ending::{Result, input};
 use crate::generate::{Question, answer_all, questions};
 use crate::model::ModelFiles;
 use crate::model::decoder::Decoder;
-use crate::model::lora::{LoraShape, start_values};
+use crate::model::method::{Chosen, choose};
 use crate::model::parameter::Trainable;
-use crate::random::{Chance, Purpose};
 use crate::report::{Reporter, resident_bytes};
+use crate::save::model::WholeModel;
+use crate::save::shards::SavedAs;
 use crate::save::{Saver, Summary};
 use crate::stop;
 use train::Trainer;
@@ -34,8 +35,8 @@ pub fn finetune(attempt: &AttemptSpec, spec: &FinetuneSpec, reporter: &Reporter)
     let questions = questions(spec, &prepared, &text, files.config.max_positions, reporter)?;
 
     reporter.stage(Stage::Load);
-    let (mut decoder, shape) = load(&mut files, spec, &prepared, &questions, reporter)?;
-    let trainables = adapt(&mut decoder, &shape, spec.recipe.seed)?;
+    let mut decoder = load(&mut files, &prepared, &questions, reporter)?;
+    let Chosen { trainables, adapter } = choose(&mut decoder, spec, model.adapter.as_deref())?;
     reporter.report(Report::Model(model_report(&decoder, &trainables)));
 
     reporter.stage(Stage::Evaluate);
@@ -48,8 +49,15 @@ pub fn finetune(attempt: &AttemptSpec, spec: &FinetuneSpec, reporter: &Reporter)
 
     reporter.stage(Stage::Save);
     let saver = Saver::new(&attempt.output, reporter);
-    saver.adapter(&shape, &model.name, &trainables)?;
-    saver.tokenizer(&text)?;
+    if let Some(shape) = adapter.filter(|_| spec.keep.adapter()) {
+        saver.adapter(&shape, &model.name, &trainables)?;
+        saver.tokenizer("adapter", &text)?;
+    }
+    if spec.keep.merged() {
+        let description = files.description(&text)?;
+        let dtype = description.dtype().unwrap_or(SavedAs::F16);
+        saver.model("model", WholeModel { decoder: &decoder, description: &description, text: &text }, dtype)?;
+    }
 
     reporter.stage(Stage::Evaluate);
     let loss_after = evaluate(&decoder, held_out, Phase::After, reporter)?;
@@ -74,33 +82,15 @@ pub fn finetune(attempt: &AttemptSpec, spec: &FinetuneSpec, reporter: &Reporter)
     })
 }
 
-/// The decoder, for rows and answers of the lengths that will come, and the shape of its adapter.
-fn load(
-    files: &mut ModelFiles,
-    spec: &FinetuneSpec,
-    prepared: &Prepared,
-    questions: &[Question],
-    reporter: &Reporter,
-) -> Result<(Decoder, LoraShape)> {
+/// The decoder, for rows and answers of the lengths that will come.
+fn load(files: &mut ModelFiles, prepared: &Prepared, questions: &[Question], reporter: &Reporter) -> Result<Decoder> {
     let longest_row = prepared.split.report.longest_row as usize;
     let positions = questions.iter().map(Question::positions).fold(longest_row, usize::max);
     let layers = files.config.layers as u64;
-    let decoder = Decoder::load(files, positions, |done| {
+    Decoder::load(files, positions, |done| {
         reporter.progress(done as u64, layers);
         stop::check()
-    })?;
-    let shape = LoraShape {
-        rank: spec.lora_r as usize,
-        alpha: spec.lora_alpha,
-        dropout: spec.lora_dropout as f32,
-        targets: spec.target_modules.clone(),
-    };
-    Ok((decoder, shape))
-}
-
-fn adapt(decoder: &mut Decoder, shape: &LoraShape, seed: u64) -> Result<Vec<Trainable>> {
-    let mut chance = Chance::new(seed, Purpose::Adapter);
-    decoder.adapt(shape, |_, _, [rank, width, out]| start_values(&mut chance, rank, width, out))
+    })
 }
 
 fn model_report(decoder: &Decoder, trainables: &[Trainable]) -> ModelReport {

@@ -11,14 +11,20 @@
 pub mod adamw;
 pub mod add;
 pub mod attention;
+pub mod bias;
 pub mod cross_entropy;
+pub mod dora;
+mod few;
+pub mod gated;
 pub mod linear;
 mod matrix;
 mod memory;
+pub mod narrow;
 pub mod norm;
+pub mod quantized;
 pub mod rope;
 pub mod simd;
-pub mod swiglu;
+pub mod softcap;
 #[cfg(test)]
 mod testing;
 pub mod weight;

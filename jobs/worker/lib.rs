@@ -3,18 +3,25 @@
 //! The same binary runs inside a sealed container (no shell, no network, read-only inputs) and by hand.
 
 pub mod attempt;
+pub mod blocks;
 pub mod data;
 pub mod ending;
+pub mod evaluate;
 pub mod finetune;
 pub mod generate;
+pub mod gguf;
 pub mod kernels;
 pub mod logits;
+pub mod merge;
 pub mod model;
 pub mod preview;
+pub mod process;
+pub mod quantize;
 pub mod random;
 pub mod report;
 pub mod save;
 pub mod schedule;
+pub mod shard;
 pub mod stop;
 pub mod train;
 

@@ -7,7 +7,7 @@ use drydock_spec::FailureKind::{BadModel, BadOption};
 use crate::ending::{OrFail, Result, failed};
 use crate::model::ModelFiles;
 use crate::model::decoder::Decoder;
-use crate::model::lora::load_adapter;
+use crate::model::lora::SavedAdapter;
 
 /// Writes the logits `[tokens, vocabulary]` in f32 as the tensor `logits`.
 pub fn logits(model: &Path, adapter: Option<&Path>, ids: &[u32], out: &Path) -> Result<()> {
@@ -22,7 +22,7 @@ pub fn logits(model: &Path, adapter: Option<&Path>, ids: &[u32], out: &Path) -> 
     }
     let mut decoder = Decoder::load(&mut files, ids.len(), |_| Ok(()))?;
     if let Some(folder) = adapter {
-        load_adapter(&mut decoder, folder)?;
+        SavedAdapter::open(folder)?.load(&mut decoder)?;
     }
     let logits = decoder.logits(ids)?;
     logits.save_safetensors("logits", out).or_fail(BadModel, format_args!("cannot write {}", out.display()))

@@ -9,22 +9,26 @@ use drydock_spec::contract::{EXIT_FAILED, EXIT_FINISHED, EXIT_MISUSED};
 use drydock_worker::attempt::{Purpose, STACK_BYTES, carry_out, read_spec, start_threads};
 use drydock_worker::ending::Ending;
 use drydock_worker::logits::logits;
+use drydock_worker::merge::merge;
+use drydock_worker::process;
+use drydock_worker::save::shards::SavedAs;
 
 const USAGE: &str = "\
 usage: drydock-worker run SPEC.json
        drydock-worker preview SPEC.json
        drydock-worker logits --model DIR [--adapter DIR] --ids 1,2,3 --out FILE.safetensors
+       drydock-worker merge --model DIR [--adapter DIR] [--dtype f32|f16|bf16] --out DIR
        drydock-worker --version";
 
 fn main() -> ExitCode {
-    tune_allocator();
-    keep_candle_single_threaded();
+    process::set_up();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let code = match arguments[..] {
         ["run", spec] => attempt(spec, Purpose::Run),
         ["preview", spec] => attempt(spec, Purpose::Preview),
         ["logits", ref options @ ..] => write_logits(options),
+        ["merge", ref options @ ..] => write_merged(options),
         ["--version"] => writeln!(std::io::stdout(), "{}", drydock_worker::NAME_AND_VERSION)
             .map(|()| EXIT_FINISHED)
             .context("cannot write to the standard output"),
@@ -58,41 +62,34 @@ fn write_logits(options: &[&str]) -> anyhow::Result<i32> {
         }
     }
     let (Some(model), Some(ids), Some(out)) = (model, ids, out) else { bail!("{USAGE}") };
+    by_hand(move || logits(&model, adapter.as_deref(), &ids, &out))
+}
+
+/// For using elsewhere what was trained here; reports nothing, either.
+fn write_merged(options: &[&str]) -> anyhow::Result<i32> {
+    let (mut model, mut adapter, mut dtype, mut out) = (None, None, None, None);
+    for pair in options.chunks(2) {
+        match *pair {
+            ["--model", value] => model = Some(PathBuf::from(value)),
+            ["--adapter", value] => adapter = Some(PathBuf::from(value)),
+            ["--dtype", "f32"] => dtype = Some(SavedAs::F32),
+            ["--dtype", "f16"] => dtype = Some(SavedAs::F16),
+            ["--dtype", "bf16"] => dtype = Some(SavedAs::Bf16),
+            ["--out", value] => out = Some(PathBuf::from(value)),
+            _ => bail!("{USAGE}"),
+        }
+    }
+    let (Some(model), Some(out)) = (model, out) else { bail!("{USAGE}") };
+    by_hand(move || merge(&model, adapter.as_deref(), dtype, &out))
+}
+
+/// Does something on all threads, and complains on the standard error.
+fn by_hand(work: impl FnOnce() -> Result<(), Ending> + Send + 'static) -> anyhow::Result<i32> {
     start_threads(std::thread::available_parallelism().map_or(1, |threads| threads.get() as u32))?;
-    let work = std::thread::Builder::new()
-        .stack_size(STACK_BYTES)
-        .spawn(move || logits(&model, adapter.as_deref(), &ids, &out))
-        .context("cannot start a thread")?;
+    let work = std::thread::Builder::new().stack_size(STACK_BYTES).spawn(work).context("cannot start a thread")?;
     match work.join() {
         Ok(Ok(())) => Ok(EXIT_FINISHED),
         Ok(Err(Ending::Failed(failure))) => bail!("{failure}; hint: {}", failure.hint),
         Ok(Err(Ending::Stopped)) | Err(_) => Ok(EXIT_FAILED),
     }
 }
-
-/// candle's own operations (additions of the stream and of gradients) stay on one thread: its pool waits by spinning,
-/// which takes more time from the kernels, whose threads are rayon's, than it saves.
-fn keep_candle_single_threaded() {
-    // SAFETY: `main` has started no other thread yet.
-    unsafe {
-        std::env::set_var("RAYON_NUM_THREADS", "1");
-        std::env::set_var("CANDLE_BARRIER_POOL_SPIN_LIMIT", "0");
-    }
-}
-
-/// Every training step takes and gives back the same few hundred MiB. glibc would return them to the kernel each time,
-/// and the kernel would clear each page again when it is touched; so memory is kept, and all threads share one heap.
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
-fn tune_allocator() {
-    /// The largest that glibc takes; above it blocks are mapped and unmapped one by one.
-    const MMAP_THRESHOLD: libc::c_int = 32 << 20;
-    // SAFETY: only numbers are handed over, before any other thread runs; a refusal leaves the default.
-    unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, MMAP_THRESHOLD);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX);
-        libc::mallopt(libc::M_ARENA_MAX, 1);
-    }
-}
-
-#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-fn tune_allocator() {}

@@ -1,12 +1,18 @@
 //! Models: their files, their tokenizer, and the decoder that is trained.
 
 pub mod config;
+pub mod conversation;
 pub mod decoder;
-mod gguf;
+pub mod describe;
+pub mod fused;
+pub mod gguf;
 pub mod head;
 mod hf;
 pub mod layer;
 pub mod lora;
+pub mod merge;
+pub mod method;
+pub mod names;
 pub mod parameter;
 pub mod stored;
 pub mod tape;
@@ -16,7 +22,9 @@ use std::path::{Path, PathBuf};
 
 use drydock_spec::FailureKind;
 
+use crate::blocks::BlockKind;
 use crate::ending::{OrFail, Result, failed};
+use crate::train::start::start_values;
 use config::Config;
 use parameter::{Parameter, Place};
 use stored::Stored;
@@ -32,6 +40,10 @@ pub struct ModelFiles {
 enum Weights {
     Gguf(gguf::GgufFile),
     Safetensors(hf::Shards),
+    /// There are no files: nothing has been learnt yet.
+    Start {
+        seed: u64,
+    },
 }
 
 impl ModelFiles {
@@ -52,6 +64,11 @@ impl ModelFiles {
         Ok(Self { weights, config, folder: folder.to_owned() })
     }
 
+    /// A model before it has learnt anything: its tensors hold start values, which follow the seed.
+    pub fn start(config: Config, seed: u64) -> Self {
+        Self { weights: Weights::Start { seed }, config, folder: PathBuf::new() }
+    }
+
     /// Tokenizer and chat template. A `tokenizer.json` beside a GGUF file wins: what is rebuilt from a GGUF's metadata
     /// is as good as can be, but not the original.
     pub fn text(&self) -> Result<Text> {
@@ -65,6 +82,7 @@ impl ModelFiles {
                 text
             }
             Weights::Safetensors(_) => Text::from_folder(&self.folder)?,
+            Weights::Start { .. } => return failed(FailureKind::BadModel, "a model at its start has no tokenizer"),
         };
         text.end_with(&self.config.eos);
         Ok(text)
@@ -73,27 +91,76 @@ impl ModelFiles {
     /// Whether the model has a tensor of this name (as Hugging Face names it).
     pub fn has(&self, name: &str) -> bool {
         match &self.weights {
-            Weights::Gguf(file) => file.has(name),
+            Weights::Gguf(file) => file.has(name, &self.config),
             Weights::Safetensors(shards) => shards.has(name),
+            Weights::Start { .. } => true,
         }
     }
 
     /// The tensor of this name, frozen and in Hugging Face's order of rows; its shape must be the one that the
     /// configuration promises.
     pub fn parameter(&mut self, name: &str, shape: &[usize]) -> Result<Parameter> {
-        let (stored, found) = match &mut self.weights {
-            Weights::Gguf(file) => {
-                let tensor = file.tensor(name, &self.config)?;
-                let width = tensor.dims().last().copied().unwrap_or(1);
-                (Stored::f32(tensor.flatten_all()?.to_vec1()?, width), tensor.dims().to_vec())
+        let stored = match fused::part(name, &self.config) {
+            None => self.stored(name, shape)?,
+            Some(part) => {
+                let mut whole = shape.to_vec();
+                whole[0] = part.of;
+                self.stored(&part.whole, &whole)?.rows(part.rows)
             }
+        };
+        Ok(Parameter { name: name.to_owned(), shape: shape.to_vec(), place: Place::Frozen(stored) })
+    }
+
+    /// The GGUF file, where the model is one.
+    pub fn gguf(&self) -> Option<&crate::gguf::GgufFile> {
+        match &self.weights {
+            Weights::Gguf(file) => Some(&file.0),
+            Weights::Safetensors(_) | Weights::Start { .. } => None,
+        }
+    }
+
+    /// The names of a checkpoint's tensors; none of a GGUF file's.
+    pub fn names(&self) -> Vec<&str> {
+        match &self.weights {
+            Weights::Gguf(_) | Weights::Start { .. } => Vec::new(),
+            Weights::Safetensors(shards) => shards.names().collect(),
+        }
+    }
+
+    /// What a checkpoint's tensor is held in, and its shape.
+    pub fn held(&self, name: &str) -> Result<(BlockKind, Vec<usize>)> {
+        match &self.weights {
+            Weights::Gguf(_) | Weights::Start { .. } => {
+                failed(FailureKind::BadModel, format!("there is no checkpoint with a tensor `{name}`"))
+            }
+            Weights::Safetensors(shards) => shards.place(name).map(|(place, _)| (place.kind, place.shape.clone())),
+        }
+    }
+
+    /// A checkpoint's tensor, in Hugging Face's order of rows.
+    pub fn checkpoint(&self, name: &str) -> Result<Stored> {
+        match &self.weights {
+            Weights::Gguf(file) => file.stored(name, &self.config).map(|(stored, _)| stored),
+            Weights::Safetensors(shards) => shards.stored(name).map(|(stored, _)| stored),
+            Weights::Start { .. } => failed(FailureKind::BadModel, format!("there is no checkpoint with `{name}`")),
+        }
+    }
+
+    /// A tensor of the files.
+    fn stored(&mut self, name: &str, shape: &[usize]) -> Result<Stored> {
+        let (stored, found) = match &mut self.weights {
+            Weights::Gguf(file) => file.stored(name, &self.config)?,
             Weights::Safetensors(shards) => shards.stored(name)?,
+            Weights::Start { seed } => {
+                let values = start_values(name, shape.iter().product(), self.config.layers, *seed);
+                (Stored::f32(values, shape.last().copied().unwrap_or(1)), shape.to_vec())
+            }
         };
         if found != shape {
             let message = format!("tensor `{name}` is {found:?}; the configuration asks for {shape:?}");
             return failed(FailureKind::BadModel, message);
         }
-        Ok(Parameter { name: name.to_owned(), shape: found, place: Place::Frozen(stored) })
+        Ok(stored)
     }
 }
 

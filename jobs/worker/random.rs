@@ -12,6 +12,10 @@ pub enum Purpose {
     Order(u32),
     /// The start values of adapters.
     Adapter,
+    /// Which solved rows stand before a question, counted from 0.
+    Shots(u32),
+    /// Which rows a bootstrap takes.
+    Bootstrap,
     /// The start values of a tensor, by a number of its own.
     Start(u32),
 }
@@ -24,8 +28,10 @@ impl Chance {
         generator.set_stream(match purpose {
             Purpose::Split => 0,
             Purpose::Adapter => 1,
+            Purpose::Bootstrap => 2,
             Purpose::Order(epoch) => (1 << 32) + u64::from(epoch),
-            Purpose::Start(tensor) => (2 << 32) + u64::from(tensor),
+            Purpose::Shots(question) => (2 << 32) + u64::from(question),
+            Purpose::Start(tensor) => (3 << 32) + u64::from(tensor),
         });
         Self(generator)
     }
@@ -54,7 +60,7 @@ impl Chance {
     }
 
     /// Evenly from `0..bound`, by the high half of a product (Lemire); the bias is below 2^-32 for any dataset.
-    fn below(&mut self, bound: usize) -> usize {
+    pub fn below(&mut self, bound: usize) -> usize {
         ((u128::from(self.0.next_u64()) * bound as u128) >> 64) as usize
     }
 }

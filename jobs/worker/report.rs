@@ -26,13 +26,14 @@ pub struct Reporter {
     ended: AtomicBool,
 }
 
-const STAGES: [Stage; 8] = [
+const STAGES: [Stage; 9] = [
     Stage::Prepare,
     Stage::Start,
     Stage::Load,
     Stage::Tokenize,
     Stage::Evaluate,
     Stage::Train,
+    Stage::Quantize,
     Stage::Save,
     Stage::Collect,
 ];

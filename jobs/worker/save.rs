@@ -1,9 +1,11 @@
 //! Artifacts: complete or not there at all, and announced once they are complete.
 
+pub mod atomic;
+pub mod model;
+pub mod shards;
+
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use drydock_spec::report::{DatasetReport, Evaluation, Sample};
 use drydock_spec::{FailureKind, FinetuneSpec, Report};
@@ -18,6 +20,10 @@ use crate::model::lora::{AdapterConfig, LoraShape};
 use crate::model::parameter::Trainable;
 use crate::model::tokenizer::Text;
 use crate::report::Reporter;
+use crate::stop;
+use atomic::write_whole;
+use model::{WholeModel, Writing, pretty};
+use shards::SavedAs;
 
 /// Writes below the output folder.
 pub struct Saver<'a> {
@@ -70,10 +76,21 @@ impl<'a> Saver<'a> {
         self.json("adapter/adapter_config.json", "adapter_config", &AdapterConfig::new(shape, model_name))
     }
 
-    /// The tokenizer beside the adapter, so that the folder is all that is needed besides the model.
-    pub fn tokenizer(&self, text: &Text) -> Result<()> {
-        self.write("adapter/tokenizer.json", "tokenizer", text.tokenizer_json.as_bytes())?;
-        self.json("adapter/tokenizer_config.json", "tokenizer", &text.tokenizer_config)
+    /// The tokenizer beside an adapter or a model, so that the folder is all that is needed.
+    pub fn tokenizer(&self, folder: &str, text: &Text) -> Result<()> {
+        self.write(&format!("{folder}/tokenizer.json"), "tokenizer", text.tokenizer_json.as_bytes())?;
+        self.json(&format!("{folder}/tokenizer_config.json"), "tokenizer", &text.tokenizer_config)
+    }
+
+    /// The whole model, adapters worked in, as a Hugging Face folder.
+    pub fn model(&self, folder: &str, model: WholeModel<'_>, dtype: SavedAs) -> Result<()> {
+        model.write(&self.output.join(folder), dtype, |event| {
+            match event {
+                Writing::Tensors(done, all) => self.reporter.progress(done, all),
+                Writing::File(file, role) => self.announce(&format!("{folder}/{file}"), role),
+            }
+            stop::check()
+        })
     }
 
     pub fn summary(&self, summary: &Summary<'_>) -> Result<()> {
@@ -82,49 +99,27 @@ impl<'a> Saver<'a> {
 
     /// Writes JSON for people to read, and announces it.
     pub fn json(&self, path: &str, role: &str, value: &impl Serialize) -> Result<()> {
-        let mut bytes = serde_json::to_vec_pretty(value).or_fail(FailureKind::Crashed, path)?;
-        bytes.push(b'\n');
+        self.write(path, role, &pretty(value)?)
+    }
+
+    /// Writes JSON, a value a line, and announces it.
+    pub fn lines<V: Serialize>(&self, path: &str, role: &str, values: impl IntoIterator<Item = V>) -> Result<()> {
+        let mut bytes = Vec::new();
+        for value in values {
+            serde_json::to_writer(&mut bytes, &value).or_fail(FailureKind::Crashed, path)?;
+            bytes.push(b'\n');
+        }
         self.write(path, role, &bytes)
     }
 
-    /// Writes under another name first: whoever looks sees all of a file or nothing of it.
     fn write(&self, path: &str, role: &str, bytes: &[u8]) -> Result<()> {
         let target = self.output.join(path);
         write_whole(&target, bytes).map_err(|error| write_failed(&target, &error))?;
-        self.reporter.report(Report::Artifact { path: path.to_owned(), role: role.to_owned() });
+        self.announce(path, role);
         Ok(())
     }
-}
 
-fn write_whole(target: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    if let Some(folder) = target.parent() {
-        fs::create_dir_all(folder)?;
-    }
-    let mut partial = PathBuf::from(target).into_os_string();
-    partial.push(".partial");
-    let mut file = File::create(&partial)?;
-    let written = file.write_all(bytes).and_then(|()| file.sync_all()).and_then(|()| fs::rename(&partial, target));
-    written.inspect_err(|_| {
-        // What is left over would look like an artifact; that it cannot be removed changes nothing about the failure.
-        let _ = fs::remove_file(&partial);
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_file_is_whole_or_not_there() {
-        let folder = tempfile::tempdir().unwrap();
-        let target = folder.path().join("deep/file.json");
-        write_whole(&target, b"{}").unwrap();
-        assert_eq!(fs::read(&target).unwrap(), b"{}");
-        // A folder stands where the file should go: the rename fails, and nothing is left behind.
-        let blocked = folder.path().join("blocked");
-        fs::create_dir_all(blocked.join("inside")).unwrap();
-        assert!(write_whole(&blocked, b"{}").is_err());
-        let left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        assert!(left.iter().all(|name| !name.to_string_lossy().contains("partial")), "{left:?}");
+    pub fn announce(&self, path: &str, role: &str) {
+        self.reporter.report(Report::Artifact { path: path.to_owned(), role: role.to_owned() });
     }
 }

@@ -10,20 +10,21 @@ use std::path::Path;
 use rustix::fs::FileType;
 use sha2::{Digest, Sha256};
 
-use super::{Artifact, ArtifactError, Caps, Reason};
+use super::{Artifact, ArtifactError, Caps, Reason, Wanted};
 use crate::hostile::{self, Entry, WalkError};
 
 const BUFFER_BYTES: usize = 1 << 20;
 /// Bytes of a path at most: below what a system call takes, and enough for people.
 const MOST_PATH_BYTES: usize = 1024;
 
-/// Copies every file of the output folder into `into`, an empty folder of ours.
-pub(super) fn collect(output: &Path, into: &Path, caps: Caps) -> Result<Vec<Artifact>, ArtifactError> {
+/// Copies what is wanted of the output folder into `into`, an empty folder of ours. All of it is looked at: what is not
+/// taken from anybody is not passed over either.
+pub(super) fn collect(output: &Path, into: &Path, caps: Caps, wanted: &Wanted) -> Result<Vec<Artifact>, ArtifactError> {
     let root = hostile::open_root(output).map_err(ArtifactError::errno("open", output))?;
     let mut buffer = vec![0; BUFFER_BYTES];
     let mut left = caps.bytes;
     let mut artifacts = Vec::new();
-    for path in list(&root, output, caps)? {
+    for path in list(&root, output, caps)?.into_iter().filter(|path| wanted.includes(path)) {
         let (mut file, bytes) = open(&root, &path, output)?;
         left = left.checked_sub(bytes).ok_or_else(|| rejected(&path, Reason::TooLarge(caps.bytes)))?;
         let sha256 = copy(&mut file, bytes, &into.join(&path), &mut buffer)

@@ -148,7 +148,7 @@ mod tests {
     }
 
     fn finished() -> ReportLine {
-        let finished = Finished { steps: 1, train_loss: 1.0, tokens: 1, peak_rss_bytes: 1 };
+        let finished = Finished { steps: 1, train_loss: Some(1.0), tokens: 1, peak_rss_bytes: 1 };
         ReportLine { elapsed_ms: 9, report: Report::Finished(finished) }
     }
 

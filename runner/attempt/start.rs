@@ -1,14 +1,12 @@
 //! From a claimed job to a container that was started, whatever of it has been done before.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
-use drydock_spec::contract::{
-    DATASET_PATH, EVAL_DATASET_PATH, EVENTS_PATH, MODEL_PATH, OUTPUT_PATH, SPEC_PATH, VERSION,
-};
+use drydock_spec::contract::{EVENTS_PATH, OUTPUT_PATH, SPEC_PATH, VERSION};
 use drydock_spec::{AttemptSpec, FailureKind, Inputs, Outcome, Stage};
 
 use super::{Attempts, Stop, hold, stopping};
+use crate::inputs::bring;
 use crate::sandbox::attempt_dir::{AttemptDir, AttemptDirError, InputFolders};
 use crate::sandbox::{ContainerName, Labels, Launch, SandboxError, Status};
 use crate::store::Lease;
@@ -61,7 +59,7 @@ impl Attempts {
             tokio::time::sleep(ASK_AGAIN).await;
             return Ok(());
         };
-        let dir = self.make_dir(lease).await?;
+        let dir = self.make_dir(lease, folders.inside()).await?;
         lease.refresh().await?;
         if stopping(lease) {
             return Err(Stop::Over(Outcome::Cancelled));
@@ -92,25 +90,22 @@ impl Attempts {
     async fn prepare(&self, lease: &mut Lease) -> Result<InputFolders, Stop> {
         let inputs = lease.job().inputs.clone();
         let mut news = self.store.changes().subscribe(lease.job().id);
-        let mut fetch = std::pin::pin!(self.models.ensure(&inputs.model));
-        let model: PathBuf = loop {
+        let mut fetch = std::pin::pin!(bring(&self.models, &self.datasets, &inputs));
+        loop {
             lease.refresh().await?;
             if stopping(lease) {
                 return Err(Stop::Over(Outcome::Cancelled));
             }
             tokio::select! {
-                fetched = &mut fetch => break fetched.map_err(|failure| Stop::Over(Outcome::Failed(failure)))?,
+                fetched = &mut fetch => return fetched.map_err(|failure| Stop::Over(Outcome::Failed(failure))),
                 () = news.changed() => {}
                 () = self.shutdown.cancelled() => return Err(Stop::Detached),
                 () = tokio::time::sleep(hold::renewal(self.lease_ms)) => lease.renew(self.lease_ms).await?,
             }
-        };
-        let folder = |input| self.datasets.folder(input).map_err(|failure| Stop::Over(Outcome::Failed(failure)));
-        let eval_dataset = inputs.eval_dataset.as_ref().map(folder).transpose()?;
-        Ok(InputFolders { model, dataset: folder(&inputs.dataset)?, eval_dataset })
+        }
     }
 
-    async fn make_dir(&self, lease: &Lease) -> Result<AttemptDir, Stop> {
+    async fn make_dir(&self, lease: &Lease, inputs: Inputs) -> Result<AttemptDir, Stop> {
         let job = lease.job();
         let spec = AttemptSpec {
             contract: VERSION,
@@ -118,12 +113,7 @@ impl Attempts {
             attempt: lease.attempt(),
             trace_id: job.trace_id.clone(),
             spec: job.spec.clone(),
-            inputs: Inputs {
-                model: MODEL_PATH.into(),
-                model_name: job.inputs.model.name.clone(),
-                dataset: DATASET_PATH.into(),
-                eval_dataset: job.inputs.eval_dataset.as_ref().map(|_| EVAL_DATASET_PATH.into()),
-            },
+            inputs,
             output: OUTPUT_PATH.into(),
             events: EVENTS_PATH.into(),
             threads: job.limits.cpu_millis.div_ceil(1000),

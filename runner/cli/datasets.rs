@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::client::Client;
 use super::error::{CliError, Exit};
-use super::flags::pairs;
+use super::flags::{names_of, pairs};
 use super::models::own_name;
 use super::out::Out;
 use super::text::{ago, count, now_ms, one_line, shorten, size};
@@ -33,12 +33,13 @@ enum Action {
 
 #[derive(Debug, clap::Args)]
 struct Add {
-    /// A .jsonl or .json file of this machine, a folder of them, or hf:owner/name[@revision]/path.jsonl
+    /// A .jsonl, .json or .txt file of this machine, a folder of them, or hf:owner/name[@revision]/path.jsonl
     source: String,
     /// The name to give it [default: taken from the source]
     #[arg(long)]
     name: Option<String>,
-    /// Which column holds what: messages, prompt, completion, text, instruction, input or output
+    /// Which column holds what: messages, prompt, completion, text, instruction, input, output, chosen, rejected, label,
+    /// question, choices or answer
     #[arg(long = "column", value_name = "NAME=COLUMN", value_delimiter = ',')]
     columns: Vec<String>,
     /// A model whose chat template the preview is rendered with
@@ -46,8 +47,7 @@ struct Add {
     model: Option<String>,
 }
 
-const ENDINGS: &[&str] = &[".jsonl", ".json"];
-const COLUMNS: [&str; 7] = ["messages", "prompt", "completion", "text", "instruction", "input", "output"];
+const ENDINGS: &[&str] = &[".jsonl", ".json", ".txt"];
 
 impl Datasets {
     pub(super) async fn run(self, client: &Client, out: &mut Out) -> Result<Exit, CliError> {
@@ -110,13 +110,14 @@ impl Add {
         if self.columns.is_empty() {
             return Ok(None);
         }
+        let names = names_of::<Columns>();
         let wrong = |text: String| {
             CliError::mistaken(
                 format!("--column {text}: not of the form NAME=COLUMN"),
-                format!("write for example --column prompt=question; the names are {}", COLUMNS.join(", ")),
+                format!("write for example --column prompt=question; the names are {}", names.join(", ")),
             )
         };
-        let map = pairs(&self.columns, &COLUMNS.map(str::to_owned)).map_err(wrong)?;
+        let map = pairs(&self.columns, &names).map_err(wrong)?;
         serde_json::from_value(Value::Object(map)).map(Some).map_err(|error| wrong(error.to_string()))
     }
 }
@@ -143,6 +144,9 @@ fn format_name(format: Format) -> &'static str {
         Format::PromptCompletion => "prompt_completion",
         Format::Text => "text",
         Format::Alpaca => "alpaca",
+        Format::Preference => "preference",
+        Format::Labelled => "labelled",
+        Format::MultipleChoice => "multiple_choice",
         Format::Squad => "squad",
     }
 }

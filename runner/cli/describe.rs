@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use drydock_spec::report::{Metrics, Phase};
+use drydock_spec::report::{Metrics, Phase, Quantized};
 use drydock_spec::{JobEvent, Outcome, Report};
 
 use super::text::{count, one_line, size, span};
@@ -20,6 +20,7 @@ fn event(event: &JobEvent) -> String {
     match event {
         JobEvent::Submitted => "queued".into(),
         JobEvent::Claimed { attempt } => format!("attempt {attempt} begins"),
+        JobEvent::InputFailed { failure } => one_line(&failure.to_string()),
         JobEvent::CancelRequested => "asked to stop".into(),
         JobEvent::Ended { attempt, outcome } => match outcome {
             Outcome::Succeeded => format!("attempt {attempt} succeeded"),
@@ -65,26 +66,37 @@ fn report(report: &Report) -> String {
         }
         Report::Progress { stage, done, total } => format!("{stage} {}/{}", count(*done), count(*total)),
         Report::Evaluation(evaluation) => format!(
-            "held-out loss {} training: {:.4} (perplexity {:.2}, {} tokens)",
-            phase(evaluation.phase),
+            "held-out loss {}: {:.4} (perplexity {:.2}, {} tokens)",
+            phase(evaluation.phase, evaluation.step),
             evaluation.loss,
             evaluation.perplexity,
             count(evaluation.tokens)
         ),
         Report::Sample(sample) => {
-            format!("answer {} training to \"{}\": {}", phase(sample.phase), sample.prompt, sample.completion)
+            format!("answer {} to \"{}\": {}", phase(sample.phase, None), sample.prompt, sample.completion)
         }
         Report::Warning { message, .. } => format!("warning: {message}"),
+        Report::Checkpoint(checkpoint) => {
+            format!("checkpoint after step {}, {}", count(checkpoint.step), size(checkpoint.bytes))
+        }
+        Report::Score(score) => {
+            let stderr = score.stderr.map(|stderr| format!(" ± {stderr:.4}")).unwrap_or_default();
+            format!("{}: {} {:.4}{stderr} on {} rows", score.model, score.metric, score.value, count(score.rows))
+        }
+        Report::Quantized(made) => quantized(made),
         Report::Artifact { path, role } => format!("wrote {path} ({role})"),
         Report::Failed(failure) => format!("worker: {failure}"),
         Report::Stopped { step } => format!("worker stopped after step {step}"),
-        Report::Finished(finished) => format!(
-            "worker finished: {} steps, {} tokens, last loss {:.4}, peak memory {}",
-            count(finished.steps),
-            count(finished.tokens),
-            finished.train_loss,
-            size(finished.peak_rss_bytes)
-        ),
+        Report::Finished(finished) => {
+            let (tokens, peak) = (count(finished.tokens), size(finished.peak_rss_bytes));
+            match finished.train_loss {
+                Some(loss) => {
+                    let steps = count(finished.steps);
+                    format!("worker finished: {steps} steps, {tokens} tokens, last loss {loss:.4}, peak memory {peak}")
+                }
+                None => format!("worker finished: {tokens} tokens, peak memory {peak}"),
+            }
+        }
     };
     one_line(&said)
 }
@@ -101,9 +113,25 @@ pub(super) fn metrics(metrics: &Metrics) -> String {
     )
 }
 
-pub(super) fn phase(phase: Phase) -> &'static str {
-    match phase {
-        Phase::Before => "before",
-        Phase::After => "after",
+/// What became of a model's weights.
+pub(super) fn quantized(made: &Quantized) -> String {
+    format!(
+        "{} tensors as {}: {} instead of {}, {:.2} bits a weight, relative error {:.4}",
+        count(made.tensors),
+        made.quant_type.name(),
+        size(made.bytes_after),
+        size(made.bytes_before),
+        made.bits_per_weight,
+        made.relative_error
+    )
+}
+
+/// When something was measured.
+pub(super) fn phase(phase: Phase, step: Option<u64>) -> String {
+    match (phase, step) {
+        (Phase::Before, _) => "before training".into(),
+        (Phase::During, Some(step)) => format!("at step {}", count(step)),
+        (Phase::During, None) => "while training".into(),
+        (Phase::After, _) => "after training".into(),
     }
 }

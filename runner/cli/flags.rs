@@ -2,7 +2,7 @@
 
 use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, Command};
-use drydock_spec::{FinetuneArgs, LimitArgs};
+use drydock_spec::{EvaluateArgs, FinetuneArgs, JobArgs, LimitArgs, QuantizeArgs, TrainArgs};
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -15,12 +15,34 @@ pub(super) trait Options: JsonSchema + DeserializeOwned + Clone + Send + Sync + 
     fn flag(field: &str) -> String;
 }
 
-impl Options for FinetuneArgs {
-    const HEADING: &'static str = "Options of the finetune";
-    fn flag(field: &str) -> String {
-        field.replace('_', "-")
-    }
+/// Options of a kind of job.
+pub(super) trait Kind: Options {
+    /// The job with these options.
+    fn job(self) -> JobArgs;
 }
+
+/// The same for each kind: its flags are called as its options are.
+macro_rules! kind {
+    ($args:ident, $kind:ident, $heading:literal) => {
+        impl Options for $args {
+            const HEADING: &'static str = $heading;
+            fn flag(field: &str) -> String {
+                field.replace('_', "-")
+            }
+        }
+
+        impl Kind for $args {
+            fn job(self) -> JobArgs {
+                JobArgs::$kind(self)
+            }
+        }
+    };
+}
+
+kind!(FinetuneArgs, Finetune, "Options of the finetune");
+kind!(TrainArgs, Train, "Options of the training");
+kind!(QuantizeArgs, Quantize, "Options of the quantization");
+kind!(EvaluateArgs, Evaluate, "Options of the evaluation");
 
 impl Options for LimitArgs {
     const HEADING: &'static str = "Limits";
@@ -54,8 +76,12 @@ enum Form {
     Words(Vec<String>),
     /// Texts, one a flag: they may hold commas.
     Texts,
-    /// Texts under these names.
-    Pairs(Vec<String>),
+    /// Values of these forms under these names.
+    Fields(Vec<(String, Form)>),
+    /// Several such, one a flag.
+    Records(Vec<(String, Form)>),
+    /// Values of this form under any name.
+    Map(Box<Form>),
 }
 
 impl<T: Options> clap::Args for Flags<T> {
@@ -96,7 +122,7 @@ fn fields<T: JsonSchema>() -> Vec<Field> {
         .iter()
         .map(|(name, property)| Field {
             name: name.clone(),
-            about: property["description"].as_str().unwrap_or_default().trim_end_matches('.').to_owned(),
+            about: property["description"].as_str().unwrap_or_default().trim_end_matches('.').replace('\n', " "),
             form: form(property, &schema),
             required: required.contains(name),
         })
@@ -115,13 +141,17 @@ fn form(property: &Value, schema: &Value) -> Form {
         Some("integer") => Form::Integer,
         Some("number") => Form::Number,
         Some("boolean") => Form::Boolean,
-        Some("array") => match variants(resolve(&property["items"], schema)) {
-            words if words.is_empty() => Form::Texts,
-            words => Form::Words(words),
+        Some("array") => match form(&property["items"], schema) {
+            Form::Word(words) => Form::Words(words),
+            Form::Fields(fields) => Form::Records(fields),
+            _ => Form::Texts,
         },
-        Some("object") => {
-            Form::Pairs(property["properties"].as_object().into_iter().flat_map(Map::keys).cloned().collect())
-        }
+        Some("object") => match property["properties"].as_object() {
+            Some(fields) => {
+                Form::Fields(fields.iter().map(|(name, field)| (name.clone(), form(field, schema))).collect())
+            }
+            None => Form::Map(Box::new(form(&property["additionalProperties"], schema))),
+        },
         _ => match variants(property) {
             words if words.is_empty() => Form::Text,
             words => Form::Word(words),
@@ -169,18 +199,24 @@ impl Field {
             Form::Integer | Form::Number => arg.value_name("N"),
             Form::Boolean => arg.value_name("BOOL").value_parser(PossibleValuesParser::new(["true", "false"])),
             Form::Text => arg.value_name("NAME"),
-            Form::Word(words) => arg.value_name("WORD").value_parser(PossibleValuesParser::new(words)),
+            Form::Word(words) => {
+                arg.value_name("WORD").ignore_case(true).value_parser(PossibleValuesParser::new(words))
+            }
             Form::Words(words) => arg
                 .value_name("WORDS")
                 .value_delimiter(',')
                 .action(ArgAction::Append)
+                .ignore_case(true)
                 .value_parser(PossibleValuesParser::new(words)),
             Form::Texts => arg.value_name("TEXT").action(ArgAction::Append),
-            Form::Pairs(names) => arg
-                .value_name("NAME=COLUMN")
-                .value_delimiter(',')
+            Form::Fields(fields) | Form::Records(fields) => arg
+                .value_name("NAME=VALUE")
                 .action(ArgAction::Append)
-                .long_help(format!("{}. Names: {}", self.about, names.join(", "))),
+                .long_help(format!("{}. As NAME=VALUE,... or as JSON. Names: {}", self.about, names(fields))),
+            Form::Map(_) => arg
+                .value_name("NAME=VALUE")
+                .action(ArgAction::Append)
+                .long_help(format!("{}. As NAME=VALUE,... or as JSON", self.about)),
         }
     }
 
@@ -191,25 +227,89 @@ impl Field {
             let message = format!("invalid value '{value}' for '--{}': {wanted} is expected\n", T::flag(&self.name));
             clap::Error::raw(clap::error::ErrorKind::InvalidValue, message)
         };
+        let one = |text: &str| self.form.read(text).map_err(|(value, wanted)| wrong(&value, &wanted));
         Ok(Some(match &self.form {
-            Form::Integer => match (first.parse::<u64>(), first.parse::<i64>()) {
-                (Ok(value), _) => value.into(),
-                (_, Ok(value)) => value.into(),
-                _ => return Err(wrong(first, "a whole number")),
-            },
-            Form::Number => match first.parse::<f64>() {
-                Ok(value) if value.is_finite() => value.into(),
-                _ => return Err(wrong(first, "a number")),
-            },
-            Form::Boolean => (first == "true").into(),
-            Form::Text | Form::Word(_) => first.clone().into(),
-            Form::Words(_) | Form::Texts => given.into(),
-            Form::Pairs(names) => Value::Object(
-                pairs(&given, names)
-                    .map_err(|value| wrong(&value, &format!("NAME=COLUMN with a name of {}", names.join(", "))))?,
-            ),
+            Form::Integer | Form::Number | Form::Boolean | Form::Text | Form::Word(_) => one(first)?,
+            Form::Texts => given.into(),
+            Form::Words(words) => given.iter().map(|text| word(text, words)).collect(),
+            Form::Records(_) => given.iter().map(|text| one(text)).collect::<Result<_, _>>()?,
+            // Given several times, the parts add up.
+            Form::Fields(_) | Form::Map(_) => {
+                let mut all = Map::new();
+                for text in &given {
+                    if let Value::Object(part) = one(text)? {
+                        all.extend(part);
+                    }
+                }
+                Value::Object(all)
+            }
         }))
     }
+}
+
+impl Form {
+    /// The value that a text stands for; otherwise the text and what is expected instead.
+    fn read(&self, text: &str) -> Result<Value, (String, String)> {
+        let wrong = |wanted: &str| (text.to_owned(), wanted.to_owned());
+        Ok(match self {
+            Self::Integer => match (text.parse::<u64>(), text.parse::<i64>()) {
+                (Ok(value), _) => value.into(),
+                (_, Ok(value)) => value.into(),
+                _ => return Err(wrong("a whole number")),
+            },
+            Self::Number => match text.parse::<f64>() {
+                Ok(value) if value.is_finite() => value.into(),
+                _ => return Err(wrong("a number")),
+            },
+            Self::Boolean => match text {
+                "true" => true.into(),
+                "false" => false.into(),
+                _ => return Err(wrong("true or false")),
+            },
+            Self::Text | Self::Texts => text.into(),
+            Self::Word(words) | Self::Words(words) => word(text, words),
+            Self::Fields(fields) | Self::Records(fields) => {
+                let wanted = || format!("NAME=VALUE with a name of {}, or JSON,", names(fields));
+                let form = |name: &str| fields.iter().find(|(known, _)| known == name).map(|(_, form)| form);
+                object(text, form, &wanted)?
+            }
+            Self::Map(form) => object(text, |_| Some(form), &|| "NAME=VALUE, or JSON,".to_owned())?,
+        })
+    }
+}
+
+/// An object written as JSON, or as `name=value,...` with values of the forms that their names tell.
+fn object<'a>(
+    text: &str,
+    form: impl Fn(&str) -> Option<&'a Form>,
+    wanted: &dyn Fn() -> String,
+) -> Result<Value, (String, String)> {
+    if text.trim_start().starts_with('{') {
+        return serde_json::from_str(text).map_err(|error| (text.to_owned(), format!("JSON ({error})")));
+    }
+    let mut map = Map::new();
+    for part in text.split(',') {
+        let pair = part.split_once('=').filter(|(_, value)| !value.is_empty());
+        let Some((name, value)) = pair else { return Err((part.to_owned(), wanted())) };
+        let Some(form) = form(name) else { return Err((part.to_owned(), wanted())) };
+        map.insert(name.to_owned(), form.read(value)?);
+    }
+    Ok(Value::Object(map))
+}
+
+/// The word as it is written properly, however it was given.
+fn word(text: &str, words: &[String]) -> Value {
+    words.iter().find(|word| word.eq_ignore_ascii_case(text)).map_or(text, String::as_str).into()
+}
+
+fn names(fields: &[(String, Form)]) -> String {
+    fields.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ")
+}
+
+/// The names of the fields of `T`.
+pub(super) fn names_of<T: JsonSchema>() -> Vec<String> {
+    let schema = schemars::schema_for!(T).to_value();
+    schema["properties"].as_object().into_iter().flat_map(Map::keys).cloned().collect()
 }
 
 /// `name=value` texts as an object; the text that is none, otherwise.
@@ -229,7 +329,10 @@ pub(super) fn pairs(given: &[String], names: &[String]) -> Result<Map<String, Va
 #[cfg(test)]
 mod tests {
     use clap::{Args, FromArgMatches};
-    use drydock_spec::finetune::{SchedulerType, TargetModule};
+    use drydock_spec::evaluate::Measure;
+    use drydock_spec::finetune::TargetModule;
+    use drydock_spec::quantize::{QuantType, TensorType};
+    use drydock_spec::recipe::SchedulerType;
 
     use super::*;
 
@@ -287,6 +390,57 @@ mod tests {
     }
 
     #[test]
+    fn nested_options_are_pairs_or_json() {
+        let given: TrainArgs = parse(&[
+            "--dataset=d",
+            "--config",
+            "hidden_size=256,rope_theta=1e5",
+            "--config",
+            "tie_word_embeddings=false",
+        ])
+        .unwrap();
+        let config = drydock_spec::train::ShapeArgs {
+            hidden_size: Some(256),
+            rope_theta: Some(1e5),
+            tie_word_embeddings: Some(false),
+            ..Default::default()
+        };
+        assert_eq!(given, TrainArgs { dataset: "d".into(), config: Some(config), ..TrainArgs::default() });
+
+        let given: EvaluateArgs = parse(&[
+            "--model=m",
+            "--dataset=d",
+            "--compare-with",
+            "model=job:1,adapter=job:2",
+            "--compare-with",
+            r#"{"model": "a,b=c"}"#,
+            "--measures",
+            "perplexity,Exact_Match",
+        ])
+        .unwrap();
+        let compared = given.compare_with.unwrap();
+        assert_eq!((compared[0].model.as_str(), compared[0].adapter.as_deref()), ("job:1", Some("job:2")));
+        assert_eq!(compared[1].model, "a,b=c");
+        assert_eq!(given.measures, Some(vec![Measure::Perplexity, Measure::ExactMatch]));
+
+        let given: QuantizeArgs =
+            parse(&["--model=m", "--quant-type=q4_k_m", "--tensor-types", "output.weight=q8_0,*.ffn_down.*=Q6_K"])
+                .unwrap();
+        assert_eq!(given.quant_type, Some(QuantType::Q4_K_M));
+        let types = given.tensor_types.unwrap();
+        assert_eq!((types["output.weight"], types["*.ffn_down.*"]), (TensorType::Q8_0, TensorType::Q6_K));
+
+        for (flag, value, expected) in [
+            ("--config", "hidden_size=wide", "invalid value 'wide' for '--config': a whole number is expected"),
+            ("--config", "width=3", "'width=3' for '--config': NAME=VALUE with a name of"),
+            ("--config", "{", "'{' for '--config': JSON (EOF"),
+        ] {
+            let error = parse::<TrainArgs>(&["--dataset=d", flag, value]).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
     fn limits_carry_a_prefix() {
         let given: LimitArgs =
             parse(&["--limit-memory-mib", "900", "--limit-time-s", "60", "--limit-cpus", "1.5"]).unwrap();
@@ -300,7 +454,7 @@ mod tests {
         for (arguments, expected) in [
             (["--lora-r", "many"], "invalid value 'many' for '--lora-r': a whole number is expected"),
             (["--learning-rate", "nan"], "invalid value 'nan' for '--learning-rate': a number is expected"),
-            (["--columns", "x=y"], "invalid value 'x=y' for '--columns': NAME=COLUMN with a name of"),
+            (["--columns", "x=y"], "invalid value 'x=y' for '--columns': NAME=VALUE with a name of"),
             (["--target-modules", "q"], "invalid value 'q' for '--target-modules <WORDS>'"),
         ] {
             let error = parse::<FinetuneArgs>(&["--model=m", "--dataset=d", arguments[0], arguments[1]]).unwrap_err();

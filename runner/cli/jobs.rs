@@ -10,6 +10,7 @@ use super::out::Out;
 use super::text::{ago, now_ms, one_line, shorten, size, span};
 use super::{describe, watch};
 use crate::api::{JobList, JobView};
+use crate::scores;
 
 /// Which jobs.
 #[derive(Debug, clap::Args)]
@@ -58,7 +59,7 @@ impl List {
         }
         let now = now_ms();
         let rows = list.jobs.iter().map(|job| row(job, now)).collect();
-        out.table(["ID", "STATE", "MODEL", "DATASET", "SUBMITTED", "SUMMARY"], rows)?;
+        out.table(["ID", "STATE", "JOB", "SUBMITTED", "SUMMARY"], rows)?;
         if let Some(next) = list.next {
             out.note(format!("there are more: drydock jobs --before {next}"));
         }
@@ -66,12 +67,11 @@ impl List {
     }
 }
 
-fn row(job: &JobView, now_ms: i64) -> [String; 6] {
+fn row(job: &JobView, now_ms: i64) -> [String; 5] {
     [
         job.id.to_string(),
         job.state.clone(),
-        shorten(&job.model, 40),
-        shorten(&job.dataset, 40),
+        shorten(&job.about, 70),
         ago(job.submitted_ms, now_ms),
         shorten(&one_line(&job.summary), 90),
     ]
@@ -150,7 +150,7 @@ fn print(job: &JobView, out: &mut Out) -> Result<(), CliError> {
     let now = now_ms();
     out.line(format!("{} {}", job.id, job.state))?;
     out.line(format!("  {}", one_line(&job.summary)))?;
-    out.line(format!("  {} {} on {}", job.kind, one_line(&job.model), one_line(&job.dataset)))?;
+    out.line(format!("  {}", one_line(&job.about)))?;
     let mut times = format!("submitted {}", ago(job.submitted_ms, now));
     if let Some(started) = job.started_ms {
         let took = Duration::from_millis((job.ended_ms.unwrap_or(now) - started).max(0).unsigned_abs());
@@ -163,6 +163,9 @@ fn print(job: &JobView, out: &mut Out) -> Result<(), CliError> {
         out.line(format!("  step {step}/{total}  {}", describe::metrics(metrics)))?;
         out.line(format!("  memory {}", size(metrics.rss_bytes)))?;
     }
+    if let Some(checkpoint) = job.progress.as_ref().and_then(|progress| progress.checkpoint.as_ref()) {
+        out.line(format!("  checkpoint after step {}, {}", checkpoint.step, size(checkpoint.bytes)))?;
+    }
     print_findings(job, out)?;
     for warning in &job.warnings {
         out.line(format!("  warning: {}", one_line(warning)))?;
@@ -173,14 +176,20 @@ fn print(job: &JobView, out: &mut Out) -> Result<(), CliError> {
     out.line(format!("  trace id {}", job.trace_id))
 }
 
-/// What training has changed: losses and answers, before and after.
+/// What the job has found out: losses and answers before and after training, what became of weights, scores.
 pub(super) fn print_findings(job: &JobView, out: &mut Out) -> Result<(), CliError> {
     for evaluation in &job.evaluations {
-        let phase = describe::phase(evaluation.phase);
+        let phase = describe::phase(evaluation.phase, evaluation.step);
         out.line(format!(
-            "  held-out loss {phase:6} {:.4} (perplexity {:.2})",
+            "  held-out loss {phase:15} {:.4} (perplexity {:.2})",
             evaluation.loss, evaluation.perplexity
         ))?;
+    }
+    if let Some(made) = &job.quantized {
+        out.line(format!("  {}", describe::quantized(made)))?;
+    }
+    for line in scores::lines(&job.scores) {
+        out.line(format!("  {}", one_line(&line)))?;
     }
     let prompts: Vec<_> = job.samples.iter().filter(|sample| sample.phase == Phase::Before).collect();
     for before in prompts {

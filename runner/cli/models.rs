@@ -20,9 +20,9 @@ pub(super) struct Models {
 enum Action {
     /// List the models in the store (the default)
     List,
-    /// Add a model: a GGUF file or a Hugging Face folder of this machine, or one from the hub
+    /// Add a model: a GGUF file or a Hugging Face folder of this machine, one from the hub, or what a job has left
     Add {
-        /// A path, or hf:owner/name[@revision]
+        /// A path, hf:owner/name[@revision], or job:<id>[/path]
         source: String,
         /// The name to give it [default: taken from the source]
         #[arg(long)]
@@ -72,7 +72,7 @@ async fn list(client: &Client, out: &mut Out) -> Result<(), CliError> {
 }
 
 async fn add(client: &Client, source: String, name: Option<String>, out: &mut Out) -> Result<(), CliError> {
-    let request = if source.starts_with("hf:") {
+    let request = if source.starts_with("hf:") || source.starts_with("job:") {
         AddModel { name, source: Some(source), files: Vec::new() }
     } else {
         let path = Path::new(&source);

@@ -94,8 +94,10 @@ struct Screen {
     /// The stage under way, and when it began, in milliseconds since 1970.
     stage: Option<(Stage, i64)>,
     waiting: bool,
-    /// Fiftieths of the training that plain lines have told of.
+    /// Fiftieths of the work that plain lines have told of.
     told: u64,
+    /// Whether the job trains nothing, so that the parts of its stages are the work.
+    counts_parts: bool,
 }
 
 impl Screen {
@@ -105,10 +107,10 @@ impl Screen {
             bar.enable_steady_tick(Duration::from_millis(120));
             bar
         });
-        let mut screen = Self { bar, stage: None, waiting: job.state == "queued", told: 0 };
+        let (waiting, counts_parts) = (job.state == "queued", job.counts_parts());
+        let mut screen = Self { bar, stage: None, waiting, told: 0, counts_parts };
         if !out.json {
-            let (model, dataset) = (one_line(&job.model), one_line(&job.dataset));
-            screen.say(&format!("{} {} {model} on {dataset}", job.id, job.kind), out);
+            screen.say(&format!("{} {}", job.id, one_line(&job.about)), out);
         }
         screen.wait(job);
         screen
@@ -153,13 +155,18 @@ impl Screen {
                     self.fill(metrics.step, metrics.total_steps, &describe::metrics(metrics));
                     self.tell(metrics.step, metrics.total_steps, line, out);
                 }
-                Report::Progress { stage, done, total } => self.fill(*done, *total, &stage.to_string()),
+                Report::Progress { stage, done, total } => {
+                    self.fill(*done, *total, &stage.to_string());
+                    if self.counts_parts {
+                        self.tell(*done, *total, line, out);
+                    }
+                }
                 _ => self.say(&describe::line(line), out),
             },
         }
     }
 
-    /// Without a bar, a long training is told in about fifty lines.
+    /// Without a bar, a long job is told in about fifty lines.
     fn tell(&mut self, step: u64, total: u64, line: &LogLineView, out: &mut Out) {
         let share = (step * 50).checked_div(total).unwrap_or(0);
         if self.bar.is_none() && (share != self.told || step == 1 || step == total) {

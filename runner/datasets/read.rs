@@ -38,7 +38,7 @@ impl fmt::Display for Place {
 #[derive(Debug)]
 pub(super) struct Tally<'a> {
     columns: &'a Columns,
-    format: Option<Format>,
+    pub(super) format: Option<Format>,
     pub(super) rows: u64,
     pub(super) blank: u64,
     pub(super) text_bytes: u64,
@@ -62,6 +62,7 @@ impl<'a> Tally<'a> {
         match sniff::kind(file, &begin)? {
             Kind::Lines => self.lines(file, source),
             Kind::Document => self.document(file, source),
+            Kind::Text => self.text(file, source),
         }
     }
 
@@ -71,7 +72,7 @@ impl<'a> Tally<'a> {
             Err(DatasetError::File { file: origin.to_owned(), problem, next: next.to_owned() })
         };
         match self.format {
-            None => refused("no rows".into(), "give at least one .jsonl or .json file with rows in it"),
+            None => refused("no rows".into(), "give at least one .jsonl, .json or .txt file with rows in it"),
             Some(_) if self.rows == 0 => {
                 let problem = format!("nothing to learn from: all {} rows have a blank answer or text", self.blank);
                 refused(problem, "check which columns hold the answers, and name them with `columns`")
@@ -205,6 +206,11 @@ impl<'a> Tally<'a> {
         self.rows += 1;
         self.text_bytes += texts(&example).iter().map(|text| text.len() as u64).sum::<u64>();
         self.most_tokens = self.most_tokens.max(most_tokens(&example));
+        self.show(example);
+    }
+
+    /// Keeps the first rows for the preview.
+    pub(super) fn show(&mut self, example: Example) {
         if self.first.len() < FIRST {
             self.first.push(example);
         }
@@ -219,6 +225,8 @@ fn is_blank(example: &Example) -> bool {
         }
         Example::Completion { completion, .. } => completion.trim().is_empty(),
         Example::Text(text) => text.trim().is_empty(),
+        Example::Preference { chosen: example, .. } | Example::Labelled { example, .. } => is_blank(example),
+        Example::Choice { question, .. } => question.trim().is_empty(),
     }
 }
 
@@ -228,6 +236,11 @@ fn texts(example: &Example) -> Vec<&str> {
         Example::Chat(turns) => turns.iter().map(|turn| turn.content.as_str()).collect(),
         Example::Completion { prompt, completion } => vec![prompt, completion],
         Example::Text(text) => vec![text],
+        Example::Preference { chosen, rejected } => [texts(chosen), texts(rejected)].concat(),
+        Example::Labelled { example, .. } => texts(example),
+        Example::Choice { question, choices, .. } => {
+            std::iter::once(question).chain(choices).map(String::as_str).collect()
+        }
     }
 }
 
@@ -236,11 +249,24 @@ fn texts(example: &Example) -> Vec<&str> {
 fn most_tokens(example: &Example) -> u64 {
     const A_TURN: u64 = 8;
     const A_ROW: u64 = 64;
-    let tokens = |text: &str| {
-        let letters = text.bytes().filter(|byte| byte.is_ascii_alphabetic() || *byte == b' ').count() as u64;
-        letters / 2 + (text.len() as u64 - letters) + A_TURN
-    };
-    texts(example).into_iter().map(tokens).sum::<u64>() + A_ROW
+    match example {
+        // Each of the two answers makes a row of its own.
+        Example::Preference { chosen, rejected } => most_tokens(chosen).max(most_tokens(rejected)),
+        // So does each choice behind its question.
+        Example::Choice { question, choices, .. } => {
+            let longest = choices.iter().map(|choice| tokens(choice)).max().unwrap_or(0);
+            tokens(question) + longest + 2 * A_TURN + A_ROW
+        }
+        Example::Chat(_) | Example::Completion { .. } | Example::Text(_) | Example::Labelled { .. } => {
+            texts(example).into_iter().map(|text| tokens(text) + A_TURN).sum::<u64>() + A_ROW
+        }
+    }
+}
+
+/// The same of a text alone.
+pub(super) fn tokens(text: &str) -> u64 {
+    let letters = text.bytes().filter(|byte| byte.is_ascii_alphabetic() || *byte == b' ').count() as u64;
+    letters / 2 + (text.len() as u64 - letters)
 }
 
 fn broken_document(file: &str, text: &[u8], mark: usize, error: &serde_json::Error) -> DatasetError {
@@ -269,7 +295,7 @@ fn row_error(file: &str, place: Place, problem: String, excerpt: &str, next: &st
     DatasetError::Row(Box::new(BadRow { file: file.to_owned(), place, problem, excerpt, next: next.to_owned() }))
 }
 
-fn unreadable(file: &str, error: &std::io::Error) -> DatasetError {
+pub(super) fn unreadable(file: &str, error: &std::io::Error) -> DatasetError {
     DatasetError::File {
         file: file.to_owned(),
         problem: format!("cannot be read: {error}"),

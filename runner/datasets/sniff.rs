@@ -12,6 +12,8 @@ pub(super) enum Kind {
     Lines,
     /// One document: SQuAD's own, or a list of rows.
     Document,
+    /// Plain text, all of it one row.
+    Text,
 }
 
 const TO_JSONL: &str = "to_json('rows.jsonl', orient='records', lines=True)";
@@ -21,6 +23,7 @@ pub(super) fn kind(name: &str, begin: &[u8]) -> Result<Kind, DatasetError> {
     let refused = |problem: &str, next: String| {
         Err(DatasetError::File { file: name.to_owned(), problem: problem.to_owned(), next })
     };
+    let is_text = name.ends_with(".txt");
     let pandas = |reader: &str| format!("convert it: pandas.{reader}('{name}').{TO_JSONL}");
     for (magic, what, next) in [
         (&b"PAR1"[..], "a Parquet file", pandas("read_parquet")),
@@ -34,7 +37,8 @@ pub(super) fn kind(name: &str, begin: &[u8]) -> Result<Kind, DatasetError> {
         (b"version https://git-lfs", "a Git LFS pointer", "run `git lfs pull` in the repository".into()),
         (b"<", "HTML or XML", "check the address that it was downloaded from".into()),
     ] {
-        if begin.starts_with(magic) {
+        // A text may begin as it likes, as long as it is one.
+        if begin.starts_with(magic) && !(magic == b"<" && is_text) {
             return refused(&format!("{what}, not rows in JSON"), next);
         }
     }
@@ -47,6 +51,9 @@ pub(super) fn kind(name: &str, begin: &[u8]) -> Result<Kind, DatasetError> {
     }
     if text.contains(&0) {
         return refused("a binary file, not rows in JSON", "convert it to JSON lines".into());
+    }
+    if is_text {
+        return Ok(Kind::Text);
     }
     let line = text.split(|byte| *byte == b'\n').next().unwrap_or_default();
     let separator = [b',', b'\t', b';'].into_iter().find(|separator| line.contains(separator));
@@ -73,7 +80,8 @@ pub(super) fn kind(name: &str, begin: &[u8]) -> Result<Kind, DatasetError> {
         return Ok(Kind::Document);
     }
     let problem = "its name says nothing about what is in it";
-    refused(problem, "name it .jsonl if it has a row a line, .json if it is one document".into())
+    let next = "name it .jsonl if it has a row a line, .json if it is one document, .txt if it is plain text";
+    refused(problem, next.into())
 }
 
 #[cfg(test)]
@@ -90,6 +98,7 @@ mod tests {
         assert_eq!(kind("a.jsonl", b"\xef\xbb\xbf\r\n{}").unwrap(), Kind::Lines);
         assert_eq!(kind("a.json", b"{\n").unwrap(), Kind::Document);
         assert_eq!(kind("a.json", b"[{}").unwrap(), Kind::Document);
+        assert_eq!(kind("a.txt", b"<To be, or not; to be>, that is\n").unwrap(), Kind::Text);
     }
 
     #[test]
@@ -105,7 +114,8 @@ mod tests {
         assert!(refusal("a.jsonl", b"").contains("the file is empty"));
         assert!(refusal("a.jsonl", b"[\n{}").contains("rename it to a.json"));
         assert!(refusal("a.jsonl", b"{\n \"data\"").contains("rename it to a.json"));
-        assert!(refusal("a.txt", b"{}").contains("name it .jsonl"));
+        assert!(refusal("a.rows", b"{}").contains("name it .jsonl"));
+        assert!(refusal("a.txt", b"ab\0cd").contains("a binary file"));
         assert!(refusal("a.jsonl", b"ab\0cd").contains("a binary file"));
     }
 }

@@ -1,13 +1,14 @@
 //! What a job's rows look like to its worker, for plans and for datasets that are loaded.
 
-use drydock_spec::dataset::Columns;
+use drydock_spec::dataset::{Columns, Format};
+use drydock_spec::finetune::Objective;
 use drydock_spec::{JobArgs, JobSpec, Preview};
 
 use super::{Desk, DeskError};
 use crate::api::{LoadDataset, LoadedDataset, PlanView, RenderedRow, RowsPreview};
-use crate::plan::{DatasetInput, ModelSource, Plan, PlanError, ResolvedInputs};
+use crate::inputs::bring;
+use crate::plan::{ModelSource, Plan, PlanError, ResolvedInputs};
 use crate::preview::PreviewError;
-use crate::sandbox::attempt_dir::InputFolders;
 
 impl Desk {
     /// The plan for people to see, with what the worker would make of the rows.
@@ -15,6 +16,8 @@ impl Desk {
         let mut warnings = plan.warnings;
         let preview = match self.rows(&plan.spec, &plan.inputs).await {
             Ok(preview) => Some(preview),
+            // Only what a model is finetuned on is rendered by that model.
+            Err(NoRows::NotRendered) => None,
             // The worker knows that the job would fail: better now than later.
             Err(NoRows::Preview(error @ PreviewError::Refused(_))) => return Err(error.into()),
             Err(error) => {
@@ -22,11 +25,10 @@ impl Desk {
                 None
             }
         };
-        let JobSpec::Finetune(finetune) = &plan.spec;
-        let total_steps = preview
-            .as_ref()
-            .filter(|preview| preview.tokenized_rows == preview.rows)
-            .map(|preview| finetune.steps(preview.dataset.train_rows).1);
+        // How many packs the rows make shows only when all of them are put together.
+        let recipe = plan.spec.recipe().filter(|recipe| !recipe.packing);
+        let known = preview.as_ref().filter(|preview| preview.tokenized_rows == preview.rows);
+        let total_steps = recipe.zip(known).map(|(recipe, preview)| recipe.steps(preview.dataset.train_rows).1);
         Ok(PlanView {
             job: plan.spec,
             inputs: plan.inputs,
@@ -61,10 +63,18 @@ impl Desk {
         columns: Option<Columns>,
         loaded: &LoadedDataset,
     ) -> Result<Preview, NoRows> {
+        let objective = match loaded.dataset.format {
+            Format::Preference => Objective::Dpo,
+            Format::Labelled => Objective::Kto,
+            _ => Objective::Sft,
+        };
         let args = drydock_spec::FinetuneArgs {
             model,
             dataset: loaded.dataset.name.clone(),
             columns,
+            objective: Some(objective),
+            // Of a single row nothing could be held out.
+            test_size: (loaded.dataset.rows == 1).then_some(0.0),
             ..drydock_spec::FinetuneArgs::default()
         };
         let plan = self.planner.plan(JobArgs::Finetune(args), &drydock_spec::LimitArgs::default()).await?;
@@ -72,14 +82,17 @@ impl Desk {
     }
 
     async fn rows(&self, spec: &JobSpec, inputs: &ResolvedInputs) -> Result<Preview, NoRows> {
-        if matches!(inputs.model.source, ModelSource::Hub { .. }) {
-            return Err(NoRows::NotFetched);
+        let JobSpec::Finetune(_) = spec else { return Err(NoRows::NotRendered) };
+        match inputs.model.as_ref().map(|model| &model.source) {
+            Some(ModelSource::Hub { .. }) => return Err(NoRows::NotFetched),
+            Some(ModelSource::Awaited { .. }) | None => return Err(NoRows::NotMade),
+            Some(ModelSource::Stored { .. }) => {}
         }
-        let model = self.models.ensure(&inputs.model).await.map_err(PreviewError::Refused)?;
-        let folder = |input: &DatasetInput| self.datasets.folder(input).map_err(PreviewError::Refused);
-        let dataset = folder(&inputs.dataset)?;
-        let eval_dataset = inputs.eval_dataset.as_ref().map(folder).transpose()?;
-        Ok(self.previews.preview(spec.clone(), InputFolders { model, dataset, eval_dataset }).await?)
+        // Rows are rendered by the model's tokenizer; an adapter has no part in it.
+        let mut inputs = inputs.clone();
+        inputs.model.iter_mut().for_each(|model| model.adapter = None);
+        let folders = bring(&self.models, &self.datasets, &inputs).await.map_err(PreviewError::Refused)?;
+        Ok(self.previews.preview(spec.clone(), folders).await?)
     }
 }
 
@@ -88,6 +101,10 @@ impl Desk {
 enum NoRows {
     #[error("the model is fetched from the hub when the job starts")]
     NotFetched,
+    #[error("the model is made by a job that has not ended yet")]
+    NotMade,
+    #[error("rows are rendered for finetunes only")]
+    NotRendered,
     #[error(transparent)]
     Preview(#[from] PreviewError),
     #[error(transparent)]

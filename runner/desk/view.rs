@@ -4,12 +4,15 @@ use drydock_gpu::{Capacity, Shortage};
 use drydock_spec::{JobEvent, JobState, Outcome, Report, ReportLine, TraceId};
 
 use super::{Desk, DeskError};
-use crate::api::{AttemptReport, EntryView, JobView, LogLineView, Progress, WaitsFor};
+use crate::api::{AttemptReport, EntryView, JobView, LogLineView, Part, Progress, WaitsFor};
 use crate::store::{Entry, Job, LogLine};
 
 impl Desk {
     /// Why a queued job does not run yet: the first reason that holds, in the order in which they would be lifted.
     pub(super) async fn waits_for(&self, job: &Job) -> Result<WaitsFor, DeskError> {
+        if let Some(input) = self.store.awaited_by(job.id).await? {
+            return Ok(WaitsFor::Job { id: input.id, state: input.state.word().to_owned() });
+        }
         if job.not_before_ms > self.store.clock().now_ms() {
             let failure = self.last_failure(job).await?.unwrap_or_default();
             return Ok(WaitsFor::Retry { at_ms: job.not_before_ms, failure });
@@ -47,14 +50,15 @@ pub(crate) fn need(job: &Job) -> Capacity {
 
 /// The job for everybody to see. `findings` and `newest` are its reports, oldest first.
 pub(super) fn job(job: &Job, findings: &[ReportLine], newest: &[ReportLine], waits_for: Option<WaitsFor>) -> JobView {
-    let progress = progress(newest);
+    let progress = progress(newest, job.spec.recipe().is_some());
     let mut view = JobView {
         id: job.id,
         kind: job.spec.kind().to_owned(),
         state: job.state.word().to_owned(),
         summary: String::new(),
-        model: job.spec.model().to_owned(),
-        dataset: job.spec.dataset().to_owned(),
+        about: job.spec.about(),
+        model: job.spec.model().map(str::to_owned),
+        dataset: job.spec.dataset().map(str::to_owned),
         owner: job.owner.0.clone(),
         trace_id: job.trace_id.0.clone(),
         priority: job.priority,
@@ -68,6 +72,8 @@ pub(super) fn job(job: &Job, findings: &[ReportLine], newest: &[ReportLine], wai
         progress,
         evaluations: Vec::new(),
         samples: Vec::new(),
+        scores: Vec::new(),
+        quantized: None,
         warnings: Vec::new(),
         failure: match &job.state {
             JobState::Done(Outcome::Failed(failure)) => Some(failure.clone()),
@@ -78,6 +84,8 @@ pub(super) fn job(job: &Job, findings: &[ReportLine], newest: &[ReportLine], wai
         match &line.report {
             Report::Evaluation(evaluation) => view.evaluations.push(evaluation.clone()),
             Report::Sample(sample) => view.samples.push(sample.clone()),
+            Report::Score(score) => view.scores.push(score.clone()),
+            Report::Quantized(quantized) => view.quantized = Some(quantized.clone()),
             Report::Warning { message, .. } => view.warnings.push(message.clone()),
             _ => {}
         }
@@ -87,11 +95,22 @@ pub(super) fn job(job: &Job, findings: &[ReportLine], newest: &[ReportLine], wai
 }
 
 /// How far the newest attempt has come; nothing before its worker has spoken.
-fn progress(newest: &[ReportLine]) -> Option<Progress> {
-    let mut progress = Progress { stage: None, fraction: 0.0, metrics: None, dataset: None };
+fn progress(newest: &[ReportLine], trains: bool) -> Option<Progress> {
+    let mut progress =
+        Progress { stage: None, fraction: 0.0, part: None, metrics: None, dataset: None, checkpoint: None };
     for line in newest {
         match &line.report {
-            Report::Stage { stage } => progress.stage = Some(*stage),
+            Report::Stage { stage } => {
+                progress.stage = Some(*stage);
+                progress.part = None;
+            }
+            Report::Progress { done, total, .. } => {
+                progress.part = Some(Part { done: *done, total: *total });
+                if !trains {
+                    progress.fraction = *done as f64 / (*total).max(1) as f64;
+                }
+            }
+            Report::Checkpoint(checkpoint) => progress.checkpoint = Some(checkpoint.clone()),
             Report::Metrics(metrics) => {
                 progress.fraction = metrics.step as f64 / metrics.total_steps.max(1) as f64;
                 progress.metrics = Some(metrics.clone());
@@ -108,6 +127,7 @@ fn summary(job: &Job, view: &JobView) -> String {
     match &job.state {
         JobState::Queued { .. } => match &view.waits_for {
             None | Some(WaitsFor::Dispatch) => "queued, about to start".into(),
+            Some(WaitsFor::Job { id, state }) => format!("queued: waits for job {id}, which is {state}"),
             Some(WaitsFor::JobsAhead { jobs }) => format!("queued behind {jobs} other job(s)"),
             Some(WaitsFor::Cpu { needs, free }) => {
                 format!("queued: needs {:.1} CPUs, {:.1} are free", *needs as f64 / 1e3, *free as f64 / 1e3)
@@ -127,20 +147,46 @@ fn summary(job: &Job, view: &JobView) -> String {
                 metrics.tokens_per_second,
                 metrics.eta_ms.div_ceil(1000)
             ),
-            _ => match view.progress.as_ref().and_then(|progress| progress.stage) {
-                Some(stage) => format!("attempt {attempt} is at stage {stage}"),
-                None => format!("attempt {attempt} is starting"),
+            _ => match view.progress.as_ref().map(|progress| (progress.stage, progress.part)) {
+                Some((Some(stage), Some(part))) => {
+                    format!("attempt {attempt} is at stage {stage}, {} of {}", part.done, part.total)
+                }
+                Some((Some(stage), None)) => format!("attempt {attempt} is at stage {stage}"),
+                Some((None, _)) | None => format!("attempt {attempt} is starting"),
             },
         },
         JobState::Stopping { attempt } => format!("attempt {attempt} was asked to stop"),
-        JobState::Done(Outcome::Succeeded) => match (view.evaluations.first(), view.evaluations.last()) {
-            (Some(before), Some(after)) if view.evaluations.len() > 1 => {
-                format!("succeeded: held-out loss {:.4} before, {:.4} after", before.loss, after.loss)
-            }
-            _ => "succeeded".into(),
+        JobState::Done(Outcome::Succeeded) => match achieved(view) {
+            Some(what) => format!("succeeded: {what}"),
+            None => "succeeded".into(),
         },
         JobState::Done(Outcome::Failed(failure)) => failure.to_string(),
         JobState::Done(Outcome::Cancelled) => "cancelled".into(),
+    }
+}
+
+/// What came of a job that went well.
+fn achieved(view: &JobView) -> Option<String> {
+    if let Some(made) = &view.quantized {
+        return Some(format!(
+            "{}, {} instead of {}, {:.2} bits a weight, relative error {:.4}",
+            made.quant_type.name(),
+            size(made.bytes_after),
+            size(made.bytes_before),
+            made.bits_per_weight,
+            made.relative_error
+        ));
+    }
+    if !view.scores.is_empty() {
+        let all: Vec<_> =
+            view.scores.iter().map(|score| format!("{} {} {:.4}", score.model, score.metric, score.value)).collect();
+        return Some(all.join(", "));
+    }
+    match (view.evaluations.first(), view.evaluations.last()) {
+        (Some(before), Some(after)) if view.evaluations.len() > 1 => {
+            Some(format!("held-out loss {:.4} before, {:.4} after", before.loss, after.loss))
+        }
+        _ => None,
     }
 }
 

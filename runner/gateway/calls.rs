@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use drydock_spec::{FinetuneArgs, Owner};
+use drydock_spec::Owner;
 use rmcp::model::{CallToolResult, ContentBlock, JsonObject};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -12,9 +12,7 @@ use super::Gateway;
 use super::body::{job_id, read};
 use super::error::Refusal;
 use super::rest::{states, within};
-use super::tools::{
-    FinetuneAnswer, JobArgs, JobLine, JobLines, ListArgs, NoArgs, PageArgs, SubmitArgs, WaitArgs, split,
-};
+use super::tools::{JobArgs, JobLine, JobLines, ListArgs, NoArgs, PageArgs, SubmitAnswer, SubmitArgs, WaitArgs, split};
 use super::words;
 use crate::api::{JobView, LoadDataset, MetricsView, ModelList, Submission};
 use crate::desk::{Answer, LONGEST_WAIT};
@@ -49,12 +47,17 @@ pub(super) fn arguments<T: DeserializeOwned>(arguments: JsonObject) -> Result<T,
     })
 }
 
-pub(super) async fn finetune(gateway: &Gateway, given: JsonObject) -> Told {
-    let (training, submit) = split(given);
-    let finetune: FinetuneArgs = arguments(training)?;
+/// Submits a job of one kind; `job` makes it of the options in the call.
+pub(super) async fn submit<T: DeserializeOwned>(
+    gateway: &Gateway,
+    given: JsonObject,
+    job: impl FnOnce(T) -> drydock_spec::JobArgs,
+) -> Told {
+    let (options, submit) = split(given);
+    let options: T = arguments(options)?;
     let submit: SubmitArgs = arguments(submit)?;
     let submission = Submission {
-        job: drydock_spec::JobArgs::Finetune(finetune),
+        job: job(options),
         priority: submit.priority,
         limits: submit.limits,
         idempotency_key: submit.idempotency_key,
@@ -67,17 +70,15 @@ pub(super) async fn finetune(gateway: &Gateway, given: JsonObject) -> Told {
             if let Some(rows) = &mut plan.rows {
                 words::brief_rows(rows);
             }
-            let next = "call finetune again without dry_run".to_owned();
-            told(
-                words::plan(&plan),
-                &FinetuneAnswer { job: None, created: None, plan: Some(*plan), warnings: vec![], next },
-            )
+            let next = format!("call {} again without dry_run", plan.job.kind());
+            let text = words::plan(&plan);
+            told(text, &SubmitAnswer { job: None, created: None, plan: Some(*plan), warnings: vec![], next })
         }
         Answer::Submitted(submitted) => {
             let job = words::brief(submitted.job);
             let text = words::job(&job);
             let (created, next) = (Some(submitted.created), words::next(&job));
-            told(text, &FinetuneAnswer { job: Some(job), created, plan: None, warnings: submitted.warnings, next })
+            told(text, &SubmitAnswer { job: Some(job), created, plan: None, warnings: submitted.warnings, next })
         }
     }
 }
@@ -117,10 +118,10 @@ pub(super) async fn list_jobs(gateway: &Gateway, args: ListArgs) -> Told {
     let text = words::jobs(&list);
     let jobs = list.jobs.into_iter().map(words::brief).map(|job| JobLine {
         id: job.id,
+        kind: job.kind,
+        about: job.about,
         state: job.state,
         summary: job.summary,
-        model: job.model,
-        dataset: job.dataset,
         submitted_ms: job.submitted_ms,
     });
     told(text, &JobLines { jobs: jobs.collect(), next: list.next })

@@ -137,6 +137,10 @@ impl From<ModelError> for Refusal {
                 let message = format!("{file}: {}", problem.problem);
                 Self::new(StatusCode::UNPROCESSABLE_ENTITY, "unusable_model", message).hint(problem.next)
             }
+            ModelError::FromJob { name, problem, next } => {
+                let message = format!("`{name}`: {problem}");
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, "unusable_job", message).hint(next)
+            }
             ModelError::Request(next) => {
                 Self::bad_request("bad_request", "it is not clear where the model comes from").hint(next)
             }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use drydock_spec::JobArgs;
 use rmcp::ServerHandler;
 use rmcp::model::{
     CallToolRequestParams, CallToolResponse, CancelTaskParams, CompleteRequestMethod, CompleteRequestParams,
@@ -52,7 +53,10 @@ impl Server {
     ) -> Result<CallToolResponse, Refusal> {
         let gateway = &*self.0;
         let told = match name {
-            "finetune" => calls::finetune(gateway, given).await,
+            "finetune" => calls::submit(gateway, given, JobArgs::Finetune).await,
+            "train" => calls::submit(gateway, given, JobArgs::Train).await,
+            "quantize" => calls::submit(gateway, given, JobArgs::Quantize).await,
+            "evaluate" => calls::submit(gateway, given, JobArgs::Evaluate).await,
             "get_job" => calls::get_job(gateway, arguments(given)?).await,
             "list_jobs" => calls::list_jobs(gateway, arguments(given)?).await,
             "wait_for_job" => return self.wait(arguments(given)?, context).await,
@@ -106,14 +110,18 @@ impl Progress {
 
     async fn tell(&mut self, job: &JobView) {
         let Some((token, peer)) = &self.to else { return };
-        let metrics = job.progress.as_ref().and_then(|progress| progress.metrics.as_ref());
+        let progress = job.progress.as_ref();
+        let counted = match job.counts_parts() {
+            true => progress.and_then(|progress| progress.part).map(|part| (part.done, part.total)),
+            false => progress.and_then(|progress| progress.metrics.as_ref()).map(|at| (at.step, at.total_steps)),
+        };
         // The protocol wants a number that grows with every notification, also while a step takes its time and when a
         // new attempt begins at step 0 again.
-        let step = metrics.map_or(0.0, |metrics| metrics.step as f64);
-        self.last = step.max(self.last + 1e-3);
+        let done = counted.map_or(0.0, |(done, _)| done as f64);
+        self.last = done.max(self.last + 1e-3);
         let mut news = ProgressNotificationParam::new(token.clone(), self.last).with_message(job.summary.clone());
-        if let Some(metrics) = metrics {
-            news = news.with_total((metrics.total_steps as f64).max(self.last));
+        if let Some((_, total)) = counted {
+            news = news.with_total((total as f64).max(self.last));
         }
         if let Err(error) = peer.notify_progress(news).await {
             tracing::debug!(%error, "a client that waits hears nothing any more");

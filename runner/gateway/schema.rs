@@ -60,18 +60,26 @@ fn drop_descriptions(schema: &mut Value) {
     }
 }
 
-/// Takes out what readers of schemas stumble over, and nothing that matters: formats such as `uint32` that no standard
-/// knows, `null` where leaving a field out says the same, and lists of constants that are plainly an `enum`.
+/// Takes out what readers of schemas stumble over, and nothing that matters: the ends of lines within a sentence, formats
+/// such as `uint32` that no standard knows, `null` where leaving a field out says the same, and lists of constants that are plainly an `enum`.
 pub(super) fn tidy(schema: &mut Value) {
     match schema {
         Value::Array(items) => items.iter_mut().for_each(tidy),
         Value::Object(object) => {
             object.values_mut().for_each(tidy);
+            join_lines(object);
             drop_number_format(object);
             drop_null(object);
             constants_to_enum(object);
         }
         _ => {}
+    }
+}
+
+/// A sentence goes on over the end of a line in the source, which is nobody else's business.
+fn join_lines(object: &mut Map<String, Value>) {
+    if let Some(Value::String(text)) = object.get_mut("description") {
+        *text = text.split("\n\n").map(|paragraph| paragraph.replace('\n', " ")).collect::<Vec<_>>().join("\n\n");
     }
 }
 
@@ -89,6 +97,9 @@ fn drop_null(object: &mut Map<String, Value>) {
             let only = only.clone();
             object.insert("type".into(), only);
         }
+    }
+    if let Some(Value::Array(words)) = object.get_mut("enum") {
+        words.retain(|word| !word.is_null());
     }
     if let Some(Value::Array(choices)) = object.get_mut("anyOf") {
         choices.retain(|choice| choice != &json!({"type": "null"}));

@@ -1,13 +1,15 @@
 //! Answers to tools in short: a few lines of text for people and models, and structured content that stays small.
 
 use drydock_spec::JobId;
-use drydock_spec::report::Phase;
+use drydock_spec::dataset::Format;
+use drydock_spec::report::{Evaluation, Phase};
 use serde::Serialize;
 
 use super::tools::{LogLines, LogText};
 use crate::api::{
     ArtifactList, EntryView, JobList, JobView, LoadedDataset, LogLineView, Logs, MetricsPoint, ModelList, PlanView,
 };
+use crate::scores;
 
 /// Bytes of log lines in one answer.
 const LOG_BYTES: usize = 8 * 1024;
@@ -23,35 +25,42 @@ pub(super) const MOST_ENTRIES: usize = 50;
 pub(super) fn next(job: &JobView) -> String {
     let id = job.id;
     match job.state.as_str() {
-        "succeeded" => format!("call list_artifacts with id {id}"),
+        "succeeded" if job.kind == "evaluate" => format!("call list_artifacts with id {id}"),
+        "succeeded" => {
+            format!("call list_artifacts with id {id}; as the model or adapter of another job its result is job:{id}")
+        }
         "failed" => {
             let hint = job.failure.as_ref().map(|failure| format!("{}; ", failure.hint)).unwrap_or_default();
             format!("{hint}get_logs with id {id} shows what happened")
         }
-        "cancelled" => "call finetune to submit another job".into(),
+        "cancelled" => format!("call {} to submit another job", job.kind),
         _ => format!("call wait_for_job with id {id}"),
     }
 }
 
 pub(super) fn job(job: &JobView) -> String {
-    let mut lines = vec![
-        format!("job {} ({} of {} on {}): {}", job.id, job.kind, job.model, job.dataset, job.state),
-        cut(&job.summary, 500),
-    ];
+    let mut lines = vec![format!("job {} ({}): {}", job.id, cut(&job.about, 300), job.state), cut(&job.summary, 500)];
     for evaluation in &job.evaluations {
         lines.push(format!(
             "held-out loss {}: {:.4} (perplexity {:.2})",
-            phase(evaluation.phase),
+            phase(evaluation.phase, evaluation.step),
             evaluation.loss,
             evaluation.perplexity
         ));
     }
+    lines.extend(scores::lines(&job.scores));
+    lines.extend(
+        job.progress
+            .iter()
+            .filter_map(|progress| progress.checkpoint.as_ref())
+            .map(|checkpoint| format!("newest checkpoint: step {} ({})", checkpoint.step, size(checkpoint.bytes))),
+    );
     lines.extend(job.warnings.iter().map(|warning| format!("warning: {warning}")));
     if !job.samples.is_empty() {
         let samples: Vec<_> = job
             .samples
             .iter()
-            .map(|sample| format!("{}: {} -> {}", phase(sample.phase), sample.prompt, sample.completion))
+            .map(|sample| format!("{}: {} -> {}", phase(sample.phase, None), sample.prompt, sample.completion))
             .collect();
         lines.push(fenced("samples", &samples.join("\n")));
     }
@@ -59,22 +68,34 @@ pub(super) fn job(job: &JobView) -> String {
     lines.join("\n")
 }
 
-fn phase(phase: Phase) -> &'static str {
-    match phase {
-        Phase::Before => "before",
-        Phase::After => "after",
+fn phase(phase: Phase, step: Option<u64>) -> String {
+    match (phase, step) {
+        (Phase::Before, _) => "before".into(),
+        (Phase::During, Some(step)) => format!("at step {step}"),
+        (Phase::During, None) => "on the way".into(),
+        (Phase::After, _) => "after".into(),
     }
 }
+
+/// Evaluations on the way that are shown; all of them are in the log.
+const MOST_ON_THE_WAY: usize = 8;
 
 /// The job with its long texts cut, so that an answer stays under some 4 KiB.
 pub(super) fn brief(mut job: JobView) -> JobView {
     job.summary = cut(&job.summary, 500);
     job.warnings.truncate(5);
+    let on_the_way = |evaluation: &Evaluation| evaluation.phase == Phase::During;
+    let mut surplus = job.evaluations.iter().filter(|one| on_the_way(one)).count().saturating_sub(MOST_ON_THE_WAY);
+    job.evaluations.retain(|evaluation| {
+        let dropped = on_the_way(evaluation) && surplus > 0;
+        surplus -= usize::from(dropped);
+        !dropped
+    });
     job.warnings.iter_mut().for_each(|warning| *warning = cut(warning, 200));
     // Those after training are what was asked for; a few of those before show the difference.
-    let mut counts = [0, 0];
+    let mut counts = [0, 0, 0];
     job.samples.retain(|sample| {
-        let count = &mut counts[usize::from(matches!(sample.phase, Phase::After))];
+        let count = &mut counts[sample.phase as usize];
         *count += 1;
         *count <= 3
     });
@@ -92,32 +113,35 @@ pub(super) fn brief(mut job: JobView) -> JobView {
 pub(super) fn plan(plan: &PlanView) -> String {
     let estimate = &plan.estimate;
     let mut lines = vec![
-        format!("nothing is queued; this is the plan for {}", plan.job.kind()),
+        format!("nothing is queued; this is the plan: {}", cut(&plan.job.about(), 300)),
         format!(
-            "needs about {} of memory, {} of disk, {} to download; {} trainable parameters",
+            "needs about {} of memory, {} of disk, {} to download",
             size(estimate.memory_bytes),
             size(estimate.disk_bytes),
-            size(estimate.download_bytes),
-            estimate.trainable_parameters
+            size(estimate.download_bytes)
         ),
     ];
+    if estimate.trainable_parameters > 0 {
+        lines.push(format!("trains {} parameters", estimate.trainable_parameters));
+    }
+    lines.extend(plan.inputs.awaited().iter().map(|job| format!("waits for job {job} to end")));
     lines.extend(plan.total_steps.map(|steps| format!("{steps} optimizer steps")));
     lines.extend(plan.warnings.iter().map(|warning| format!("warning: {warning}")));
     if let Some(rows) = &plan.rows {
         lines.push(rendered(rows));
     }
-    lines.push("next: call finetune again without dry_run".into());
+    lines.push(format!("next: call {} again without dry_run", plan.job.kind()));
     lines.join("\n")
 }
 
 pub(super) fn jobs(list: &JobList) -> String {
     if list.jobs.is_empty() {
-        return "no jobs; call finetune to submit one".into();
+        return "no jobs; call finetune, train, quantize or evaluate to submit one".into();
     }
     let mut lines: Vec<_> = list
         .jobs
         .iter()
-        .map(|job| format!("{} {} {} on {}: {}", job.id, job.state, job.model, job.dataset, cut(&job.summary, 120)))
+        .map(|job| format!("{} {} {}: {}", job.id, job.state, cut(&job.about, 120), cut(&job.summary, 120)))
         .collect();
     lines.push(match list.next {
         Some(next) => format!("next: call list_jobs with before {next} for older ones"),
@@ -194,7 +218,7 @@ pub(super) fn metrics(id: JobId, points: &[MetricsPoint], next_after: i64) -> St
 
 pub(super) fn models(list: &ModelList) -> String {
     if list.models.is_empty() {
-        return "no models in the store; finetune can start from hf:owner/name".into();
+        return "no models in the store; jobs can start from hf:owner/name, or job:<id> of another job".into();
     }
     let mut lines: Vec<_> = list
         .models
@@ -213,16 +237,27 @@ pub(super) fn models(list: &ModelList) -> String {
         })
         .collect();
     lines.extend(left_out(list.models.len(), "/v1/models"));
-    lines.push("next: call load_dataset, then finetune".into());
+    lines.push("next: call load_dataset, then finetune or evaluate; quantize needs no rows".into());
     lines.join("\n")
 }
 
 pub(super) fn dataset(loaded: &LoadedDataset) -> String {
     let dataset = &loaded.dataset;
     let head = format!("dataset {}: {} rows of {}", dataset.name, dataset.rows, json(&dataset.format));
-    let next = format!("next: call finetune with dataset {}", dataset.name);
+    let next = format!("next: call {} with dataset {}", fitting(dataset.format), dataset.name);
     let warnings = loaded.warnings.iter().map(|warning| format!("warning: {warning}"));
     [head, rendered(&loaded.preview)].into_iter().chain(warnings).chain([next]).collect::<Vec<_>>().join("\n")
+}
+
+/// What rows of this form are usually loaded for.
+fn fitting(format: Format) -> &'static str {
+    match format {
+        Format::Text => "train or finetune",
+        Format::Messages | Format::PromptCompletion | Format::Alpaca | Format::Squad => "finetune or evaluate",
+        Format::Preference => "finetune with objective dpo or orpo,",
+        Format::Labelled => "finetune with objective kto,",
+        Format::MultipleChoice => "evaluate",
+    }
 }
 
 /// The preview with its texts cut.

@@ -1,20 +1,19 @@
 //! Which decoders the worker has the arithmetic of.
 
 use drydock_gpu::Decoder;
-use drydock_spec::model::ARCHITECTURES;
+use drydock_spec::model::{ARCHITECTURES, Architecture};
 
 use super::Unusable;
 
-/// Refuses an architecture by name.
-pub(super) fn check(name: &str) -> Result<(), Unusable> {
-    if ARCHITECTURES.contains(&name) {
-        return Ok(());
-    }
+/// The architecture of this name, or its refusal.
+pub(super) fn named(name: &str) -> Result<Architecture, Unusable> {
     let shown: String = name.chars().take(80).collect();
-    Err(Unusable::unsupported(
-        format!("the architecture is `{shown}`; known are {}", ARCHITECTURES.join(", ")),
-        "choose a model of a known architecture",
-    ))
+    Architecture::named(name).ok_or_else(|| {
+        Unusable::unsupported(
+            format!("the architecture is `{shown}`; known are {}", ARCHITECTURES.join(", ")),
+            "choose a model of a known architecture",
+        )
+    })
 }
 
 /// Refuses numbers that no model has: what comes after may divide and multiply by them.

@@ -39,8 +39,14 @@ impl Models {
         }
         let facts = self.facts_on_hub(&pinned, &needed).await?;
         let source = ModelSource::Hub { repo: pinned.repo, commit: pinned.commit };
-        let input = ModelInput { name: name.to_owned(), source };
-        Ok(Resolved { input, facts, download_bytes: needed.iter().map(|file| file.bytes).sum() })
+        let input = ModelInput { name: name.to_owned(), source, adapter: None };
+        Ok(Resolved { input, facts, download_bytes: needed.iter().map(|file| file.bytes).sum(), adapter: None })
+    }
+
+    /// A model that a job was pinned to, as it is now: perhaps it has been fetched since.
+    pub(super) async fn resolve_pinned(&self, name: &str, repo: &str, commit: &str) -> Result<Resolved, ModelError> {
+        let reference = Reference { repo: repo.to_owned(), revision: Some(commit.to_owned()), path: None };
+        self.resolve_on_hub(name, &reference).await
     }
 
     /// Fetches a pinned model, unless it is here.

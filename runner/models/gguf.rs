@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use std::io::{BufReader, Read, Seek};
 
 use drydock_gpu::Decoder;
-use drydock_spec::model::PRE_TOKENIZERS;
+use drydock_spec::model::{Architecture, PRE_TOKENIZERS, TOKENIZERS};
 
-use super::tensors::{self, Tensor, Tensors};
+use super::tensors::{self, Biases, Layout, Tensor, Tensors};
 use super::{Facts, Unusable, architecture};
 
 /// Keys, and tensors, at most; the largest published models have some 2,000 tensors.
@@ -40,10 +40,11 @@ struct Header {
 pub(super) fn read(file: impl Read + Seek, length: u64, tokenizer_beside: bool) -> Result<Facts, Unusable> {
     let header = Header::read(file, length)?;
     let architecture = header.text("general.architecture")?;
-    architecture::check(&architecture)?;
-    let decoder = header.decoder(&architecture)?;
+    let layout = header.layout(architecture::named(&architecture)?);
+    let mut decoder = header.decoder(&architecture, layout.architecture)?;
     architecture::check_decoder(&decoder)?;
-    tensors::check(&decoder, &tensors::GGUF, &header.tensors)?;
+    decoder.layer_vectors = layout.layer_vectors(&decoder);
+    tensors::check(&decoder, &layout, &tensors::GGUF, &header.tensors)?;
     header.check_rope(&architecture)?;
     if !tokenizer_beside {
         header.check_tokenizer(&decoder)?;
@@ -113,12 +114,27 @@ impl Header {
         }
     }
 
+    /// A GGUF's metadata does not speak of biases; its tensors do.
+    fn layout(&self, architecture: Architecture) -> Layout {
+        let has = |part: &str| self.tensors.contains_key(&format!("blk.0.{part}.bias"));
+        let biases = Biases {
+            query_key_value: has("attn_q") || has("attn_qkv"),
+            output: has("attn_output"),
+            mlp: has("ffn_up"),
+        };
+        Layout { architecture, biases }
+    }
+
     fn check_rope(&self, architecture: &str) -> Result<(), Unusable> {
         match self.metadata.get(&format!("{architecture}.rope.scaling.type")) {
-            Some(Value::Text(kind)) if !matches!(kind.as_str(), "none" | "linear") => Err(Unusable::unsupported(
-                format!("the rope scaling is `{kind}`; none and linear are known, and llama3's factors as a tensor"),
-                "choose another model",
-            )),
+            Some(Value::Text(kind)) if !matches!(kind.as_str(), "none" | "linear" | "yarn" | "longrope") => {
+                Err(Unusable::unsupported(
+                    format!(
+                        "the rope scaling is `{kind}`; none, linear, yarn and longrope are known, and llama3's factors as a tensor"
+                    ),
+                    "choose another model",
+                ))
+            }
             _ => Ok(()),
         }
     }
@@ -139,13 +155,15 @@ impl Header {
             Some(Value::Text(text)) => text.as_str(),
             _ => "(none)",
         };
-        let kind = text("tokenizer.ggml.model");
-        if kind != "gpt2" {
-            let problem = format!("the tokenizer is of the kind `{kind}`; `gpt2` (byte-level BPE) is known");
-            return Err(Unusable::unsupported(problem, BESIDE));
-        }
-        list("tokenizer.ggml.merges")?;
         list("tokenizer.ggml.token_type")?;
+        match text("tokenizer.ggml.model") {
+            "gpt2" => list("tokenizer.ggml.merges").map(drop)?,
+            "llama" => return list("tokenizer.ggml.scores").map(drop),
+            kind => {
+                let problem = format!("the tokenizer is of the kind `{kind}`; known are {}", TOKENIZERS.join(", "));
+                return Err(Unusable::unsupported(problem, BESIDE));
+            }
+        }
         let cut = text("tokenizer.ggml.pre");
         if cut != "(none)" && !PRE_TOKENIZERS.contains(&cut) {
             let problem = format!("the pre-tokenizer is `{cut}`; known are {}", PRE_TOKENIZERS.join(", "));
@@ -154,15 +172,20 @@ impl Header {
         Ok(())
     }
 
-    fn decoder(&self, architecture: &str) -> Result<Decoder, Unusable> {
-        let number = |name: &str| {
-            let key = format!("{architecture}.{name}");
+    fn decoder(&self, name: &str, architecture: Architecture) -> Result<Decoder, Unusable> {
+        let number = |key: &str| {
+            let key = format!("{name}.{key}");
             let value = self.whole(&key)?;
             u32::try_from(value).map_err(|_| broken(format!("metadata `{key}` is {value}, which no model has")))
         };
         let (hidden, heads) = (number("embedding_length")?, number("attention.head_count")?);
-        let optional = |name: &str, default: u32| {
-            if self.metadata.contains_key(&format!("{architecture}.{name}")) { number(name) } else { Ok(default) }
+        let optional = |key: &str, default: u32| {
+            if self.metadata.contains_key(&format!("{name}.{key}")) { number(key) } else { Ok(default) }
+        };
+        // Phi-3 may turn a part of each head only; elsewhere old files have no other trace of the heads' dimension.
+        let turning = match architecture {
+            Architecture::Phi3 => hidden / heads.max(1),
+            _ => optional("rope.dimension_count", hidden / heads.max(1))?,
         };
         let embedding = tensors::GGUF.embedding();
         let vocabulary = self.tensors.get(&embedding).and_then(|tensor| tensor.shape.first());
@@ -172,11 +195,12 @@ impl Header {
             hidden,
             heads,
             kv_heads: optional("attention.head_count_kv", heads)?,
-            head_dim: optional("attention.key_length", hidden / heads.max(1))?,
+            head_dim: optional("attention.key_length", turning)?,
             ffn: number("feed_forward_length")?,
             vocabulary: u32::try_from(*vocabulary).unwrap_or(u32::MAX),
             // A GGUF file leaves the head's weight out when it is the embedding's.
             tied: !self.tensors.contains_key(&tensors::GGUF.head()),
+            layer_vectors: 0,
         })
     }
 }

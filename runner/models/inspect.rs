@@ -121,7 +121,8 @@ impl Heap {
         let shape = Config::parse(&text(&mut config)?).map_err(|problem| problem.of(CONFIG))?;
         let (mut files, tensors) = self.shards()?;
         let decoder = shape.with(&tensors);
-        tensors::check(&decoder, &HUGGING_FACE, &tensors).map_err(|problem| problem.of("*.safetensors"))?;
+        tensors::check(&decoder, &shape.layout(), &HUGGING_FACE, &tensors)
+            .map_err(|problem| problem.of("*.safetensors"))?;
         let mut facts = Facts {
             architecture: shape.architecture(),
             max_positions: shape.max_positions(),

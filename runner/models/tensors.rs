@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use drydock_gpu::Decoder;
+use drydock_spec::model::Architecture;
 
 use super::Unusable;
 
@@ -29,8 +30,28 @@ pub(super) struct Naming {
     head: &'static str,
     /// What stands before a layer's number.
     layer: &'static str,
-    /// Attention's norm, query, key, value and output; the MLP's norm, gate, up and down.
-    parts: [&'static str; 9],
+    parts: Parts,
+}
+
+/// A layer's tensors, without `.weight` and `.bias`.
+#[derive(Debug, Clone, Copy)]
+struct Parts {
+    input_norm: &'static str,
+    query: &'static str,
+    key: &'static str,
+    value: &'static str,
+    query_key_value: &'static str,
+    query_norm: &'static str,
+    key_norm: &'static str,
+    output: &'static str,
+    /// Where there are no norms after attention and MLP.
+    mlp_norm: &'static str,
+    /// Where there are: after attention, before the MLP, and after it.
+    norms_after: [&'static str; 3],
+    gate: &'static str,
+    up: &'static str,
+    gate_up: &'static str,
+    down: &'static str,
 }
 
 pub(super) const GGUF: Naming = Naming {
@@ -38,7 +59,22 @@ pub(super) const GGUF: Naming = Naming {
     norm: "output_norm",
     head: "output",
     layer: "blk.",
-    parts: ["attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down"],
+    parts: Parts {
+        input_norm: "attn_norm",
+        query: "attn_q",
+        key: "attn_k",
+        value: "attn_v",
+        query_key_value: "attn_qkv",
+        query_norm: "attn_q_norm",
+        key_norm: "attn_k_norm",
+        output: "attn_output",
+        mlp_norm: "ffn_norm",
+        norms_after: ["post_attention_norm", "ffn_norm", "post_ffw_norm"],
+        gate: "ffn_gate",
+        up: "ffn_up",
+        gate_up: "ffn_up",
+        down: "ffn_down",
+    },
 };
 
 pub(super) const HUGGING_FACE: Naming = Naming {
@@ -46,18 +82,102 @@ pub(super) const HUGGING_FACE: Naming = Naming {
     norm: "model.norm",
     head: "lm_head",
     layer: "model.layers.",
-    parts: [
-        "input_layernorm",
-        "self_attn.q_proj",
-        "self_attn.k_proj",
-        "self_attn.v_proj",
-        "self_attn.o_proj",
-        "post_attention_layernorm",
-        "mlp.gate_proj",
-        "mlp.up_proj",
-        "mlp.down_proj",
-    ],
+    parts: Parts {
+        input_norm: "input_layernorm",
+        query: "self_attn.q_proj",
+        key: "self_attn.k_proj",
+        value: "self_attn.v_proj",
+        query_key_value: "self_attn.qkv_proj",
+        query_norm: "self_attn.q_norm",
+        key_norm: "self_attn.k_norm",
+        output: "self_attn.o_proj",
+        mlp_norm: "post_attention_layernorm",
+        norms_after: ["post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"],
+        gate: "mlp.gate_proj",
+        up: "mlp.up_proj",
+        gate_up: "mlp.gate_up_proj",
+        down: "mlp.down_proj",
+    },
 };
+
+/// What a layer's tensors are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Layout {
+    pub(super) architecture: Architecture,
+    pub(super) biases: Biases,
+}
+
+/// Which projections have a bias.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Biases {
+    pub(super) query_key_value: bool,
+    pub(super) output: bool,
+    pub(super) mlp: bool,
+}
+
+impl Layout {
+    /// Values of a layer beside its projections' weights and the norms before attention and MLP.
+    pub(super) fn layer_vectors(&self, decoder: &Decoder) -> u32 {
+        let Biases { query_key_value, output, mlp } = self.biases;
+        let vectors = [
+            (query_key_value, decoder.query_width().saturating_add(decoder.kv_width().saturating_mul(2))),
+            (output, decoder.hidden),
+            (mlp, decoder.ffn.saturating_mul(2).saturating_add(decoder.hidden)),
+            (self.architecture.query_key_norm(), decoder.head_dim.saturating_mul(2)),
+            (self.architecture.norms_after(), decoder.hidden.saturating_mul(2)),
+        ];
+        vectors.into_iter().filter(|(there, _)| *there).fold(0, |sum, (_, values)| sum.saturating_add(values))
+    }
+
+    /// A layer's tensors, each with its dimensions.
+    fn parts(&self, decoder: &Decoder, names: &Parts) -> Vec<(String, Vec<Dimension>)> {
+        let hidden = ("hidden size", decoder.hidden);
+        let queries = ("heads x head size", decoder.query_width());
+        let kv = ("key-value heads x head size", decoder.kv_width());
+        let ffn = ("feed-forward size", decoder.ffn);
+        let head = ("head size", decoder.head_dim);
+        let mut all = Vec::new();
+        let mut weight = |name: &str, shape: &[Dimension]| all.push((format!("{name}.weight"), shape.to_vec()));
+        weight(names.input_norm, &[hidden]);
+        let fused = self.architecture.fused();
+        let projections = if fused {
+            let all_heads = decoder.kv_width().saturating_mul(2).saturating_add(decoder.query_width());
+            let gate_up = ("2 x feed-forward size", decoder.ffn.saturating_mul(2));
+            let qkv = ("(heads + 2 x key-value heads) x head size", all_heads);
+            vec![
+                (names.query_key_value, qkv, hidden, self.biases.query_key_value),
+                (names.output, hidden, queries, self.biases.output),
+                (names.gate_up, gate_up, hidden, self.biases.mlp),
+                (names.down, hidden, ffn, self.biases.mlp),
+            ]
+        } else {
+            vec![
+                (names.query, queries, hidden, self.biases.query_key_value),
+                (names.key, kv, hidden, self.biases.query_key_value),
+                (names.value, kv, hidden, self.biases.query_key_value),
+                (names.output, hidden, queries, self.biases.output),
+                (names.gate, ffn, hidden, self.biases.mlp),
+                (names.up, ffn, hidden, self.biases.mlp),
+                (names.down, hidden, ffn, self.biases.mlp),
+            ]
+        };
+        for (name, out, width, _) in &projections {
+            weight(name, &[*out, *width]);
+        }
+        if self.architecture.query_key_norm() {
+            weight(names.query_norm, &[head]);
+            weight(names.key_norm, &[head]);
+        }
+        if self.architecture.norms_after() {
+            names.norms_after.iter().for_each(|name| weight(name, &[hidden]));
+        } else {
+            weight(names.mlp_norm, &[hidden]);
+        }
+        let biased = projections.into_iter().filter(|(.., biased)| *biased);
+        all.extend(biased.map(|(name, out, ..)| (format!("{name}.bias"), vec![out])));
+        all
+    }
+}
 
 impl Naming {
     pub(super) fn head(&self) -> String {
@@ -75,28 +195,13 @@ impl Naming {
 }
 
 /// Every tensor that the decoder has, with its dimensions.
-fn expected(decoder: &Decoder, naming: &Naming) -> Vec<(String, Vec<Dimension>)> {
+fn expected(decoder: &Decoder, layout: &Layout, naming: &Naming) -> Vec<(String, Vec<Dimension>)> {
     let hidden = ("hidden size", decoder.hidden);
-    let queries = ("heads x head size", decoder.query_width());
-    let kv = ("key-value heads x head size", decoder.kv_width());
-    let ffn = ("feed-forward size", decoder.ffn);
     let vocabulary = ("vocabulary", decoder.vocabulary);
-    let shapes = [
-        vec![hidden],
-        vec![queries, hidden],
-        vec![kv, hidden],
-        vec![kv, hidden],
-        vec![hidden, queries],
-        vec![hidden],
-        vec![ffn, hidden],
-        vec![ffn, hidden],
-        vec![hidden, ffn],
-    ];
     let mut all = vec![(naming.embedding(), vec![vocabulary, hidden])];
+    let parts = layout.parts(decoder, &naming.parts);
     for layer in 0..decoder.layers {
-        for (part, shape) in naming.parts.iter().zip(&shapes) {
-            all.push((format!("{}{layer}.{part}.weight", naming.layer), shape.clone()));
-        }
+        all.extend(parts.iter().map(|(part, shape)| (format!("{}{layer}.{part}", naming.layer), shape.clone())));
     }
     all.push((format!("{}.weight", naming.norm), vec![hidden]));
     if !decoder.tied {
@@ -106,10 +211,11 @@ fn expected(decoder: &Decoder, naming: &Naming) -> Vec<(String, Vec<Dimension>)>
 }
 
 /// Refuses tensors that are missing, of another shape, or more than the decoder has a use for.
-pub(super) fn check(decoder: &Decoder, naming: &Naming, tensors: &Tensors) -> Result<(), Unusable> {
-    for (name, dimensions) in expected(decoder, naming) {
-        let Some(tensor) = tensors.get(&name) else {
-            return Err(missing(decoder, naming, tensors, &name));
+pub(super) fn check(decoder: &Decoder, layout: &Layout, naming: &Naming, tensors: &Tensors) -> Result<(), Unusable> {
+    let expected = expected(decoder, layout, naming);
+    for (name, dimensions) in &expected {
+        let Some(tensor) = tensors.get(name) else {
+            return Err(missing(decoder, naming, tensors, name));
         };
         let shape: Vec<u64> = dimensions.iter().map(|(_, size)| u64::from(*size)).collect();
         if tensor.shape != shape {
@@ -132,9 +238,10 @@ pub(super) fn check(decoder: &Decoder, naming: &Naming, tensors: &Tensors) -> Re
         );
         return Err(Unusable::damaged(problem, "take configuration and weights from the same model"));
     }
-    match tensors.keys().find(|name| name.ends_with(".bias")) {
+    let unknown = |name: &&String| name.ends_with(".bias") && !expected.iter().any(|(known, _)| known == *name);
+    match tensors.keys().find(unknown) {
         Some(name) => Err(Unusable::unsupported(
-            format!("tensor `{name}` is a bias; models without biases are known"),
+            format!("tensor `{name}` is a bias that the configuration and its architecture do not have"),
             "choose a model of a supported architecture",
         )),
         None => Ok(()),
@@ -168,14 +275,31 @@ pub(super) fn dtype(tensors: &Tensors) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use drydock_spec::model::ARCHITECTURES;
+
     use super::*;
 
     fn decoder() -> Decoder {
-        Decoder { layers: 2, hidden: 8, heads: 2, kv_heads: 1, head_dim: 4, ffn: 16, vocabulary: 32, tied: true }
+        Decoder {
+            layers: 2,
+            hidden: 8,
+            heads: 2,
+            kv_heads: 1,
+            head_dim: 4,
+            ffn: 16,
+            vocabulary: 32,
+            tied: true,
+            layer_vectors: 0,
+        }
     }
 
-    fn tensors(decoder: &Decoder, naming: &Naming) -> Tensors {
-        expected(decoder, naming)
+    const LLAMA: Layout = Layout {
+        architecture: Architecture::Llama,
+        biases: Biases { query_key_value: false, output: false, mlp: false },
+    };
+
+    fn tensors(decoder: &Decoder, layout: &Layout, naming: &Naming) -> Tensors {
+        expected(decoder, layout, naming)
             .into_iter()
             .map(|(name, shape)| {
                 let shape = shape.into_iter().map(|(_, size)| u64::from(size)).collect();
@@ -185,22 +309,30 @@ mod tests {
     }
 
     fn refusal(decoder: &Decoder, tensors: &Tensors) -> String {
-        check(decoder, &HUGGING_FACE, tensors).unwrap_err().to_string()
+        check(decoder, &LLAMA, &HUGGING_FACE, tensors).unwrap_err().to_string()
     }
 
     #[test]
     fn the_tensors_of_the_decoder_pass_under_both_namings() {
-        for naming in [GGUF, HUGGING_FACE] {
+        for (naming, name) in
+            [GGUF, HUGGING_FACE].into_iter().flat_map(|naming| ARCHITECTURES.map(|name| (naming, name)))
+        {
             for tied in [true, false] {
-                let decoder = Decoder { tied, ..decoder() };
-                assert_eq!(check(&decoder, &naming, &tensors(&decoder, &naming)), Ok(()));
+                let architecture = Architecture::named(name).unwrap();
+                let biases = Biases { query_key_value: architecture.query_key_value_bias(), ..Biases::default() };
+                let layout = Layout { architecture, biases };
+                let decoder = Decoder { tied, layer_vectors: layout.layer_vectors(&decoder()), ..decoder() };
+                let tensors = tensors(&decoder, &layout, &naming);
+                assert_eq!(check(&decoder, &layout, &naming, &tensors), Ok(()));
+                let numbers: u64 = tensors.values().map(|tensor| tensor.shape.iter().product::<u64>()).sum();
+                assert_eq!(numbers, decoder.parameters(), "{name}");
             }
         }
     }
 
     #[test]
     fn each_number_that_does_not_fit_is_told_with_both_values() {
-        let tensors = tensors(&decoder(), &HUGGING_FACE);
+        let tensors = tensors(&decoder(), &LLAMA, &HUGGING_FACE);
         let vocabulary = refusal(&Decoder { vocabulary: 33, ..decoder() }, &tensors);
         let expected = "tensor `model.embed_tokens.weight` has shape [32, 8], the configuration says [33, 8] \
                         (vocabulary, hidden size); take configuration and weights from the same model";
@@ -217,9 +349,12 @@ mod tests {
 
     #[test]
     fn biases_are_not_silently_left_out() {
-        let mut tensors = tensors(&decoder(), &HUGGING_FACE);
+        let mut tensors = tensors(&decoder(), &LLAMA, &HUGGING_FACE);
         let bias = Tensor { dtype: "f32", shape: vec![8] };
         tensors.insert("model.layers.0.self_attn.q_proj.bias".into(), bias);
         assert!(refusal(&decoder(), &tensors).contains("is a bias"));
+        let biased = Layout { biases: Biases { query_key_value: true, ..Biases::default() }, ..LLAMA };
+        let error = check(&decoder(), &biased, &HUGGING_FACE, &tensors).unwrap_err().to_string();
+        assert!(error.starts_with("tensor `model.layers.0.self_attn.k_proj.bias` is missing"), "{error}");
     }
 }

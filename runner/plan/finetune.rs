@@ -1,149 +1,110 @@
 //! Whether a finetune can work with its model and rows, and what it needs: pure rules.
 
-use drydock_gpu::Decoder;
-use drydock_gpu::estimate::{self, Batch, Fit};
-use drydock_spec::dataset::Format;
+use drydock_gpu::estimate::{Batch, Training, matches};
+use drydock_spec::finetune::{FinetuneArgs, FinetuneSpec, Method};
 use drydock_spec::option::Complaints;
-use drydock_spec::{FinetuneSpec, InvalidOption, InvalidOptions};
+use drydock_spec::{InvalidOption, InvalidOptions};
 
-use super::Data;
-use crate::api::Estimate;
-use crate::blobs::size;
-use crate::models::{self, Facts};
-
-/// What a finetune needs, and how it could need less.
-#[derive(Debug)]
-pub(super) struct Needs {
-    /// Peak of the worker.
-    pub(super) memory_bytes: u64,
-    pub(super) disk_bytes: u64,
-    pub(super) download_bytes: u64,
-    trainable: u64,
-    decoder: Decoder,
-    spec: FinetuneSpec,
-    /// What the rows take of the memory, however small the batch is.
-    rows_bytes: u64,
-    /// Tokens of a row at most: what rows are cut to, or less where none is as long.
-    length: u32,
-}
+use super::needs::{self, Needs};
+use super::rows::{self, Data};
+use super::training::Room;
+use crate::models::{Facts, Resolved};
 
 /// Refuses options that do not go with this model and these rows; all complaints come at once.
-pub(super) fn check(spec: &FinetuneSpec, facts: &Facts, data: &Data) -> Result<(), InvalidOptions> {
+pub(super) fn check(spec: &FinetuneSpec, model: &Resolved, data: &Data) -> Result<(), InvalidOptions> {
     let mut wrong = Complaints::default();
-    if let Some(length) = spec.max_seq_length {
-        let limit = facts.max_positions;
-        wrong.require(length <= limit, || {
-            let next = format!("choose at most {limit}, or leave it out");
-            InvalidOption::new("max_seq_length", length, format!("the model takes {limit} tokens at most"), next)
+    rows::check_length(&mut wrong, spec.recipe.max_seq_length, model.facts.max_positions);
+    if spec.method.has_adapter() {
+        let largest = model.facts.decoder.largest_rank(&spec.target_modules);
+        wrong.require(spec.lora_r <= largest, || {
+            let problem = format!("the narrowest of the target modules has {largest} inputs or outputs");
+            InvalidOption::new("lora_r", spec.lora_r, problem, format!("choose at most {largest}; 8 to 64 is usual"))
         });
     }
-    let largest = facts.decoder.largest_rank(&spec.target_modules);
-    wrong.require(spec.lora_r <= largest, || {
-        let problem = format!("the narrowest of the target modules has {largest} inputs or outputs");
-        InvalidOption::new("lora_r", spec.lora_r, problem, format!("choose at most {largest}; 8 to 64 is usual"))
-    });
-    let rows = data.train.manifest.rows;
-    wrong.require(rows > 1 || spec.test_size == 0.0, || {
-        let problem = "the dataset has a single row, which cannot be trained on and held out at once";
-        InvalidOption::new("test_size", spec.test_size, problem, "set test_size to 0, or load more rows")
+    rows::check_held_out(&mut wrong, spec.test_size, data);
+    rows::check_form(&mut wrong, data, "dataset", rows::wanted_by_finetune(spec.objective));
+    check_adapter(&mut wrong, spec, model);
+    let trained = Training::finetune(&model.facts.decoder, spec, needs::stored_as(&model.facts)).trained();
+    wrong.require(trained > 0, || {
+        let patterns = spec.trainable.clone().unwrap_or_default();
+        let next = match patterns.iter().any(|pattern| matches(pattern, "model.layers.0.mlp.up_proj.weight")) {
+            true => "name projections that are among target_modules as well",
+            false => "write for example model.layers.0.* or *.mlp.*; the names are those of the safetensors file",
+        };
+        InvalidOption::new("trainable", format!("{patterns:?}"), "matches nothing that could be trained", next)
     });
     wrong.into_result(())
 }
 
+/// An adapter is gone on with in the way in which it was made.
+fn check_adapter(wrong: &mut Complaints, spec: &FinetuneSpec, model: &Resolved) {
+    let Some(adapter) = &model.adapter else { return };
+    let name = model.input.adapter.as_ref().map(|adapter| adapter.name.as_str()).unwrap_or_default();
+    wrong.require(spec.method.has_adapter(), || {
+        let next = "merge it first (a finetune with keep \"merged\"), or choose method \"lora\"";
+        InvalidOption::new("method", "full", format!("`{name}` is an adapter over its model"), next)
+    });
+    let is_dora = spec.method == Method::Dora;
+    wrong.require(!spec.method.has_adapter() || is_dora == adapter.is_dora, || {
+        let (made, next) = match adapter.is_dora {
+            true => ("with DoRA", "choose method \"dora\""),
+            false => ("without DoRA's magnitudes", "choose method \"lora\" or \"qlora\""),
+        };
+        let value = if is_dora { "dora" } else { "lora" };
+        InvalidOption::new("method", value, format!("the adapter `{name}` was made {made}"), next)
+    });
+}
+
+/// An adapter that is gone on with keeps its rank and its targets, whatever was asked for.
+pub(super) fn keep_adapters_shape(spec: &mut FinetuneSpec, args: &FinetuneArgs, model: &Resolved) -> Vec<String> {
+    let Some(adapter) = &model.adapter else { return Vec::new() };
+    let mut warnings = Vec::new();
+    let asked_otherwise = args.lora_r.is_some_and(|rank| rank != adapter.lora_r)
+        || args.lora_alpha.is_some_and(|alpha| alpha != adapter.lora_alpha)
+        || args.target_modules.as_ref().is_some_and(|modules| *modules != adapter.target_modules);
+    if asked_otherwise {
+        warnings.push(format!(
+            "the adapter keeps its lora_r = {}, lora_alpha = {} and target_modules; what was asked for is passed over",
+            adapter.lora_r, adapter.lora_alpha
+        ));
+    }
+    (spec.lora_r, spec.lora_alpha) = (adapter.lora_r, adapter.lora_alpha);
+    spec.target_modules.clone_from(&adapter.target_modules);
+    warnings
+}
+
 /// What the job needs in memory, on the disk and from the hub.
-pub(super) fn needs(spec: &FinetuneSpec, model: &models::Resolved, data: &Data) -> Needs {
+pub(super) fn needs(spec: &FinetuneSpec, model: &Resolved, data: &Data) -> Needs {
     let decoder = model.facts.decoder;
-    let all = || std::iter::once(&data.train).chain(&data.eval).map(|rows| &rows.manifest);
-    let longest = all().map(|rows| rows.longest_row_tokens).max().unwrap_or(u64::MAX);
-    let length = spec.seq_length(model.facts.max_positions).min(u32::try_from(longest).unwrap_or(u32::MAX));
-    let file_bytes = all().flat_map(|rows| &rows.files).map(|file| file.bytes).sum();
-    let rows_bytes = estimate::rows_memory(file_bytes, all().map(|rows| rows.text_bytes).sum());
-    let batch = Batch::new(spec.per_device_train_batch_size, length);
-    Needs {
-        memory_bytes: estimate::finetune_memory(&decoder, spec, batch).saturating_add(rows_bytes),
-        disk_bytes: estimate::finetune_disk(&decoder, spec),
-        download_bytes: model.download_bytes,
-        trainable: decoder.trainable(&spec.target_modules, spec.lora_r),
-        decoder,
-        spec: spec.clone(),
+    let stored = needs::stored_as(&model.facts);
+    let training = Training::finetune(&decoder, spec, stored);
+    let length = rows::length(&spec.recipe, model.facts.max_positions, data);
+    let rows_bytes = data.memory();
+    let batch = Batch::new(spec.recipe.per_device_train_batch_size, length);
+    let qlora = FinetuneSpec { method: Method::Qlora, ..spec.clone() };
+    let room = Room {
+        recipe: spec.recipe.clone(),
+        // What holds less is offered only where it does: a quantized base is what the weights are in already.
+        smaller: (spec.method == Method::Lora).then(|| Training::finetune(&decoder, &qlora, stored)),
+        training: training.clone(),
+        weights_bytes: 4 * decoder.parameters(),
         rows_bytes,
         length,
-    }
+    };
+    Needs::new(
+        training.memory(batch).saturating_add(rows_bytes),
+        training.disk(),
+        model.download_bytes,
+        training.trained(),
+        move |budget, needed| room.refusal(budget, needed),
+    )
 }
 
 /// What somebody should know who submits this.
 pub(super) fn warnings(facts: &Facts, data: &Data) -> Vec<String> {
-    let mut warnings = Vec::new();
-    for rows in std::iter::once(&data.train).chain(&data.eval) {
-        let blank = rows.manifest.blank_rows;
-        if blank > 0 {
-            warnings
-                .push(format!("{blank} rows of `{}` have a blank answer or text and are passed over", rows.input.name));
-        }
-    }
-    let chats = matches!(data.train.manifest.format, Format::Messages | Format::Alpaca | Format::Squad);
-    if chats && !facts.has_chat_template {
-        warnings.push("the model has no chat template; turns are written as plain text with the speaker's name".into());
-    }
+    let mut warnings = data.warnings();
+    warnings.extend(data.without_template(facts));
     warnings
-}
-
-impl Needs {
-    pub(super) fn estimate(&self) -> Estimate {
-        Estimate {
-            memory_bytes: self.memory_bytes,
-            disk_bytes: self.disk_bytes,
-            download_bytes: self.download_bytes,
-            trainable_parameters: self.trainable,
-        }
-    }
-
-    /// The refusal of a job that does not fit into `budget` bytes, with the change that would be accepted.
-    pub(super) fn too_large(&self, budget: u64) -> InvalidOption {
-        let needed = estimate::with_margin(self.memory_bytes);
-        let problem = format!("the job needs about {}, jobs may use {} on this host", size(needed), size(budget));
-        let rows = self.spec.per_device_train_batch_size;
-        let fits = |batch| {
-            let peak = estimate::finetune_memory(&self.decoder, &self.spec, batch).saturating_add(self.rows_bytes);
-            estimate::with_margin(peak) <= budget
-        };
-        let next = match estimate::shrink(&self.spec, self.length, fits) {
-            None => format!(
-                "choose a smaller model (the weights take {}) or dataset (the rows take {}), or raise capacity.memory",
-                size(4 * self.decoder.parameters()),
-                size(self.rows_bytes)
-            ),
-            Some(fit) => match self.shorter(rows, fits) {
-                Some(length) if fit.max_seq_length == self.length => {
-                    format!("{}, or lower max_seq_length to {length}", self.changes(&fit))
-                }
-                _ => self.changes(&fit),
-            },
-        };
-        InvalidOption::new("per_device_train_batch_size", rows, problem, next)
-    }
-
-    /// The options to change, in words.
-    fn changes(&self, fit: &Fit) -> String {
-        let mut changes = Vec::new();
-        if fit.per_device_train_batch_size < self.spec.per_device_train_batch_size {
-            changes.push(format!("lower per_device_train_batch_size to {}", fit.per_device_train_batch_size));
-        }
-        if fit.gradient_accumulation_steps > self.spec.gradient_accumulation_steps {
-            changes.push(format!("raise gradient_accumulation_steps to {}", fit.gradient_accumulation_steps));
-        }
-        if fit.max_seq_length < self.length {
-            changes.push(format!("lower max_seq_length to {}", fit.max_seq_length));
-        }
-        changes.join(" and ")
-    }
-
-    /// The longest rows that fit with the batch as it is, if that leaves anything to learn from.
-    fn shorter(&self, rows: u32, fits: impl Fn(Batch) -> bool) -> Option<u32> {
-        let single = FinetuneSpec { per_device_train_batch_size: 1, ..self.spec.clone() };
-        let fits = |batch: Batch| fits(Batch::new(rows, batch.length));
-        estimate::shrink(&single, self.length, fits).map(|fit| fit.max_seq_length)
-    }
 }
 
 #[cfg(test)]

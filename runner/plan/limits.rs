@@ -3,12 +3,12 @@
 
 use std::time::Duration;
 
-use drydock_gpu::{Capacity, estimate};
+use drydock_gpu::Capacity;
 use drydock_spec::option::Complaints;
 use drydock_spec::{InvalidOption, InvalidOptions, LimitArgs, Limits};
 
 use super::Host;
-use super::finetune::Needs;
+use super::needs::Needs;
 use crate::blobs::size;
 use crate::config::LimitsConfig;
 
@@ -22,14 +22,14 @@ pub(super) fn in_force(
     host: &Host,
 ) -> Result<Limits, InvalidOptions> {
     let mut wrong = Complaints::default();
-    let memory_bytes = asked.memory_mib.map_or_else(|| estimate::with_margin(needs.memory_bytes), |mib| mib * MIB);
+    let memory_bytes = asked.memory_mib.map_or_else(|| needs.memory_limit(), |mib| mib * MIB);
     let disk_bytes = asked.disk_mib.map_or(config.disk.0, |mib| mib * MIB);
     if let Ok(capacity) = &host.capacity {
         check_capacity(&mut wrong, asked, memory_bytes, needs, *capacity);
     }
-    wrong.require(needs.disk_bytes <= disk_bytes, || {
-        let problem = format!("the artifacts need about {}", size(needs.disk_bytes));
-        let next = format!("choose at least {}", needs.disk_bytes.div_ceil(MIB));
+    wrong.require(needs.estimate.disk_bytes <= disk_bytes, || {
+        let problem = format!("the artifacts need about {}", size(needs.estimate.disk_bytes));
+        let next = format!("choose at least {}", needs.estimate.disk_bytes.div_ceil(MIB));
         InvalidOption::new("limits.disk_mib", disk_bytes / MIB, problem, next)
     });
     wrong.into_result(Limits {
@@ -50,7 +50,7 @@ fn check_capacity(wrong: &mut Complaints, asked: &LimitArgs, memory: u64, needs:
         None => wrong.require(memory <= most, || needs.too_large(most)),
         Some(mib) => wrong.require(memory <= most, || {
             let problem = format!("jobs may use {} on this host", size(most));
-            let estimated = estimate::with_margin(needs.memory_bytes);
+            let estimated = needs.memory_limit();
             let next = match estimated <= most {
                 true => format!("choose at most {}, or leave it out: about {} are needed", most / MIB, size(estimated)),
                 false => needs.too_large(most).next,
@@ -85,11 +85,11 @@ fn cpu_millis(asked: &LimitArgs, config: &LimitsConfig, host: &Host) -> u32 {
 /// What somebody should know about these limits.
 pub(super) fn warnings(limits: &Limits, needs: &Needs, host: &Host) -> Vec<String> {
     let mut warnings = Vec::new();
-    if limits.memory_bytes < needs.memory_bytes {
+    if limits.memory_bytes < needs.estimate.memory_bytes {
         warnings.push(format!(
             "limits.memory_mib = {} is below the {} that the job is expected to need; it may end out of memory",
             limits.memory_bytes / MIB,
-            size(needs.memory_bytes)
+            size(needs.estimate.memory_bytes)
         ));
     }
     match (&host.capacity, &host.image) {

@@ -17,7 +17,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use drydock_spec::contract::{DATASET_PATH, EVAL_DATASET_PATH, EVENTS_PATH, MODEL_PATH, OUTPUT_PATH, SPEC_PATH};
+use drydock_spec::contract::{EVENTS_PATH, OUTPUT_PATH, SPEC_PATH};
 use drydock_spec::{Attempt, AttemptSpec, JobId, Limits};
 use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 use rustix::io::Errno;
@@ -25,8 +25,10 @@ use rustix::io::Errno;
 use super::{Access, Mount};
 use crate::hostile;
 
+mod inputs;
 mod output;
 
+pub use inputs::{InputFolders, ModelFolders};
 pub use output::{OutputCap, Usage};
 
 /// The folder could not be made, read or removed.
@@ -55,14 +57,6 @@ impl AttemptDirError {
             Self::Program { .. } => false,
         }
     }
-}
-
-/// What an attempt reads, as folders of the host.
-#[derive(Debug, Clone)]
-pub struct InputFolders {
-    pub model: PathBuf,
-    pub dataset: PathBuf,
-    pub eval_dataset: Option<PathBuf>,
 }
 
 /// The folder of one attempt.
@@ -115,10 +109,8 @@ impl AttemptDir {
             mount(&self.spec_path(), SPEC_PATH, Access::ReadOnly),
             mount(&self.events_path(), EVENTS_PATH, Access::ReadWrite),
             mount(&self.output_path(), OUTPUT_PATH, Access::ReadWrite),
-            mount(&inputs.model, MODEL_PATH, Access::ReadOnly),
-            mount(&inputs.dataset, DATASET_PATH, Access::ReadOnly),
         ];
-        mounts.extend(inputs.eval_dataset.iter().map(|folder| mount(folder, EVAL_DATASET_PATH, Access::ReadOnly)));
+        mounts.extend(inputs.mounts());
         mounts
     }
 

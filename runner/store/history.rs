@@ -75,8 +75,8 @@ impl Store {
         rows.iter().filter_map(|row| metrics_line(row).transpose()).collect()
     }
 
-    /// How far the job has come: the newest stage, dataset, metrics and finish of its newest attempt that has reports.
-    /// Each is found by its index, however many reports there are.
+    /// How far the job has come: the newest stage, dataset, metrics, progress, checkpoint and finish of its newest
+    /// attempt that has reports. Each is found by its index, however many reports there are.
     pub async fn newest_reports(&self, job: JobId) -> Result<Vec<ReportLine>, StoreError> {
         let rows = sqlx::query(
             "-- store::history::newest_reports
@@ -87,6 +87,8 @@ impl Store {
                        SELECT MAX(seq) FROM reports WHERE job_id = $1 AND type = 'stage' UNION ALL
                        SELECT MAX(seq) FROM reports WHERE job_id = $1 AND type = 'dataset' UNION ALL
                        SELECT MAX(seq) FROM reports WHERE job_id = $1 AND type = 'metrics' UNION ALL
+                       SELECT MAX(seq) FROM reports WHERE job_id = $1 AND type = 'progress' UNION ALL
+                       SELECT MAX(seq) FROM reports WHERE job_id = $1 AND type = 'checkpoint' UNION ALL
                        SELECT MAX(seq) FROM reports WHERE job_id = $1 AND type = 'finished')
              ORDER BY seq",
         )
@@ -96,16 +98,20 @@ impl Store {
         rows.iter().map(|row| json(row.try_get("line")?)).collect()
     }
 
-    /// Every evaluation and sample of the job's newest attempt: the few reports that people compare.
+    /// The evaluations, samples, scores and what was quantized of the job's newest attempt: the few reports that people
+    /// compare. Of very many the first and the last are given, which a training is judged by.
     pub async fn findings(&self, job: JobId) -> Result<Vec<ReportLine>, StoreError> {
         let rows = sqlx::query(
             "-- store::history::findings
-             SELECT report AS line FROM reports
-             WHERE job_id = $1
-                   AND seq IN (SELECT seq FROM reports
-                               WHERE job_id = $1 AND type IN ('evaluation', 'sample', 'warning'))
-                   AND attempt = (SELECT attempt FROM reports WHERE job_id = $1 ORDER BY seq DESC LIMIT 1)
-             ORDER BY seq LIMIT 200",
+             WITH findings AS (
+                 SELECT seq, report FROM reports
+                 WHERE job_id = $1
+                       AND type IN ('evaluation', 'sample', 'warning', 'score', 'quantized')
+                       AND attempt = (SELECT attempt FROM reports WHERE job_id = $1 ORDER BY seq DESC LIMIT 1))
+             SELECT report AS line FROM findings
+             WHERE seq IN (SELECT seq FROM (SELECT seq FROM findings ORDER BY seq LIMIT 100) AS first)
+                   OR seq IN (SELECT seq FROM (SELECT seq FROM findings ORDER BY seq DESC LIMIT 100) AS last)
+             ORDER BY seq",
         )
         .bind(job.to_string())
         .fetch_all(&self.pool)

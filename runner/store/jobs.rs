@@ -6,6 +6,7 @@ use drydock_spec::{Attempt, JobEvent, JobId, JobSpec, JobState, Limits, Owner, P
 use sqlx::sqlite::SqliteRow;
 use sqlx::{QueryBuilder, Row, Sqlite, Transaction};
 
+use super::awaited::{waits_for_no_job, write_awaited};
 use super::rows::{attempt, job_id, json, signed, state, state_columns, to_json};
 use super::{Store, StoreError};
 use crate::plan::ResolvedInputs;
@@ -155,6 +156,7 @@ impl Store {
         .bind(&new.request_digest)
         .execute(&mut *tx)
         .await?;
+        write_awaited(&mut tx, new.id, &new.inputs.awaited()).await?;
         write_event(&mut tx, new.id, 1, now, &JobEvent::Submitted).await?;
         let job = read(&mut tx, new.id).await?;
         tx.commit().await?;
@@ -211,12 +213,14 @@ impl Store {
         Ok(Page { jobs, more })
     }
 
-    /// The first `limit` jobs in line: by priority, then in order of submission. Retries that still wait are left out.
+    /// The first `limit` jobs in line: by priority, then in order of submission. Left out are retries that still wait,
+    /// and jobs that wait for others.
     pub async fn queue(&self, limit: u32) -> Result<Vec<Job>, StoreError> {
         let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
             "-- store::jobs::queue
-             SELECT {COLUMNS} FROM jobs WHERE state = 'queued' AND not_before_ms <= $1
-             ORDER BY priority DESC, position LIMIT $2"
+             SELECT {COLUMNS} FROM jobs WHERE state = 'queued' AND not_before_ms <= $1 AND {}
+             ORDER BY priority DESC, position LIMIT $2",
+            waits_for_no_job!()
         )))
         .bind(self.clock.now_ms())
         .bind(i64::from(limit))
@@ -225,13 +229,15 @@ impl Store {
         rows.iter().map(job).collect()
     }
 
-    /// How many queued jobs stand before `job`.
+    /// How many queued jobs stand before `job` and wait for nothing but their turn.
     pub async fn ahead_of(&self, job: &Job) -> Result<u64, StoreError> {
-        let count: i64 = sqlx::query_scalar(
+        let count: i64 = sqlx::query_scalar(concat!(
             "-- store::jobs::ahead_of
              SELECT COUNT(*) FROM jobs, (SELECT priority AS p, position AS n FROM jobs WHERE id = $1)
-             WHERE state = 'queued' AND not_before_ms <= $2 AND (priority > p OR (priority = p AND position < n))",
-        )
+             WHERE state = 'queued' AND not_before_ms <= $2 AND (priority > p OR (priority = p AND position < n))
+                   AND ",
+            waits_for_no_job!()
+        ))
         .bind(job.id.to_string())
         .bind(self.clock.now_ms())
         .fetch_one(&self.pool)

@@ -11,6 +11,7 @@ use sqlx::query::Query;
 use sqlx::sqlite::{SqliteArguments, SqliteQueryResult, SqliteRow};
 use sqlx::{Row, Sqlite, Transaction};
 
+use super::awaited::first_awaited;
 use super::jobs::{Job, apply, read};
 use super::rows::{attempt, job_id, json, signed, to_json};
 use super::{Store, StoreError};
@@ -78,11 +79,14 @@ pub struct ReportBatch {
 }
 
 impl Store {
-    /// Takes a queued job out of the line. `None` if it is no longer there to be taken.
+    /// Takes a queued job out of the line. `None` if it is no longer there to be taken, or waits for another job.
     pub async fn claim(&self, id: JobId, holder: &Holder) -> Result<Option<Lease>, StoreError> {
         let mut tx = self.write().await?;
         let before = read(&mut tx, id).await?;
         let JobState::Queued { next } = before.state else { return Ok(None) };
+        if first_awaited(&mut tx, id).await?.is_some() {
+            return Ok(None);
+        }
         let now = self.clock.now_ms();
         let job = apply(&mut tx, &before, JobEvent::Claimed { attempt: next }, now).await?;
         let token = fresh_token();

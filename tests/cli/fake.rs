@@ -123,7 +123,7 @@ pub(crate) fn id(n: u128) -> String {
 /// A job in a state.
 pub(crate) fn view(id: &str, state: &str) -> Value {
     json!({
-        "id": id, "kind": "finetune", "state": state, "summary": format!("it is {state}"), "model": "tiny",
+        "id": id, "kind": "finetune", "about": "finetune tiny on rows", "state": state, "summary": format!("it is {state}"), "model": "tiny",
         "dataset": "rows", "owner": "local", "trace_id": "4bf92f3577b34da6a3ce929d0e0e4736", "priority": 0,
         "attempt": 1, "max_attempts": 3, "seq": 9, "submitted_ms": 1_764_000_000_000_i64
     })

@@ -81,8 +81,8 @@ async fn a_list_is_a_table_or_the_gateways_own_document() {
     let fake = Fake::start(Script { jobs: jobs.clone(), ..Script::default() }).await;
     let table = fake.run(&["jobs"]).await.stdout;
     let rows: Vec<Vec<_>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
-    assert_eq!(rows[0], ["ID", "STATE", "MODEL", "DATASET", "SUBMITTED", "SUMMARY"]);
-    assert_eq!(rows[1][..4], [&id(2), "running", "tiny", "rows"]);
+    assert_eq!(rows[0], ["ID", "STATE", "JOB", "SUBMITTED", "SUMMARY"]);
+    assert_eq!(rows[1][..6], [&id(2), "running", "finetune", "tiny", "on", "rows"]);
     let document: Value = serde_json::from_str(&fake.run(&["jobs", "--json"]).await.stdout).unwrap();
     assert_eq!(document, json!({ "jobs": jobs }));
     let one = fake.run(&["jobs", "--limit", "1"]).await;

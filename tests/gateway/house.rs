@@ -138,9 +138,13 @@ pub(crate) async fn queue(store: &Store, change: impl FnOnce(&mut NewJob)) -> Jo
         trace_id: TraceId::from_bits(rand::random()),
         spec: JobArgs::Finetune(args).parse().unwrap(),
         inputs: ResolvedInputs {
-            model: ModelInput { name: "tiny".into(), source: ModelSource::Stored { digest: "m".into() } },
-            dataset: DatasetInput { name: "squad".into(), digest: "d".into() },
-            eval_dataset: None,
+            model: Some(ModelInput {
+                name: "tiny".into(),
+                source: ModelSource::Stored { digest: "m".into() },
+                adapter: None,
+            }),
+            dataset: Some(DatasetInput { name: "squad".into(), digest: "d".into() }),
+            ..ResolvedInputs::default()
         },
         limits: Limits {
             memory_bytes: 1 << 30,

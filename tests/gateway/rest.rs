@@ -70,7 +70,7 @@ async fn a_wrong_submission_says_what_is_wrong_and_where() {
         post(r#"{"job": {"finetune": {"model": "m", "dataset": "d", "lora_r": 1000, "learning_rate": 7}}}"#).await;
     assert_eq!(code(&range), (422, "invalid_options"));
     let options = range.1["error"]["options"].as_array().unwrap();
-    assert_eq!((&options[0]["option"], &options[1]["option"]), (&json!("lora_r"), &json!("learning_rate")));
+    assert_eq!((&options[0]["option"], &options[1]["option"]), (&json!("learning_rate"), &json!("lora_r")));
     let trailing = post(r#"{"job": {"finetune": {"model": "m", "dataset": "d"}}} x"#).await;
     assert_eq!(code(&trailing), (400, "invalid_json"));
     let untyped = answer(house.ask(Method::POST, "/v1/jobs").body("{}")).await;

@@ -64,6 +64,60 @@ async fn a_dry_run_is_planned_and_not_queued() {
     assert_eq!(house.get("/v1/jobs").await.1["jobs"], json!([]));
 }
 
+/// One submission of every kind but `finetune`, with what is said about it.
+fn other_kinds() -> [(&'static str, Value, &'static str); 3] {
+    [
+        ("train", json!({"dataset": "sums", "size": "nano"}), "train on sums"),
+        ("quantize", json!({"model": "tiny", "quant_type": "Q4_K_M"}), "quantize tiny to Q4_K_M"),
+        (
+            "evaluate",
+            json!({"model": "tiny", "dataset": "sums", "compare_with": [{"model": "tiny"}]}),
+            "evaluate tiny and another on sums",
+        ),
+    ]
+}
+
+#[tokio::test]
+async fn every_kind_of_job_is_taken_over_rest_and_over_mcp() {
+    let (house, _data) = stocked().await;
+    for (kind, options, about) in other_kinds() {
+        let (status, planned) = post(&house, "/v1/jobs", &json!({"job": {kind: options}, "dry_run": true})).await;
+        assert_eq!(status, 200, "{planned}");
+        assert!(planned["estimate"]["memory_bytes"].as_u64().unwrap() > 0, "{planned}");
+        assert!(planned["job"][kind].is_object(), "{planned}");
+
+        let (status, made) = post(&house, "/v1/jobs", &json!({"job": {kind: options}})).await;
+        assert_eq!((status.as_u16(), &made["job"]["about"]), (201, &json!(about)), "{made}");
+
+        let call = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call",
+                          "params": {"name": kind, "arguments": options}});
+        let accepts = "application/json, text/event-stream";
+        let (_, said) = answer(house.ask(Method::POST, "/mcp").header("accept", accepts).json(&call)).await;
+        let content = &said["result"]["structuredContent"];
+        assert_eq!((&content["job"]["kind"], &content["job"]["about"]), (&json!(kind), &json!(about)), "{said}");
+    }
+    let (_, list) = house.get("/v1/jobs").await;
+    assert_eq!(list["jobs"].as_array().unwrap().len(), 6, "{list}");
+}
+
+#[tokio::test]
+async fn a_chain_is_taken_at_once_and_its_jobs_say_what_they_wait_for() {
+    let (house, _data) = stocked().await;
+    let (_, first) = post(&house, "/v1/jobs", &submission()).await;
+    let name = format!("job:{}", first["job"]["id"].as_str().unwrap());
+    let chained = json!({"job": {"quantize": {"model": name, "quant_type": "Q8_0"}}});
+    let (status, second) = post(&house, "/v1/jobs", &chained).await;
+    assert_eq!(status, 201, "{second}");
+    assert_eq!(second["job"]["waits_for"], json!({"reason": "job", "id": first["job"]["id"], "state": "queued"}));
+    answer(
+        house.ask(Method::POST, &format!("/v1/jobs/{}/cancel", first["job"]["id"].as_str().unwrap())).json(&json!({})),
+    )
+    .await;
+    let (status, refused) = post(&house, "/v1/jobs", &chained).await;
+    assert_eq!((status.as_u16(), &refused["error"]["code"]), (422, &json!("unusable_job")), "{refused}");
+    assert!(refused["error"]["message"].as_str().unwrap().contains("was cancelled, so it left nothing"), "{refused}");
+}
+
 #[tokio::test]
 async fn what_does_not_exist_is_refused_with_what_does() {
     let (house, _data) = stocked().await;

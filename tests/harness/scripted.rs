@@ -50,7 +50,7 @@ pub fn started() -> Report {
 }
 
 pub fn finished() -> Report {
-    Report::Finished(Finished { steps: 1, train_loss: 0.5, tokens: 1, peak_rss_bytes: 1 })
+    Report::Finished(Finished { steps: 1, train_loss: Some(0.5), tokens: 1, peak_rss_bytes: 1 })
 }
 
 #[derive(Debug)]

@@ -51,19 +51,33 @@ impl World {
         Self { engine, house, folder }
     }
 
-    /// Queues a job with these limits.
+    /// Queues a finetune with these limits.
     pub async fn submit(&self, limits: Limits) -> JobId {
         let args = FinetuneArgs { model: "m".into(), dataset: "d".into(), ..FinetuneArgs::default() };
+        let inputs = ResolvedInputs {
+            model: Some(ModelInput {
+                name: "m".into(),
+                source: ModelSource::Stored { digest: "aa".into() },
+                adapter: None,
+            }),
+            dataset: Some(DatasetInput { name: "d".into(), digest: "bb".into() }),
+            ..ResolvedInputs::default()
+        };
+        self.queue(JobArgs::Finetune(args), inputs, limits).await
+    }
+
+    /// Queues a job that reads this, with limits that are far away.
+    pub async fn submit_job(&self, job: JobArgs, inputs: ResolvedInputs) -> JobId {
+        self.queue(job, inputs, limits()).await
+    }
+
+    async fn queue(&self, job: JobArgs, inputs: ResolvedInputs, limits: Limits) -> JobId {
         let new = NewJob {
             id: JobId::from_parts(self.house.desk.store.clock().now_ms(), rand::random()),
             owner: Owner::local(),
             trace_id: TraceId::from_bits(rand::random()),
-            spec: JobArgs::Finetune(args).parse().unwrap(),
-            inputs: ResolvedInputs {
-                model: ModelInput { name: "m".into(), source: ModelSource::Stored { digest: "aa".into() } },
-                dataset: DatasetInput { name: "d".into(), digest: "bb".into() },
-                eval_dataset: None,
-            },
+            spec: job.parse().unwrap(),
+            inputs,
             limits,
             priority: Priority::default(),
             idempotency_key: None,

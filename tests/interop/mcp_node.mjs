@@ -12,8 +12,8 @@ import { Client } from "@modelcontextprotocol/sdk/client/index.js";
 import { StreamableHTTPClientTransport } from "@modelcontextprotocol/sdk/client/streamableHttp.js";
 
 const TOOLS = [
-  "cancel_job", "finetune", "get_job", "get_logs", "get_metrics", "list_artifacts", "list_jobs", "list_models",
-  "load_dataset", "wait_for_job",
+  "cancel_job", "evaluate", "finetune", "get_job", "get_logs", "get_metrics", "list_artifacts", "list_jobs",
+  "list_models", "load_dataset", "quantize", "train", "wait_for_job",
 ];
 const DONE = ["succeeded", "failed", "cancelled"];
 

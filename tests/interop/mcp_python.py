@@ -17,8 +17,8 @@ import uuid
 from mcp import Client, StdioServerParameters
 
 TOOLS = {
-    "finetune", "get_job", "list_jobs", "wait_for_job", "get_logs", "get_metrics", "cancel_job", "list_models",
-    "load_dataset", "list_artifacts",
+    "finetune", "train", "quantize", "evaluate", "get_job", "list_jobs", "wait_for_job", "get_logs", "get_metrics", "cancel_job",
+    "list_models", "load_dataset", "list_artifacts",
 }
 DONE = {"succeeded", "failed", "cancelled"}
 

@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use drydock::sandbox::attempt_dir::{self, AttemptDir, InputFolders, OutputCap};
+use drydock::sandbox::attempt_dir::{self, AttemptDir, InputFolders, ModelFolders, OutputCap};
 use drydock::sandbox::docker::{DockerSandbox, DockerSettings};
 use drydock::sandbox::{ContainerName, Exit, Labels, Launch, Sandbox, SandboxError, Status};
 use drydock_spec::{Attempt, AttemptSpec, FinetuneArgs, Inputs, JobArgs, JobId, Limits, TraceId, contract};
@@ -57,9 +57,9 @@ impl Stage {
         let spec = spec();
         let dir = AttemptDir::create(&self.attempts(), &spec, &limits, self.settings.user, self.cap).unwrap();
         let inputs = InputFolders {
-            model: self.state.path().join("in/model"),
-            dataset: self.state.path().join("in/dataset"),
-            eval_dataset: None,
+            model: Some(ModelFolders { name: "m".into(), model: self.state.path().join("in/model"), adapter: None }),
+            dataset: Some(self.state.path().join("in/dataset")),
+            ..InputFolders::default()
         };
         let launch = Launch {
             name: ContainerName(format!("drydock-test-sb-{}", spec.job.to_string().to_lowercase())),
@@ -183,12 +183,7 @@ fn spec() -> AttemptSpec {
         attempt: Attempt::FIRST,
         trace_id: TraceId::from_bits(1),
         spec: JobArgs::Finetune(args).parse().unwrap(),
-        inputs: Inputs {
-            model: contract::MODEL_PATH.into(),
-            model_name: "m".into(),
-            dataset: contract::DATASET_PATH.into(),
-            eval_dataset: None,
-        },
+        inputs: Inputs::default(),
         output: contract::OUTPUT_PATH.into(),
         events: contract::EVENTS_PATH.into(),
         threads: 1,

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use drydock::api::{AddModel, LoadDataset, LoadedDataset, ModelView};
+use drydock::artifacts::ArtifactStore;
 use drydock::blobs::Blobs;
 use drydock::clock::Clock;
 use drydock::config::Config;
@@ -22,6 +23,7 @@ pub struct House {
     pub blobs: Blobs,
     pub models: Models,
     pub datasets: Datasets,
+    pub artifacts: ArtifactStore,
     pub config: Config,
 }
 
@@ -56,9 +58,10 @@ impl House {
         // Tests that have a hub answer wrongly on purpose do not wait long for it.
         let patience = Patience { tries: 4, first: Duration::from_millis(5), longest: Duration::from_secs(5) };
         let hub = Hub::with_patience(&config.hub, blobs.clone(), patience).unwrap();
-        let models = Models::new(store.clone(), blobs.clone(), hub.clone(), &config);
+        let artifacts = ArtifactStore::new(config.state_dir.join("artifacts"));
+        let models = Models::new(store.clone(), blobs.clone(), hub.clone(), artifacts.clone(), &config);
         let datasets = Datasets::new(store.clone(), blobs.clone(), hub, &config);
-        Self { root, store, blobs, models, datasets, config }
+        Self { root, store, blobs, models, datasets, artifacts, config }
     }
 
     /// A path below the folder of data.

@@ -13,10 +13,27 @@ pub struct SquadError {
     pub problem: String,
 }
 
-/// The examples of a document in SQuAD's own form: context and question as the user's turn, the first of the accepted
-/// answers as the assistant's. Questions that are marked impossible (SQuAD v2) are answered with "unanswerable".
-pub fn squad(document: &Value) -> Result<Vec<Example>, SquadError> {
-    let mut examples = Vec::new();
+/// A question of a document, and every answer that is right.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SquadQuestion {
+    /// The context, an empty line, and the question.
+    pub asked: String,
+    /// At least one, each once.
+    pub answers: Vec<String>,
+}
+
+impl SquadQuestion {
+    /// The question as the user's turn, the first of the answers as the assistant's.
+    #[must_use]
+    pub fn example(&self) -> Example {
+        chat(self.asked.clone(), self.answers[0].clone())
+    }
+}
+
+/// The questions of a document in SQuAD's own form. Those that are marked impossible (SQuAD v2) are answered with
+/// "unanswerable".
+pub fn squad(document: &Value) -> Result<Vec<SquadQuestion>, SquadError> {
+    let mut questions = Vec::new();
     for (a, article) in items(document, "", "data")?.iter().enumerate() {
         let at = format!("data[{a}]");
         for (p, paragraph) in items(article, &at, "paragraphs")?.iter().enumerate() {
@@ -25,19 +42,29 @@ pub fn squad(document: &Value) -> Result<Vec<Example>, SquadError> {
             for (q, qa) in items(paragraph, &at, "qas")?.iter().enumerate() {
                 let at = format!("{at}.qas[{q}]");
                 let question = text(qa, &at, "question")?;
-                let answer = if qa.get("is_impossible").and_then(Value::as_bool) == Some(true) {
-                    "unanswerable".to_owned()
-                } else {
-                    match items(qa, &at, "answers")?.first() {
-                        Some(answer) => text(answer, &format!("{at}.answers[0]"), "text")?.to_owned(),
-                        None => return Err(SquadError { path: at, problem: "`answers` is empty".into() }),
-                    }
-                };
-                examples.push(chat(format!("{context}\n\n{question}"), answer));
+                let answers = answers(qa, &at)?;
+                questions.push(SquadQuestion { asked: format!("{context}\n\n{question}"), answers });
             }
         }
     }
-    Ok(examples)
+    Ok(questions)
+}
+
+fn answers(qa: &Value, at: &str) -> Result<Vec<String>, SquadError> {
+    if qa.get("is_impossible").and_then(Value::as_bool) == Some(true) {
+        return Ok(vec!["unanswerable".to_owned()]);
+    }
+    let mut answers: Vec<String> = Vec::new();
+    for (index, answer) in items(qa, at, "answers")?.iter().enumerate() {
+        let answer = text(answer, &format!("{at}.answers[{index}]"), "text")?;
+        if answers.iter().all(|known| known != answer) {
+            answers.push(answer.to_owned());
+        }
+    }
+    if answers.is_empty() {
+        return Err(SquadError { path: at.to_owned(), problem: "`answers` is empty".into() });
+    }
+    Ok(answers)
 }
 
 fn items<'a>(value: &'a Value, at: &str, key: &str) -> Result<&'a Vec<Value>, SquadError> {

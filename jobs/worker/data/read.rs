@@ -12,6 +12,8 @@ use crate::ending::{OrFail, Result, failed};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Placed {
     pub example: Example,
+    /// Every answer that is right, where the file gives several (SQuAD); the example holds the first of them.
+    pub accepted: Vec<String>,
     /// File and line, as in `train.jsonl, line 17`.
     pub place: String,
 }
@@ -27,8 +29,8 @@ pub struct Examples {
 /// Characters around a mistake that are shown.
 const CONTEXT_CHARS: usize = 60;
 
-/// Reads every `.jsonl` and `.json` file of the folder in the order of their names. A `.jsonl` holds a row a line; a
-/// `.json` holds a list of rows, or a document in SQuAD's form.
+/// Reads every `.jsonl`, `.json` and `.txt` file of the folder in the order of their names. A `.jsonl` holds a row a
+/// line; a `.json` holds a list of rows, or a document in SQuAD's form; a `.txt` is one text.
 pub fn read(folder: &Path, columns: &Columns) -> Result<Examples> {
     let mut paths = Vec::new();
     for entry in std::fs::read_dir(folder).or_fail(BadDataset, "cannot read the dataset folder")? {
@@ -42,6 +44,7 @@ pub fn read(folder: &Path, columns: &Columns) -> Result<Examples> {
             match path.extension().and_then(|extension| extension.to_str()) {
                 Some("jsonl") => lines,
                 Some("json") => document,
+                Some("txt") => plain_text,
                 _ => continue,
             };
         let bytes = std::fs::read(&path).or_fail(BadDataset, format_args!("cannot read {name}"))?;
@@ -54,9 +57,16 @@ pub fn read(folder: &Path, columns: &Columns) -> Result<Examples> {
         all.examples.extend(file.examples);
     }
     if all.examples.is_empty() {
-        return failed(BadDataset, "the dataset has no rows: its folder holds no .jsonl or .json file with any");
+        return failed(BadDataset, "the dataset has no rows: its folder holds no .jsonl, .json or .txt file with any");
     }
     Ok(all)
+}
+
+/// One text; an empty file is passed over.
+fn plain_text(name: &str, text: &str, _columns: &Columns) -> Result<Examples> {
+    let example = || Placed { example: Example::Text(text.to_owned()), accepted: Vec::new(), place: name.to_owned() };
+    let examples = if text.trim().is_empty() { Vec::new() } else { vec![example()] };
+    Ok(Examples { format: Format::Text, examples })
 }
 
 /// A row a line; empty lines are passed over.
@@ -87,7 +97,7 @@ fn lines(name: &str, text: &str, columns: &Columns) -> Result<Examples> {
             let message = format!("{} (byte {start}): {error}; near `{}`", place(), excerpt(line, 0));
             drydock_spec::Failure::new(BadDataset, message)
         })?;
-        examples.push(Placed { example, place: place() });
+        examples.push(Placed { example, accepted: Vec::new(), place: place() });
     }
     Ok(Examples { format: format.unwrap_or(Format::Messages), examples })
 }
@@ -111,9 +121,13 @@ fn document(name: &str, text: &str, columns: &Columns) -> Result<Examples> {
         if columns.detect(&document).or_fail(BadDataset, name)? != Format::Squad {
             return failed(BadDataset, format!("{name}: one object; a list of rows or a SQuAD document is expected"));
         }
-        let examples = squad(&document).or_fail(BadDataset, name)?.into_iter().enumerate();
-        let examples =
-            examples.map(|(i, example)| Placed { example, place: format!("{name}, question {}", i + 1) }).collect();
+        let questions = squad(&document).or_fail(BadDataset, name)?.into_iter().enumerate();
+        let placed = questions.map(|(i, question)| Placed {
+            example: question.example(),
+            accepted: question.answers,
+            place: format!("{name}, question {}", i + 1),
+        });
+        let examples = placed.collect();
         return Ok(Examples { format: Format::Squad, examples });
     };
     let mut format = None;
@@ -128,7 +142,7 @@ fn document(name: &str, text: &str, columns: &Columns) -> Result<Examples> {
             let near = row.to_string();
             drydock_spec::Failure::new(BadDataset, format!("{place}: {error}; near `{}`", excerpt(&near, 0)))
         })?;
-        examples.push(Placed { example, place });
+        examples.push(Placed { example, accepted: Vec::new(), place });
     }
     Ok(Examples { format: format.unwrap_or(Format::Messages), examples })
 }
@@ -173,12 +187,15 @@ mod tests {
             ("b.json", r#"[{"text": "3"}]"#),
             ("a.jsonl", "\u{feff}{\"text\": \"1\"}\n\n{\"text\": \"2\"}"),
             ("README.md", "no rows"),
+            ("c.txt", "4\n\n5\n"),
+            ("d.txt", "\n"),
         ])
         .unwrap();
         let texts: Vec<_> = read.examples.iter().map(|placed| (&placed.example, placed.place.as_str())).collect();
         assert_eq!(read.format, Format::Text);
         assert_eq!(texts[1], (&Example::Text("2".into()), "a.jsonl, line 3"));
         assert_eq!(texts[2], (&Example::Text("3".into()), "b.json, row 1"));
+        assert_eq!(texts[3..], [(&Example::Text("4\n\n5\n".into()), "c.txt")]);
     }
 
     #[test]

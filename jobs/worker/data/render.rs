@@ -67,13 +67,15 @@ impl Renderer {
 
     /// A question, up to where the answer begins. `chat`: through the chat template, as one turn of a user.
     pub fn question(&self, prompt: &str, chat: bool) -> Result<Rendered, String> {
-        let text = if chat {
-            let turn = Message { role: Role::User, content: prompt.to_owned() };
-            self.template.render(&[turn], true)?
-        } else {
-            prompt.to_owned()
-        };
-        Ok(Rendered { text, learnt: Vec::new(), special: !chat })
+        if chat {
+            return self.chat_question(&[Message { role: Role::User, content: prompt.to_owned() }]);
+        }
+        Ok(Rendered { text: prompt.to_owned(), learnt: Vec::new(), special: true })
+    }
+
+    /// Turns of a chat, up to where the assistant answers the last of them.
+    pub fn chat_question(&self, turns: &[Message]) -> Result<Rendered, String> {
+        Ok(Rendered { text: self.template.render(turns, true)?, learnt: Vec::new(), special: false })
     }
 
     /// The end-of-text token belongs to what is learnt: without it a model never stops.

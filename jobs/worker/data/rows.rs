@@ -6,9 +6,9 @@ use drydock_spec::{Failure, FailureKind};
 use rayon::prelude::*;
 
 use super::read::Placed;
-use super::render::Renderer;
+use super::render::{Rendered, Renderer};
 use crate::ending::{Ending, Result, failed};
-use crate::model::tokenizer::Text;
+use crate::model::tokenizer::{Text, Tokens};
 use crate::random::{Chance, Purpose};
 
 /// A row, as it goes through the model.
@@ -87,11 +87,19 @@ impl Tokenizing<'_> {
         let rendered = self.renderer.render(&placed.example);
         let rendered =
             rendered.map_err(|error| Ending::from(Failure::new(BadDataset, format!("{}: {error}", placed.place))))?;
-        let mut tokens = self.text.encode(&rendered.text, rendered.special)?;
-        if let Some(&id) = tokens.ids.iter().find(|&&id| id as usize >= self.vocabulary) {
-            let message = format!("the tokenizer has a token {id}; the model knows {} tokens", self.vocabulary);
-            return failed(BadModel, message);
-        }
+        let (mut tokens, mut counts) = self.counted(&rendered)?;
+        let prompt = counts.iter().position(|&counts| counts).unwrap_or(counts.len());
+        let cut = tokens.ids.len() > self.max_length;
+        tokens.ids.truncate(self.max_length);
+        counts.truncate(self.max_length);
+        let row = Row { ids: tokens.ids, counts };
+        Ok(if row.supervised() == 0 { Outcome::Nothing { cut, prompt } } else { Outcome::Row { row, cut } })
+    }
+
+    /// The text's tokens, uncut, and which of them count.
+    pub fn counted(&self, rendered: &Rendered) -> Result<(Tokens, Vec<bool>)> {
+        let tokens = self.text.encode(&rendered.text, rendered.special)?;
+        check_ids(&tokens.ids, self.vocabulary)?;
         // A token counts if it begins in a learnt part. One that begins before it and reaches into it does not: at
         // the time of the answer it is already there.
         let learnt = |start: &usize| rendered.learnt.iter().any(|range| range.contains(start));
@@ -101,15 +109,18 @@ impl Tokenizing<'_> {
             counts.pop();
             counts.push(true);
         }
-        let prompt = counts.iter().position(|&counts| counts).unwrap_or(counts.len());
-        let cut = tokens.ids.len() > self.max_length;
-        tokens.ids.truncate(self.max_length);
-        counts.truncate(self.max_length);
         if let Some(first) = counts.first_mut() {
             *first = false;
         }
-        let row = Row { ids: tokens.ids, counts };
-        Ok(if row.supervised() == 0 { Outcome::Nothing { cut, prompt } } else { Outcome::Row { row, cut } })
+        Ok((tokens, counts))
+    }
+}
+
+/// Refuses tokens that the model has no embedding for.
+pub fn check_ids(ids: &[u32], vocabulary: usize) -> Result<()> {
+    match ids.iter().find(|&&id| id as usize >= vocabulary) {
+        Some(id) => failed(BadModel, format!("the tokenizer has a token {id}; the model knows {vocabulary} tokens")),
+        None => Ok(()),
     }
 }
 

@@ -139,7 +139,7 @@ impl<'a> Trainer<'a> {
 
     /// Adds the gradients of `scale` times the batch's loss, and returns the loss itself.
     fn add_gradients(&mut self, batch: &Batch, dropout_seed: u64, scale: f64) -> Result<f64> {
-        let tape = Tape::record(self.decoder, batch, Pass { dropout_seed, ..Pass::default() })?;
+        let tape = Tape::record(self.decoder, batch, Pass::new(self.recipe, dropout_seed))?;
         let losses = tape.backward(&vec![scale as f32; batch.targets.len()], &mut self.gradients)?;
         Ok(losses.into_iter().sum())
     }

@@ -1,8 +1,12 @@
 //! AdamW (Loshchilov and Hutter 2019) in place, with moments that can be looked at and kept.
 
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Var};
+use rayon::prelude::*;
 
-use super::simd::dispatched;
+use super::simd::{dispatched, dot};
+
+/// Values that a thread takes on at a time.
+const PIECE: usize = 1 << 16;
 
 /// AdamW's constants.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -65,7 +69,12 @@ impl InplaceOp1 for Update<'_> {
     fn cpu_fwd(&self, storage: &mut CpuStorage, _layout: &Layout) -> Result<()> {
         let CpuStorage::F32(values) = storage else { candle_core::bail!("f32 is expected") };
         let moments = &mut **self.moments.borrow_mut();
-        update(values, self.gradient, &mut moments.first, &mut moments.second, self.coefficients);
+        let coefficients = self.coefficients;
+        let pieces = values.par_chunks_mut(PIECE).zip(self.gradient.par_chunks(PIECE));
+        let moments = moments.first.par_chunks_mut(PIECE).zip(moments.second.par_chunks_mut(PIECE));
+        pieces.zip(moments).for_each(|((values, gradient), (first, second))| {
+            update(values, gradient, first, second, coefficients);
+        });
         Ok(())
     }
 }
@@ -117,8 +126,15 @@ pub fn global_norm(gradients: &[Vec<f32>]) -> f64 {
 }
 
 fn squares(gradient: &[f32]) -> f64 {
-    // In pieces, so that f32 is precise enough within each.
-    gradient.chunks(4096).map(|piece| f64::from(piece.iter().map(|g| g * g).sum::<f32>())).sum()
+    let pieces: Vec<f64> = gradient.par_chunks(PIECE).map(sum_of_squares).collect();
+    pieces.into_iter().sum()
+}
+
+dispatched! {
+    fn sum_of_squares(values: &[f32]) -> f64 {
+        // In shorter pieces, so that f32 is precise enough within each.
+        values.chunks(4096).map(|values| f64::from(dot(values, values))).sum()
+    }
 }
 
 #[cfg(test)]

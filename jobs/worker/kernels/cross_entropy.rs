@@ -3,11 +3,13 @@
 //! Tokens that do not count for the loss never meet the head at all. The gradient is computed together with the loss,
 //! while the logits are at hand (as Liger's fused linear cross-entropy does).
 
+use std::borrow::Cow;
 use std::sync::{Mutex, PoisonError};
 
 use super::memory::{Parts, by_rows};
 use super::norm::{rms_norm, rms_norm_backward};
 use super::simd::{dispatched, exp_and_sum, max};
+use super::softcap::{softcap, softcap_backward};
 use super::weight::{Precision, Weight, weight_gradient};
 
 /// What is to be predicted where.
@@ -20,13 +22,15 @@ pub struct Target {
 }
 
 /// The end of a model.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct Head<'a> {
     /// `[width]`
-    pub norm: &'a [f32],
+    pub norm: Cow<'a, [f32]>,
     pub epsilon: f32,
     /// `[vocabulary, width]`
     pub weight: Weight<'a>,
+    /// What logits are bent to lie within.
+    pub softcap: Option<f32>,
     pub precision: Precision,
 }
 
@@ -58,7 +62,17 @@ dispatched! {
 impl Head<'_> {
     /// `[tokens, vocabulary]` of the stream `[tokens, width]`.
     pub fn logits(&self, x: &[f32]) -> Vec<f32> {
-        self.weight.forward(&rms_norm(x, self.norm, self.epsilon), self.precision)
+        let mut logits = vec![0.0; x.len() / self.weight.width * self.weight.out];
+        self.logits_of(&rms_norm(x, &self.norm, self.epsilon), &mut logits);
+        logits
+    }
+
+    /// The same after the norm.
+    fn logits_of(&self, h: &[f32], logits: &mut [f32]) {
+        self.weight.forward_into(h, logits, self.precision);
+        if let Some(cap) = self.softcap {
+            softcap(logits, cap);
+        }
     }
 
     /// The negative log likelihood of each target in nats, for the stream `[tokens, width]`; with the gradients of
@@ -67,28 +81,37 @@ impl Head<'_> {
         let Weight { out: vocabulary, width, .. } = self.weight;
         let row = |position: usize| position * width..(position + 1) * width;
         let mut losses = Vec::with_capacity(targets.len());
-        for targets in targets.chunks((LOGIT_BYTES / (4 * vocabulary)).max(1)) {
+        let at_once = (LOGIT_BYTES / (4 * vocabulary)).clamp(1, targets.len().max(1));
+        // One buffer for all: the system clears every page of one as large as this before it hands it out.
+        let mut logits = vec![0.0; at_once * vocabulary];
+        for targets in targets.chunks(at_once) {
             let some: Vec<f32> = targets.iter().flat_map(|target| &x[row(target.position)]).copied().collect();
-            let h = rms_norm(&some, self.norm, self.epsilon);
-            let mut logits = self.weight.forward(&h, self.precision);
+            let h = rms_norm(&some, &self.norm, self.epsilon);
+            let logits = &mut logits[..targets.len() * vocabulary];
+            self.logits_of(&h, logits);
+            // Logits become probabilities; the way back through the softcap asks for what they were.
+            let bent = gradient.as_ref().and(self.softcap).map(|cap| (logits.to_vec(), cap));
             let first = losses.len();
-            losses.extend(losses_of(&mut logits, targets, vocabulary));
+            losses.extend(losses_of(logits, targets, vocabulary));
             let Some(gradient) = &mut gradient else { continue };
             // The gradient of the logits: the probabilities, less one at the target.
-            let mut dlogits = logits;
+            let dlogits = logits;
             for (dlogits, target) in dlogits.chunks_exact_mut(vocabulary).zip(targets) {
                 dlogits[target.token as usize] -= 1.0;
+            }
+            if let Some((bent, cap)) = bent {
+                softcap_backward(&bent, cap, dlogits);
             }
             // The scales are put on the narrow side of both products.
             let scales = &gradient.scales[first..losses.len()];
             if let Some(dweight) = gradient.weight.as_deref_mut() {
-                weight_gradient(&scaled(h, scales), &dlogits, dweight, width, self.precision);
+                weight_gradient(&scaled(h, scales), dlogits, dweight, width, self.precision);
             }
             let mut dh = Vec::new();
-            self.weight.backward(&dlogits, &mut dh, self.precision);
+            self.weight.backward(dlogits, &mut dh, self.precision);
             let dh = scaled(dh, scales);
             let mut dsome = vec![0.0; some.len()];
-            rms_norm_backward(&some, self.norm, self.epsilon, &dh, &mut dsome, gradient.norm.as_deref_mut());
+            rms_norm_backward(&some, &self.norm, self.epsilon, &dh, &mut dsome, gradient.norm.as_deref_mut());
             for (dsome, target) in dsome.chunks_exact(width).zip(targets) {
                 gradient.x[row(target.position)].iter_mut().zip(dsome).for_each(|(dx, more)| *dx += more);
             }
@@ -133,7 +156,10 @@ mod tests {
 
     #[test]
     fn losses_and_their_gradients_are_those_of_the_slow_operations() {
-        for (tokens, width, vocabulary) in [(1, 7, 5), (9, 16, 65), (40, 33, 1001)] {
+        let shapes = [(1, 7, 5), (9, 16, 65), (40, 33, 1001)];
+        for ((tokens, width, vocabulary), softcap) in
+            shapes.into_iter().flat_map(|shape| [(shape, None), (shape, Some(0.8))])
+        {
             let inputs =
                 [random("x", (tokens, width)), random("norm", (1, width)), random("head", (vocabulary, width))];
             let inputs = inputs.each_ref();
@@ -148,14 +174,17 @@ mod tests {
             let slow = |x: &[&Tensor]| -> Result<Tensor> {
                 let some = x[0].index_select(&at, 0)?;
                 let rms = (some.sqr()?.mean_keepdim(1)? + 1e-5)?.sqrt()?;
-                let logits = some.broadcast_div(&rms)?.broadcast_mul(x[1])?.matmul(&x[2].t()?)?;
+                let mut logits = some.broadcast_div(&rms)?.broadcast_mul(x[1])?.matmul(&x[2].t()?)?;
+                if let Some(cap) = softcap {
+                    logits = ((logits / f64::from(cap))?.tanh()? * f64::from(cap))?;
+                }
                 let sums = logits.exp()?.sum_keepdim(1)?.log()?;
                 (sums - logits.gather(&chosen.unsqueeze(1)?, 1)?)?.flatten_all()
             };
             let head = move |x: &[&[f32]], gradient: Option<HeadGradient<'_>>, targets: &[Target]| {
                 let weight = Weight::f32(x[2], width);
-                let (norm, epsilon) = (x[1], 1e-5);
-                Head { norm, epsilon, weight, precision: Precision::F32 }.losses(x[0], targets, gradient)
+                let (norm, epsilon) = (x[1].into(), 1e-5);
+                Head { norm, epsilon, weight, softcap, precision: Precision::F32 }.losses(x[0], targets, gradient)
             };
             let op = || {
                 let (targets, again) = (targets.clone(), targets.clone());

@@ -85,6 +85,27 @@ pub(super) fn by_rows(rows: usize, f: impl Fn(Range<usize>) + Sync) {
     (0..rows.div_ceil(piece)).into_par_iter().for_each(|i| f(i * piece..((i + 1) * piece).min(rows)));
 }
 
+/// Rows that are summed up at a time.
+const SUMMED: usize = 32;
+
+/// Adds to `sums` what `f` adds up for each range of rows. Which rows are summed up together does not depend on the
+/// number of threads, so neither does the result.
+pub(super) fn sum_over_rows(rows: usize, sums: &mut [f32], f: impl Fn(Range<usize>, &mut [f32]) + Sync) {
+    let (blocks, width) = (rows.div_ceil(SUMMED), sums.len());
+    let mut partial = vec![0.0; blocks * width];
+    let parts = Parts::of(&mut partial);
+    by_rows(blocks, |blocks| {
+        for block in blocks {
+            // SAFETY: `by_rows` gives no block out twice.
+            let sums = unsafe { parts.part(block * width..(block + 1) * width) };
+            f(block * SUMMED..((block + 1) * SUMMED).min(rows), sums);
+        }
+    });
+    for partial in partial.chunks_exact(width) {
+        sums.iter_mut().zip(partial).for_each(|(sum, partial)| *sum += partial);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,5 +121,18 @@ mod tests {
             });
             assert!(seen.iter().all(|&seen| seen == 1.0));
         }
+    }
+
+    #[test]
+    fn sums_do_not_depend_on_the_number_of_threads() {
+        let x: Vec<f32> = (0..1000).map(|i| 1.0 / (i as f32 + 1.0)).collect();
+        let sum = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let mut sums = [1.0];
+            pool.install(|| sum_over_rows(1000, &mut sums, |rows, sums| sums[0] += x[rows].iter().sum::<f32>()));
+            sums[0].to_bits()
+        };
+        assert_eq!(sum(1), sum(3));
+        assert!((f32::from_bits(sum(2)) - 1.0 - x.iter().sum::<f32>()).abs() < 1e-4);
     }
 }

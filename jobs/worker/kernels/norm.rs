@@ -1,6 +1,6 @@
 //! RMSNorm: `y = x / sqrt(mean(x^2) + epsilon) * weight`, row by row.
 
-use super::memory::{Fresh, Parts, by_rows};
+use super::memory::{Fresh, Parts, by_rows, sum_over_rows};
 use super::simd::{dispatched, dot, dot3};
 
 dispatched! {
@@ -42,10 +42,6 @@ dispatched! {
     }
 }
 
-/// Rows whose share of a weight's gradient is summed up at a time. Fixed, so that the sum does not depend on the
-/// number of threads.
-const ROWS: usize = 32;
-
 #[inline(always)]
 fn inverse_rms(x: &[f32], epsilon: f32) -> f32 {
     let mean = dot(x, x) / x.len() as f32;
@@ -86,20 +82,10 @@ pub fn rms_norm_backward(
         add_gradient(&x[at.clone()], weight, epsilon, &dy[at.clone()], unsafe { parts.part(at) });
     });
     if let Some(dweight) = dweight {
-        let blocks = x.len().div_ceil(ROWS * width);
-        let mut sums = vec![0.0; blocks * width];
-        let parts = Parts::of(&mut sums);
-        by_rows(blocks, |blocks| {
-            for block in blocks {
-                let at = block * ROWS * width..((block + 1) * ROWS * width).min(x.len());
-                // SAFETY: `by_rows` gives no block out twice.
-                let sum = unsafe { parts.part(block * width..(block + 1) * width) };
-                add_weight_gradient(&x[at.clone()], epsilon, &dy[at], sum);
-            }
+        sum_over_rows(x.len() / width, dweight, |rows, dweight| {
+            let at = rows.start * width..rows.end * width;
+            add_weight_gradient(&x[at.clone()], epsilon, &dy[at], dweight);
         });
-        for sum in sums.chunks_exact(width) {
-            dweight.iter_mut().zip(sum).for_each(|(dweight, sum)| *dweight += sum);
-        }
     }
 }
 

@@ -5,21 +5,21 @@
 
 use half::bf16;
 
-use super::matrix::{Matrix, MatrixMut, Threads, Write, multiplied, product};
-
-/// What the operands of a product are rounded to; sums are always f32.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Precision {
-    #[default]
-    F32,
-    /// Eight bits of mantissa, as bf16 autocast does it.
-    Bf16,
-}
+use super::few::{self, FEW};
+pub use super::matrix::Precision;
+use super::matrix::{Matrix, MatrixMut, Values, Write, sum, summed};
+use super::memory::{Fresh, Parts};
+use super::quantized::Blocks;
+use crate::blocks::BlockKind;
 
 /// The values of a matrix `[out, width]`, row after row.
 #[derive(Debug, Clone, Copy)]
 pub enum Held<'a> {
     F32(&'a [f32]),
+    /// Half of the memory; exact where the model's files are in bf16.
+    Bf16(&'a [bf16]),
+    /// As in a GGUF file: quantized, or floats of 16 bits.
+    Blocks(Blocks<'a>),
 }
 
 /// A matrix `[out, width]` in somebody else's memory.
@@ -37,58 +37,121 @@ impl<'a> Weight<'a> {
         Self { held: Held::F32(values), out: values.len() / width, width }
     }
 
+    /// Rows of `width` values without gaps.
+    pub fn bf16(values: &'a [bf16], width: usize) -> Self {
+        assert!(values.len().is_multiple_of(width), "{} values in rows of {width}", values.len());
+        Self { held: Held::Bf16(values), out: values.len() / width, width }
+    }
+
+    /// The blocks of a file, row after row.
+    pub fn blocks(kind: BlockKind, bytes: &'a [u8], width: usize) -> Self {
+        let blocks = Blocks::new(kind, bytes, width);
+        Self { held: Held::Blocks(blocks), out: blocks.out(width), width }
+    }
+
     /// `y = x Wᵀ`: `[tokens, out]` of `[tokens, width]`.
     pub fn forward(self, x: &[f32], precision: Precision) -> Vec<f32> {
-        let Held::F32(weight) = self.held;
-        match precision {
-            Precision::F32 => multiplied(Matrix::new(x, self.width), Matrix::new(weight, self.width).t()),
-            Precision::Bf16 => {
-                let (x, weight) = (rounded(x), rounded(weight));
-                multiplied(Matrix::new(&x, self.width), Matrix::new(&weight, self.width).t())
-            }
+        self.forward_fresh(x, None, precision)
+    }
+
+    /// The same into memory that is there already.
+    pub fn forward_into(self, x: &[f32], y: &mut [f32], precision: Precision) {
+        // SAFETY: `y` is lent to us alone.
+        unsafe { self.write(x, None, Parts::of(y), precision) };
+    }
+
+    /// `y = x Wᵀ + r Bᵀ` in one go, for an adapter's `r` `[tokens, rank]` and B `[out, rank]`.
+    pub fn forward_with(self, x: &[f32], adapter: (&[f32], &[f32]), precision: Precision) -> Vec<f32> {
+        if precision != Precision::Int8 && x.len() > FEW * self.width {
+            return self.forward_fresh(x, Some(adapter), precision);
         }
+        let (r, b) = adapter;
+        let rank = b.len() / self.out;
+        let mut y = self.forward(x, precision);
+        let adapter = (Matrix::new(r, rank), Matrix::new(b, rank).t());
+        sum(MatrixMut::new(&mut y, self.out), Write::Add, &[adapter], precision);
+        y
+    }
+
+    fn forward_fresh(self, x: &[f32], adapter: Option<(&[f32], &[f32])>, precision: Precision) -> Vec<f32> {
+        let mut y = Fresh::new(x.len() / self.width * self.out);
+        // SAFETY: nobody else holds `y` yet, and every value of it is written.
+        unsafe {
+            self.write(x, adapter, y.parts(), precision);
+            y.filled()
+        }
+    }
+
+    /// Writes every value of `y`; an adapter is for more than a few tokens, and not for integers.
+    ///
+    /// # Safety
+    /// Nobody else holds `y`.
+    unsafe fn write(self, x: &[f32], adapter: Option<(&[f32], &[f32])>, y: Parts<'_>, precision: Precision) {
+        let few = x.len() <= FEW * self.width;
+        let values = match (self.held, precision) {
+            (Held::Blocks(blocks), Precision::Int8) if blocks.has_codes() => {
+                // SAFETY: by this function's contract.
+                return unsafe { blocks.forward_int8(x, self.width, y) };
+            }
+            // SAFETY: by this function's contract.
+            (_, Precision::F32 | Precision::Int8) if few => return unsafe { few::forward(self, x, y) },
+            // SAFETY: by this function's contract.
+            (Held::Blocks(blocks), _) => return unsafe { blocks.forward(x, self.width, adapter, y, precision) },
+            (Held::F32(values), _) => Values::F32(values),
+            (Held::Bf16(values), _) => Values::Bf16(values),
+        };
+        let mut terms = vec![(Matrix::new(x, self.width), Matrix::of(values, self.width).t())];
+        terms.extend(adapter.map(|(r, b)| {
+            let rank = b.len() / self.out;
+            (Matrix::new(r, rank), Matrix::new(b, rank).t())
+        }));
+        // SAFETY: by this function's contract.
+        let y = unsafe { MatrixMut::strided(y, 0, (x.len() / self.width, self.out), self.out) };
+        sum(y, Write::Replace, &terms, precision);
     }
 
     /// `dx += dy W`: adds the gradient of the product's input; an empty `dx` is begun.
     pub fn backward(self, dy: &[f32], dx: &mut Vec<f32>, precision: Precision) {
-        let Held::F32(weight) = self.held;
-        let mut add = |dy: &[f32], weight: &[f32]| {
-            let (dy, weight) = (Matrix::new(dy, self.out), Matrix::new(weight, self.width));
-            if dx.is_empty() {
-                *dx = multiplied(dy, weight);
-            } else {
-                product(MatrixMut::new(dx, self.width), Write::Add, 1.0, dy, weight, Threads::All);
-            }
+        self.add(dy, None, dx, precision);
+    }
+
+    /// `dx += dy W + dr A` in one go, for an adapter's A `[rank, width]` and the gradient `dr` `[tokens, rank]` of what
+    /// it makes of the input; an empty `dx` is begun.
+    pub fn backward_with(self, dy: &[f32], adapter: (&[f32], &[f32]), dx: &mut Vec<f32>, precision: Precision) {
+        self.add(dy, Some(adapter), dx, precision);
+    }
+
+    fn add(self, dy: &[f32], adapter: Option<(&[f32], &[f32])>, dx: &mut Vec<f32>, precision: Precision) {
+        let values = match self.held {
+            Held::F32(values) => Values::F32(values),
+            Held::Bf16(values) => Values::Bf16(values),
+            Held::Blocks(blocks) => return blocks.backward(dy, self.width, adapter, dx, precision),
         };
-        match precision {
-            Precision::F32 => add(dy, weight),
-            Precision::Bf16 => add(&rounded(dy), &rounded(weight)),
+        let mut terms = vec![(Matrix::new(dy, self.out), Matrix::of(values, self.width))];
+        terms.extend(adapter.map(|(dr, a)| (Matrix::new(dr, a.len() / self.width), Matrix::new(a, self.width))));
+        if dx.is_empty() {
+            *dx = summed(&terms, precision);
+        } else {
+            sum(MatrixMut::new(dx, self.width), Write::Add, &terms, precision);
         }
     }
 
     /// Row `index` in f32.
     pub fn row(self, index: usize, into: &mut [f32]) {
-        let Held::F32(weight) = self.held;
-        into.copy_from_slice(&weight[index * self.width..(index + 1) * self.width]);
+        let at = index * self.width..(index + 1) * self.width;
+        match self.held {
+            Held::F32(values) => into.copy_from_slice(&values[at]),
+            Held::Bf16(values) => into.iter_mut().zip(&values[at]).for_each(|(into, value)| *into = value.to_f32()),
+            Held::Blocks(blocks) => blocks.row(index, into),
+        }
     }
 }
 
 /// `dw += dyᵀ x`: adds the gradient `[out, width]` of a weight.
 pub fn weight_gradient(x: &[f32], dy: &[f32], dw: &mut [f32], width: usize, precision: Precision) {
     let out = dw.len() / width;
-    let mut add = |x: &[f32], dy: &[f32]| {
-        let (x, dy) = (Matrix::new(x, width), Matrix::new(dy, out));
-        product(MatrixMut::new(dw, width), Write::Add, 1.0, dy.t(), x, Threads::All);
-    };
-    match precision {
-        Precision::F32 => add(x, dy),
-        Precision::Bf16 => add(&rounded(x), &rounded(dy)),
-    }
-}
-
-/// Values as bf16 can hold them, to the nearest, ties to even.
-fn rounded(values: &[f32]) -> Vec<f32> {
-    values.iter().map(|&value| bf16::from_f32(value).to_f32()).collect()
+    let terms = [(Matrix::new(dy, out).t(), Matrix::new(x, width))];
+    sum(MatrixMut::new(dw, width), Write::Add, &terms, precision);
 }
 
 #[cfg(test)]

@@ -1,21 +1,22 @@
-//! The decoder: Llama's arithmetic for training, scoring and answering.
+//! The decoder: one arithmetic, by configuration that of Llama, Mistral, Qwen, Gemma and Phi, for training, scoring and
+//! answering.
 
-use std::ops::Range;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use drydock_spec::FailureKind;
 use drydock_spec::finetune::TargetModule;
 
 use super::ModelFiles;
 use super::config::Config;
 use super::head::{Ends, LastLayer};
-use super::layer::{Adapter, Arithmetic, Layer, Norm, Projection};
-use super::lora::{LoraShape, peft_name, projection_name};
-use super::parameter::{Group, Parameter, Trainable, lend};
+use super::layer::{Arithmetic, Layer, Norm, Projection};
+use super::names::projection_name;
+use super::parameter::{Group, Parameter, Place, Trainable, lend};
+use crate::blocks::BlockKind;
 use crate::data::batch::Batch;
-use crate::ending::{Result, failed};
-use crate::kernels::attention::{Attention, Cache};
+use crate::ending::Result;
+use crate::kernels::attention::Attention;
 use crate::kernels::cross_entropy::Target;
 use crate::kernels::read;
 use crate::kernels::rope::Rope;
@@ -24,13 +25,17 @@ use crate::kernels::weight::Precision;
 /// A model, frozen until [`Decoder::adapt`] or [`Decoder::train`] says what of it is to be trained.
 pub struct Decoder {
     pub config: Config,
+    /// What scoring and answering compute with; a training pass says so itself.
+    pub scoring: Precision,
     /// `[vocabulary, hidden]`
     pub(super) embedding: Parameter,
     pub(super) layers: Vec<Layer>,
     pub(super) last: LastLayer,
     /// What is trained: the embedding's group, one for each layer, and the last layer's. None while all is frozen.
     groups: Vec<Trainable>,
-    rope: Arc<Rope>,
+    pub(super) rope: Arc<Rope>,
+    /// What turns the heads of layers with a window, where that differs.
+    window_rope: Option<Arc<Rope>>,
 }
 
 impl Decoder {
@@ -40,7 +45,7 @@ impl Decoder {
         1 + index
     }
 
-    fn last_group(&self) -> usize {
+    pub(super) fn last_group(&self) -> usize {
         1 + self.layers.len()
     }
 
@@ -58,50 +63,26 @@ impl Decoder {
             layers.push(load_layer(files, index)?);
             layer_read(index + 1)?;
         }
-        let norm = Norm { weight: files.parameter("model.norm.weight", &[hidden])?, epsilon };
+        let offset = config.features.norm_offset;
+        let norm = Norm { weight: files.parameter("model.norm.weight", &[hidden])?, offset, epsilon };
         let head = if config.tied || !files.has("lm_head.weight") {
             None
         } else {
             Some(files.parameter("lm_head.weight", &[vocabulary, hidden])?)
         };
-        let rope = Arc::new(Rope::new(&config.rope.inverse_frequencies(config.heads.dim), positions));
-        Ok(Self { config, embedding, layers, last: LastLayer { norm, head }, groups: Vec::new(), rope })
+        let rope = Arc::new(config.rope.rope(positions));
+        let window_rope = config.window_rope.as_ref().map(|rope| Arc::new(rope.rope(positions)));
+        let last = LastLayer { norm, head, softcap: config.features.logit_softcap };
+        let scoring = Precision::default();
+        Ok(Self { config, scoring, embedding, layers, last, groups: Vec::new(), rope, window_rope })
     }
 
-    /// Gives every target an adapter; `start` makes A `[rank, in]` and B `[out, rank]` for the projection at a layer.
-    pub fn adapt(
-        &mut self,
-        shape: &LoraShape,
-        mut start: impl FnMut(usize, TargetModule, [usize; 3]) -> Result<(Tensor, Tensor)>,
-    ) -> Result<Vec<Trainable>> {
-        let mut groups = self.empty_groups();
-        for (index, layer) in self.layers.iter_mut().enumerate() {
-            for &module in &shape.targets {
-                let projection = &mut layer.projections[module as usize];
-                let sizes = [shape.rank, projection.weight.width(), projection.weight.out()];
-                let (a, b) = start(index, module, sizes)?;
-                check_adapter(&a, &b, sizes, &peft_name(index, module, 'A'))?;
-                let mut place = |matrix: char, tensor: &Tensor| -> Result<Range<usize>> {
-                    let values = tensor.flatten_all()?.to_vec1::<f32>()?;
-                    Ok(groups[1 + index].add(peft_name(index, module, matrix), tensor.dims(), &values))
-                };
-                projection.adapter = Some(Adapter {
-                    a: place('A', &a)?,
-                    b: place('B', &b)?,
-                    scale: (shape.alpha / shape.rank as f64) as f32,
-                    dropout: shape.dropout,
-                    number: (index * TargetModule::ALL.len() + module as usize) as u64,
-                });
-            }
-        }
-        self.finish(groups)
-    }
-
-    /// Trains the tensors themselves: those whose name `chosen` approves of.
-    pub fn train(&mut self, chosen: impl Fn(&str) -> bool) -> Result<Vec<Trainable>> {
+    /// Trains the tensors themselves: those of these names.
+    pub fn train(&mut self, names: &[String]) -> Result<Vec<Trainable>> {
+        let names: HashSet<&str> = names.iter().map(String::as_str).collect();
         let mut groups = self.empty_groups();
         let mut take = |group: usize, parameter: &mut Parameter| {
-            if chosen(&parameter.name) {
+            if names.contains(parameter.name.as_str()) {
                 groups[group].take(parameter);
             }
         };
@@ -114,11 +95,22 @@ impl Decoder {
         self.finish(groups)
     }
 
-    fn empty_groups(&self) -> Vec<Group> {
+    /// Holds the projections' weights in quantized blocks; `kind` says in which, by the width of a row. Embedding and
+    /// head stay as they are, as in QLoRA (Dettmers et al. 2023).
+    pub fn quantize(&mut self, kind: impl Fn(usize) -> BlockKind) {
+        for projection in self.layers.iter_mut().flat_map(|layer| &mut layer.projections) {
+            let width = projection.weight.width();
+            if let Place::Frozen(stored) = &mut projection.weight.place {
+                stored.quantize(kind(width));
+            }
+        }
+    }
+
+    pub(super) fn empty_groups(&self) -> Vec<Group> {
         (0..=self.last_group()).map(|_| Group::default()).collect()
     }
 
-    fn finish(&mut self, groups: Vec<Group>) -> Result<Vec<Trainable>> {
+    pub(super) fn finish(&mut self, groups: Vec<Group>) -> Result<Vec<Trainable>> {
         self.groups = groups.into_iter().map(Group::finish).collect::<Result<_>>()?;
         Ok(self.groups.clone())
     }
@@ -129,6 +121,11 @@ impl Decoder {
         std::iter::once(&self.embedding).chain(layers).chain(self.last.parameters())
     }
 
+    /// Whether the head's weight is the embedding's.
+    pub fn is_tied(&self) -> bool {
+        self.last.head.is_none()
+    }
+
     /// Numbers in the model, without adapters.
     pub fn parameters(&self) -> u64 {
         self.tensors().map(|parameter| parameter.elements() as u64).sum()
@@ -136,8 +133,13 @@ impl Decoder {
 
     /// The loss of a batch (the sum over its targets, in nats) for its own sake.
     pub fn score(&self, batch: &Batch) -> candle_core::Result<f64> {
+        Ok(self.target_losses(batch)?.into_iter().sum())
+    }
+
+    /// The loss of each of a batch's targets, in nats.
+    pub fn target_losses(&self, batch: &Batch) -> candle_core::Result<Vec<f64>> {
         let x = self.stream(&batch.ids, &batch.bounds)?;
-        Ok(self.losses(&x, &batch.targets, Precision::F32)?.into_iter().sum())
+        self.losses(&x, &batch.targets, self.scoring)
     }
 
     /// The logits `[tokens, vocabulary]` of one row.
@@ -148,27 +150,45 @@ impl Decoder {
 
     /// What comes out of the last layer, `[tokens, hidden]`.
     fn stream(&self, ids: &[u32], bounds: &Arc<[usize]>) -> candle_core::Result<Vec<f32>> {
-        let attention = self.attention(bounds);
-        self.through_layers(self.embed(ids)?, |_, q, k, v| attention.forward(q, k, v))
+        self.through_layers(self.embed(ids)?, |layer, q, k, v| self.attention(layer, bounds).forward(q, k, v))
     }
 
     /// The stream through every layer, without a backward pass to come; `attend` also hears which layer asks.
-    fn through_layers(
+    pub(super) fn through_layers(
         &self,
         mut x: Vec<f32>,
-        mut attend: impl FnMut(usize, &[f32], &[f32], &[f32]) -> Vec<f32>,
+        mut attend: impl FnMut(usize, &[f32], &[f32], &[f32]) -> Vec<f32> + Send,
     ) -> candle_core::Result<Vec<f32>> {
-        for (index, layer) in self.layers.iter().enumerate() {
-            x = self.lent(self.layer_group(index), |trained| {
-                let layer = layer.with(trained, Arithmetic::default());
-                layer.forward(&x, |q, k, v| attend(index, q, k, v)).0
-            })?;
-        }
-        Ok(x)
+        let arithmetic = Arithmetic { precision: self.scoring, ..Default::default() };
+        // As one of the pool's own threads: from outside, each of a layer's products would wake the pool and sleep until
+        // it is done, which for a single token takes as long as the product.
+        rayon::scope(|_| {
+            for (index, layer) in self.layers.iter().enumerate() {
+                x = self.lent(self.layer_group(index), |trained| {
+                    let layer = layer.with(trained, arithmetic);
+                    layer.forward(&x, |q, k, v| attend(index, q, k, v)).0
+                })?;
+            }
+            Ok(x)
+        })
     }
 
-    fn logits_of(&self, x: &[f32]) -> candle_core::Result<Vec<f32>> {
-        self.with_ends(|trained| self.last.head(&self.embedding, trained, Precision::F32).logits(x))
+    /// Lends `hear` what goes into each projection of each layer, `[tokens, width]`, when a row passes through.
+    pub fn inputs(&self, ids: &[u32], hear: &dyn Fn(usize, TargetModule, &[f32])) -> candle_core::Result<()> {
+        let bounds = Arc::from([0, ids.len()]);
+        let mut x = self.embed(ids)?;
+        for (index, layer) in self.layers.iter().enumerate() {
+            let hear = |module: TargetModule, input: &[f32]| hear(index, module, input);
+            x = self.lent(self.layer_group(index), |trained| {
+                let layer = layer.with(trained, Arithmetic::default());
+                layer.heard(&hear).forward(&x, |q, k, v| self.attention(index, &bounds).forward(q, k, v)).0
+            })?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn logits_of(&self, x: &[f32]) -> candle_core::Result<Vec<f32>> {
+        self.with_ends(|trained| self.last.head(&self.embedding, trained, self.scoring).logits(x))
     }
 
     pub(super) fn losses(&self, x: &[f32], targets: &[Target], precision: Precision) -> candle_core::Result<Vec<f64>> {
@@ -183,6 +203,10 @@ impl Decoder {
             for (row, &id) in x.chunks_exact_mut(embedding.width).zip(ids) {
                 embedding.row(id as usize, row);
             }
+            let scale = self.config.features.embedding_scale;
+            if scale != 1.0 {
+                x.iter_mut().for_each(|x| *x *= scale);
+            }
             x
         })
     }
@@ -191,15 +215,20 @@ impl Decoder {
     /// same sum each time.
     pub(super) fn embedding_backward(&self, ids: &[u32], dx: &[f32], gradients: &mut [f32]) {
         let [Some(dembedding)] = lend(gradients, [self.embedding.trained()]) else { return };
-        let width = self.embedding.width();
+        let (width, scale) = (self.embedding.width(), self.config.features.embedding_scale);
         for (dx, &id) in dx.chunks_exact(width).zip(ids) {
             let row = &mut dembedding[id as usize * width..][..width];
-            row.iter_mut().zip(dx).for_each(|(sum, dx)| *sum += dx);
+            row.iter_mut().zip(dx).for_each(|(sum, dx)| *sum += dx * scale);
         }
     }
 
-    pub(super) fn attention(&self, bounds: &Arc<[usize]>) -> Attention {
-        Attention { heads: self.config.heads, rope: self.rope.clone(), bounds: bounds.clone() }
+    pub(super) fn attention(&self, layer: usize, bounds: &Arc<[usize]>) -> Attention {
+        let rope = self.rope_of(layer).clone();
+        Attention { heads: self.config.heads, scoring: self.config.scoring(layer), rope, bounds: bounds.clone() }
+    }
+
+    pub(super) fn rope_of(&self, layer: usize) -> &Arc<Rope> {
+        self.window_rope.as_ref().filter(|_| self.config.windows[layer].is_some()).unwrap_or(&self.rope)
     }
 
     /// Lends a group's trained values to `f`; there may be none.
@@ -214,60 +243,44 @@ impl Decoder {
     pub(super) fn with_ends<R>(&self, f: impl FnOnce(&Ends<&[f32]>) -> R) -> candle_core::Result<R> {
         self.lent(Self::EMBEDDING_GROUP, |embedding| self.lent(self.last_group(), |last| f(&Ends { embedding, last })))?
     }
-
-    /// A conversation with nothing said yet.
-    pub fn conversation(&self) -> Conversation<'_> {
-        let caches = self.layers.iter().map(|_| Cache::new(self.config.heads)).collect();
-        Conversation { decoder: self, caches }
-    }
-}
-
-/// Tokens taken in so far, as the layers remember them.
-pub struct Conversation<'d> {
-    decoder: &'d Decoder,
-    caches: Vec<Cache>,
-}
-
-impl Conversation<'_> {
-    /// Takes in more tokens, at least one, and returns the logits `[vocabulary]` of what follows them. All tokens
-    /// together must fit the positions that the decoder was loaded for.
-    pub fn take_in(&mut self, ids: &[u32]) -> candle_core::Result<Vec<f32>> {
-        let Self { decoder, caches } = self;
-        let attend = |layer: usize, q: &[f32], k: &[f32], v: &[f32]| caches[layer].attend(&decoder.rope, q, k, v);
-        let x = decoder.through_layers(decoder.embed(ids)?, attend)?;
-        decoder.logits_of(&x[(ids.len() - 1) * decoder.config.hidden..])
-    }
 }
 
 fn load_layer(files: &mut ModelFiles, index: usize) -> Result<Layer> {
-    let Config { hidden, intermediate, heads, norm_epsilon, .. } = files.config;
-    let (q_width, kv_width) = (heads.query_width(), heads.key_value_width());
-    let mut projection = |module| -> Result<Projection> {
-        let (out, width) = match module {
-            TargetModule::QProj => (q_width, hidden),
-            TargetModule::KProj | TargetModule::VProj => (kv_width, hidden),
-            TargetModule::OProj => (hidden, q_width),
-            TargetModule::GateProj | TargetModule::UpProj => (intermediate, hidden),
-            TargetModule::DownProj => (hidden, intermediate),
-        };
-        let weight = files.parameter(&format!("{}.weight", projection_name(index, module)), &[out, width])?;
-        Ok(Projection { weight, adapter: None })
-    };
-    let [q, k, v, o, gate, up, down] = TargetModule::ALL.map(&mut projection);
+    let Config { hidden, heads, features, .. } = files.config.clone();
+    let [q, k, v, o, gate, up, down] = TargetModule::ALL.map(|module| load_projection(files, index, module));
     let projections = [q?, k?, v?, o?, gate?, up?, down?];
-    let mut norm = |name: &str| -> Result<Norm> {
-        let weight = files.parameter(&format!("model.layers.{index}.{name}.weight"), &[hidden])?;
-        Ok(Norm { weight, epsilon: norm_epsilon })
+    let (offset, epsilon) = (features.norm_offset, files.config.norm_epsilon);
+    let mut norm = |name: &str, width: usize| -> Result<Norm> {
+        let weight = files.parameter(&format!("model.layers.{index}.{name}.weight"), &[width])?;
+        Ok(Norm { weight, offset, epsilon })
     };
-    let (input_norm, post_attention_norm) = (norm("input_layernorm")?, norm("post_attention_layernorm")?);
-    Ok(Layer { input_norm, post_attention_norm, projections })
+    let mut stream_norm = |name: &str| norm(name, hidden);
+    let input_norm = stream_norm("input_layernorm")?;
+    // The name of one and the same file entry says where it stands in Gemma, and where the others have it.
+    let after_attention = stream_norm("post_attention_layernorm")?;
+    let (attention_after_norm, mlp_norm, mlp_after_norm) = if features.norms_after {
+        let mlp_norm = stream_norm("pre_feedforward_layernorm")?;
+        (Some(after_attention), mlp_norm, Some(stream_norm("post_feedforward_layernorm")?))
+    } else {
+        (None, after_attention, None)
+    };
+    let query_key_norms = if features.query_key_norm {
+        Some([norm("self_attn.q_norm", heads.dim)?, norm("self_attn.k_norm", heads.dim)?])
+    } else {
+        None
+    };
+    let activation = features.activation;
+    Ok(Layer { input_norm, query_key_norms, attention_after_norm, mlp_norm, mlp_after_norm, activation, projections })
 }
 
-fn check_adapter(a: &Tensor, b: &Tensor, [rank, width, out]: [usize; 3], name: &str) -> Result<()> {
-    if a.dims() == [rank, width] && b.dims() == [out, rank] {
-        return Ok(());
-    }
-    let (a, b) = (a.dims(), b.dims());
-    let message = format!("`{name}` is {a:?} and its B is {b:?}; [{rank}, {width}] and [{out}, {rank}] fit the model");
-    failed(FailureKind::BadModel, message)
+fn load_projection(files: &mut ModelFiles, index: usize, module: TargetModule) -> Result<Projection> {
+    let shape = files.config.shape(module);
+    let name = projection_name(index, module);
+    let weight = files.parameter(&format!("{name}.weight"), &shape)?;
+    let bias = if files.config.features.has_bias(module) {
+        Some(files.parameter(&format!("{name}.bias"), &shape[..1])?)
+    } else {
+        None
+    };
+    Ok(Projection { weight, bias, adapter: None })
 }

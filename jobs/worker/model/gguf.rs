@@ -1,171 +1,39 @@
 //! GGUF files: llama.cpp's one-file models, quantized or not.
 
-use std::collections::HashMap;
-use std::fs::File;
-use std::io::BufReader;
+pub mod names;
+
 use std::path::Path;
 
-use candle_core::quantized::gguf_file::{Content, Value};
-use candle_core::{Device, Tensor};
 use drydock_spec::FailureKind::{BadModel, UnsupportedModel};
+use drydock_spec::model::TOKENIZERS;
 
-use super::config::{Config, RopeConfig, RopeScaling, check_architecture};
-use super::tokenizer::{BpeParts, Text};
-use crate::ending::{OrFail, Result, failed};
-use crate::kernels::attention::Heads;
+use super::config::{Asked, Config};
+use super::stored::Stored;
+use super::tokenizer::{GgufTokenizer, Method, Text};
+use crate::blocks::BlockKind;
+use crate::ending::{Result, failed};
+use crate::gguf::{Metadata, Value};
+use names::{Change, change, gguf_name};
 
-pub(super) struct GgufFile {
-    reader: BufReader<File>,
-    content: Content,
-}
-
-/// GGUF's names of a layer's tensors, and Hugging Face's.
-const LAYER_NAMES: [(&str, &str); 9] = [
-    ("attn_norm", "input_layernorm"),
-    ("attn_q", "self_attn.q_proj"),
-    ("attn_k", "self_attn.k_proj"),
-    ("attn_v", "self_attn.v_proj"),
-    ("attn_output", "self_attn.o_proj"),
-    ("ffn_norm", "post_attention_layernorm"),
-    ("ffn_gate", "mlp.gate_proj"),
-    ("ffn_up", "mlp.up_proj"),
-    ("ffn_down", "mlp.down_proj"),
-];
-
-/// GGUF's name of a tensor that Hugging Face calls `name`.
-fn gguf_name(name: &str) -> Option<String> {
-    match name {
-        "model.embed_tokens.weight" => return Some("token_embd.weight".into()),
-        "model.norm.weight" => return Some("output_norm.weight".into()),
-        "lm_head.weight" => return Some("output.weight".into()),
-        _ => {}
-    }
-    let (layer, part) = name.strip_prefix("model.layers.")?.strip_suffix(".weight")?.split_once('.')?;
-    let (ours, _) = LAYER_NAMES.iter().find(|(_, theirs)| *theirs == part)?;
-    Some(format!("blk.{layer}.{ours}.weight"))
-}
-
-/// A whole number of any width.
-fn whole(value: &Value) -> Option<u64> {
-    match value {
-        Value::I8(v) => u64::try_from(*v).ok(),
-        Value::I16(v) => u64::try_from(*v).ok(),
-        Value::I32(v) => u64::try_from(*v).ok(),
-        Value::I64(v) => u64::try_from(*v).ok(),
-        other => other.to_u64().ok(),
-    }
-}
-
-/// The metadata, asked by key.
-struct Metadata<'a>(&'a HashMap<String, Value>);
-
-impl<'a> Metadata<'a> {
-    fn text(&self, key: &str) -> Option<&'a str> {
-        self.0.get(key)?.to_string().ok().map(String::as_str)
-    }
-
-    fn count(&self, key: &str) -> Option<usize> {
-        whole(self.0.get(key)?)?.try_into().ok()
-    }
-
-    fn required(&self, key: &str) -> Result<usize> {
-        self.count(key).ok_or("missing, or not a whole number").or_fail(BadModel, format_args!("GGUF metadata `{key}`"))
-    }
-
-    fn number(&self, key: &str) -> Option<f64> {
-        match self.0.get(key)? {
-            Value::F32(v) => Some(f64::from(*v)),
-            Value::F64(v) => Some(*v),
-            other => whole(other).map(|v| v as f64),
-        }
-    }
-
-    fn flag(&self, key: &str) -> Option<bool> {
-        self.0.get(key)?.to_bool().ok()
-    }
-
-    fn list<T>(&self, key: &str, item: impl Fn(&'a Value) -> Option<T>) -> Result<Vec<T>> {
-        let items = self.0.get(key).and_then(|value| value.to_vec().ok());
-        items
-            .and_then(|items| items.iter().map(item).collect())
-            .ok_or("missing, or not the list that is expected")
-            .or_fail(BadModel, format_args!("GGUF metadata `{key}`"))
-    }
-}
+/// A file, read as a decoder's.
+pub(super) struct GgufFile(pub(super) crate::gguf::GgufFile);
 
 impl GgufFile {
     pub(super) fn open(path: &Path) -> Result<Self> {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let file = File::open(path).or_fail(BadModel, format_args!("cannot read {name}"))?;
-        let mut reader = BufReader::with_capacity(1 << 20, file);
-        let content = Content::read(&mut reader).or_fail(BadModel, format_args!("{name} is no whole GGUF file"))?;
-        Ok(Self { reader, content })
+        crate::gguf::GgufFile::open(path).map(Self)
     }
 
-    fn metadata(&self) -> Metadata<'_> {
-        Metadata(&self.content.metadata)
+    fn metadata(&self) -> &Metadata {
+        self.0.metadata()
     }
 
     pub(super) fn config(&self) -> Result<Config> {
-        let metadata = self.metadata();
-        let architecture = metadata.text("general.architecture").unwrap_or("(none)");
-        check_architecture(architecture)?;
-        let key = |name: &str| format!("{architecture}.{name}");
-        let (hidden, query) =
-            (metadata.required(&key("embedding_length"))?, metadata.required(&key("attention.head_count"))?);
-        let head_dim = metadata.count(&key("attention.key_length")).or(metadata.count(&key("rope.dimension_count")));
-        let dim = head_dim.unwrap_or(hidden / query.max(1));
-        let embedding = self.content.tensor_infos.get("token_embd.weight").map(|info| info.shape.dims());
-        let Some(&[vocabulary, _]) = embedding else {
-            return failed(BadModel, "the GGUF file has no `token_embd.weight` of two dimensions");
+        let shape = |tensor: &str| self.0.tensor(tensor).map(|place| place.shape.clone());
+        let values = |tensor: &str| match self.0.tensor(tensor) {
+            Some(place) => Ok(self.0.values(place)),
+            None => failed(BadModel, format!("tensor `{tensor}` is missing from the GGUF file")),
         };
-        Config {
-            architecture: architecture.to_owned(),
-            layers: metadata.required(&key("block_count"))?,
-            hidden,
-            heads: Heads { query, key_value: metadata.count(&key("attention.head_count_kv")).unwrap_or(query), dim },
-            intermediate: metadata.required(&key("feed_forward_length"))?,
-            vocabulary,
-            norm_epsilon: metadata.number(&key("attention.layer_norm_rms_epsilon")).unwrap_or(1e-5) as f32,
-            rope: RopeConfig {
-                theta: metadata.number(&key("rope.freq_base")).unwrap_or(10_000.0),
-                scaling: self.rope_scaling(architecture, dim)?,
-            },
-            max_positions: metadata.required(&key("context_length"))?,
-            tied: !self.content.tensor_infos.contains_key("output.weight"),
-            eos: metadata
-                .count("tokenizer.ggml.eos_token_id")
-                .into_iter()
-                .chain(metadata.count("tokenizer.ggml.eot_token_id"))
-                .filter_map(|id| u32::try_from(id).ok())
-                .collect(),
-        }
-        .checked()
-    }
-
-    fn rope_scaling(&self, architecture: &str, dim: usize) -> Result<RopeScaling> {
-        if self.content.tensor_infos.contains_key("rope_freqs.weight") {
-            let mut reader = self.reader.get_ref().try_clone().or_fail(BadModel, "cannot read the GGUF file")?;
-            let factors = self.content.tensor(&mut reader, "rope_freqs.weight", &Device::Cpu);
-            let factors = factors.and_then(|factors| factors.dequantize(&Device::Cpu)?.to_vec1::<f32>());
-            let factors = factors.or_fail(BadModel, "tensor `rope_freqs.weight`")?;
-            if factors.len() != dim / 2 {
-                return failed(BadModel, format!("`rope_freqs.weight` has {} values, not {}", factors.len(), dim / 2));
-            }
-            return Ok(RopeScaling::Factors(factors));
-        }
-        let key = |name: &str| format!("{architecture}.rope.scaling.{name}");
-        match self.metadata().text(&key("type")) {
-            None | Some("none") => Ok(RopeScaling::None),
-            Some("linear") => {
-                let factor = self.metadata().number(&key("factor")).filter(|factor| *factor > 0.0);
-                Ok(RopeScaling::Linear { factor: factor.unwrap_or(1.0) })
-            }
-            Some(other) => {
-                let message = format!("the model's rope scaling is `{other}`; known are: none, linear, llama3");
-                failed(UnsupportedModel, message)
-            }
-        }
+        Config::from_gguf(&Asked { metadata: self.metadata(), shape: &shape, values: &values })
     }
 
     pub(super) fn chat_template(&self) -> Option<String> {
@@ -178,23 +46,28 @@ impl GgufFile {
         let id = |name: &str| {
             metadata.count(&format!("tokenizer.ggml.{name}_token_id")).and_then(|id| u32::try_from(id).ok())
         };
-        match metadata.text("tokenizer.ggml.model") {
-            Some("gpt2") => {}
+        let string = |value: &Value| value.as_text().map(str::to_owned);
+        let method = match metadata.text("tokenizer.ggml.model") {
+            Some("gpt2") => Method::Bytes {
+                pre_tokenizer: metadata.text("tokenizer.ggml.pre").unwrap_or("default").to_owned(),
+                merges: metadata.list("tokenizer.ggml.merges", string)?,
+            },
+            Some("llama") => Method::Pieces {
+                scores: metadata.list("tokenizer.ggml.scores", |score| score.as_number().map(|score| score as f32))?,
+                space_prefix: metadata.flag("tokenizer.ggml.add_space_prefix").unwrap_or(true),
+            },
             other => {
-                let message = format!(
-                    "the GGUF's tokenizer is of the kind `{}`; known is `gpt2` (byte-level BPE)",
-                    other.unwrap_or("(none)")
-                );
+                let kinds = TOKENIZERS.join(", ");
+                let message =
+                    format!("the GGUF's tokenizer is of the kind `{}`; known are: {kinds}", other.unwrap_or("(none)"));
                 let failure = drydock_spec::Failure::new(UnsupportedModel, message);
                 return Err(failure.with_hint("put the model's tokenizer.json beside the .gguf file").into());
             }
-        }
-        let string = |value: &Value| value.to_string().ok().cloned();
-        BpeParts {
-            pre_tokenizer: metadata.text("tokenizer.ggml.pre").unwrap_or("default").to_owned(),
+        };
+        GgufTokenizer {
+            method,
             tokens: metadata.list("tokenizer.ggml.tokens", string)?,
-            kinds: metadata.list("tokenizer.ggml.token_type", whole)?,
-            merges: metadata.list("tokenizer.ggml.merges", string)?,
+            kinds: metadata.list("tokenizer.ggml.token_type", Value::as_whole)?,
             bos: id("bos"),
             eos: id("eos"),
             eot: id("eot"),
@@ -206,31 +79,49 @@ impl GgufFile {
         .build()
     }
 
-    pub(super) fn has(&self, name: &str) -> bool {
-        gguf_name(name).is_some_and(|name| self.content.tensor_infos.contains_key(&name))
+    pub(super) fn has(&self, name: &str, config: &Config) -> bool {
+        gguf_name(name, &config.features).is_some_and(|name| self.0.tensor(&name).is_some())
     }
 
-    /// The tensor that Hugging Face calls `name`, in f32. Only this one is held in both forms at a time.
-    pub(super) fn tensor(&mut self, name: &str, config: &Config) -> Result<Tensor> {
-        let Some(gguf) = gguf_name(name).filter(|gguf| self.content.tensor_infos.contains_key(gguf)) else {
+    /// The tensor that Hugging Face calls `name`, and its shape. Matrices stay in the form that the file has, and where
+    /// they lie if their rows are in order; vectors are widened to f32.
+    pub(super) fn stored(&self, name: &str, config: &Config) -> Result<(Stored, Vec<usize>)> {
+        let gguf = gguf_name(name, &config.features);
+        let Some(place) = gguf.and_then(|gguf| self.0.tensor(&gguf)) else {
             return failed(BadModel, format!("tensor `{name}` is missing from the GGUF file"));
         };
-        let tensor = self.content.tensor(&mut self.reader, &gguf, &Device::Cpu);
-        let tensor = tensor.and_then(|tensor| tensor.dequantize(&Device::Cpu));
-        let tensor = tensor.or_fail(BadModel, format_args!("tensor `{gguf}`"))?;
-        let heads = match name.rsplit('.').nth(1) {
-            Some("q_proj") => config.heads.query,
-            Some("k_proj") => config.heads.key_value,
-            _ => return Ok(tensor),
+        let (shape, width) = (place.shape.clone(), place.shape.last().copied().unwrap_or(1));
+        let change = change(name, config);
+        let stored = match (place.kind, change) {
+            (BlockKind::F32, Change::Nothing) => Stored::mapped_f32(self.0.map(), place.bytes.clone(), width),
+            (kind, Change::Nothing) if shape.len() == 2 => {
+                Stored::mapped_blocks(kind, self.0.map(), place.bytes.clone(), width)
+            }
+            (kind, Change::SideBySide(heads)) if shape.len() == 2 && kind != BlockKind::F32 => {
+                Stored::blocks(kind, halves_apart(self.0.bytes(place), shape[0], heads)?, width)
+            }
+            (_, Change::Nothing) => Stored::f32(self.0.values(place), width),
+            (_, Change::SideBySide(heads)) => Stored::f32(halves_apart(&self.0.values(place), shape[0], heads)?, width),
+            (_, Change::Offset(offset)) => {
+                Stored::f32(self.0.values(place).into_iter().map(|value| value - offset).collect(), width)
+            }
         };
-        halves_apart(&tensor, heads, config.heads.dim).or_fail(BadModel, format_args!("tensor `{gguf}`"))
+        Ok((stored, shape))
     }
 }
 
-/// GGUF lays the two values that turn together side by side, Hugging Face half a head apart.
-fn halves_apart(weight: &Tensor, heads: usize, dim: usize) -> candle_core::Result<Tensor> {
-    let (rows, width) = weight.dims2()?;
-    weight.reshape((heads, dim / 2, 2, width))?.transpose(1, 2)?.contiguous()?.reshape((rows, width))
+/// GGUF lays the two values that turn together side by side, Hugging Face half a head apart. What moves are whole rows,
+/// in whatever form they are; of a bias, single values.
+fn halves_apart<T: Copy>(values: &[T], rows: usize, heads: usize) -> Result<Vec<T>> {
+    if !rows.is_multiple_of(2 * heads) {
+        return failed(BadModel, format!("{rows} rows of a projection do not fit {heads} heads"));
+    }
+    let (row, half) = (values.len() / rows, rows / heads / 2);
+    let from = |index: usize| {
+        let (head, place) = (index / (2 * half), index % (2 * half));
+        2 * half * head + 2 * (place % half) + place / half
+    };
+    Ok((0..rows).flat_map(|index| &values[from(index) * row..(from(index) + 1) * row]).copied().collect())
 }
 
 #[cfg(test)]
@@ -238,16 +129,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tensor_names_are_translated() {
-        assert_eq!(gguf_name("model.layers.7.mlp.down_proj.weight").unwrap(), "blk.7.ffn_down.weight");
-        assert_eq!(gguf_name("lm_head.weight").unwrap(), "output.weight");
-        assert_eq!(gguf_name("model.layers.7.mlp.router.weight"), None);
-    }
-
-    #[test]
     fn pairs_that_turn_together_are_moved_half_a_head_apart() {
-        let rows = Tensor::from_iter(0u32..12, &Device::Cpu).unwrap().reshape((12, 1)).unwrap();
-        let moved = halves_apart(&rows, 2, 6).unwrap().flatten_all().unwrap().to_vec1::<u32>().unwrap();
-        assert_eq!(moved, [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]);
+        let rows: Vec<u32> = (0..12).collect();
+        assert_eq!(halves_apart(&rows, 12, 2).unwrap(), [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]);
+        assert_eq!(halves_apart(b"aabbccddeeff", 6, 1).unwrap(), b"aacceebbddff");
+        assert!(halves_apart(&rows, 12, 5).is_err());
     }
 }

@@ -9,6 +9,8 @@ pub struct LastLayer {
     pub norm: Norm,
     /// `[vocabulary, hidden]`; nothing where the embedding's weight is the head's.
     pub head: Option<Parameter>,
+    /// What logits are bent to lie within.
+    pub softcap: Option<f32>,
 }
 
 /// The trained values, or the gradients, that the end of the decoder has to do with.
@@ -36,7 +38,13 @@ impl LastLayer {
             Some(head) => head.matrix(trained.last),
             None => embedding.matrix(trained.embedding),
         };
-        Head { norm: self.norm.weight.vector(trained.last), epsilon: self.norm.epsilon, weight, precision }
+        Head {
+            norm: self.norm.factors(trained.last),
+            epsilon: self.norm.epsilon,
+            weight,
+            softcap: self.softcap,
+            precision,
+        }
     }
 
     /// Where the gradients of the norm and of the head's weight go, as far as they are trained.

@@ -2,21 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use drydock_spec::FailureKind::BadModel;
 use memmap2::Mmap;
-use serde::Deserialize;
 use serde_json::Value;
 
 use super::stored::Stored;
+use crate::blocks::BlockKind;
 use crate::ending::{OrFail, Result, failed};
-
-/// A header that is longer is no header; the format's own limit is the same.
-const MAX_HEADER_BYTES: u64 = 100_000_000;
+use crate::shard::{self, Place};
 
 pub(super) fn read_json(path: &Path) -> Result<Value> {
     let text = std::fs::read(path).or_fail(BadModel, format_args!("cannot read {}", name(path)))?;
@@ -31,23 +28,9 @@ fn name(path: &Path) -> String {
 /// The tensors of a folder, wherever they lie.
 #[derive(Debug)]
 pub(super) struct Shards {
-    tensors: BTreeMap<String, Place>,
+    /// The file of each tensor, and its place there.
+    tensors: BTreeMap<String, (usize, Place)>,
     files: Vec<(PathBuf, Arc<Mmap>)>,
-}
-
-#[derive(Debug)]
-struct Place {
-    file: usize,
-    bytes: Range<usize>,
-    dtype: DType,
-    shape: Vec<usize>,
-}
-
-#[derive(Deserialize)]
-struct Entry {
-    dtype: String,
-    shape: Vec<usize>,
-    data_offsets: (usize, usize),
 }
 
 impl Shards {
@@ -75,23 +58,9 @@ impl Shards {
         let file = File::open(&path).or_fail(BadModel, format_args!("cannot read {}", name(&path)))?;
         // SAFETY: the file is not changed while it is mapped; see `open`.
         let map = unsafe { Mmap::map(&file) }.or_fail(BadModel, format_args!("cannot map {}", name(&path)))?;
-        let size = map.len();
-        let length = map.first_chunk().ok_or("it is too short").or_fail(BadModel, name(&path))?;
-        let length = u64::from_le_bytes(*length);
-        if length > MAX_HEADER_BYTES || length + 8 > size as u64 {
-            return failed(BadModel, format!("{}: a header of {length} bytes in {size} bytes", name(&path)));
-        }
-        let data_start = 8 + length as usize;
-        let header: BTreeMap<String, Value> = serde_json::from_slice(&map[8..data_start])
-            .or_fail(BadModel, format_args!("{}: bad header", name(&path)))?;
-        for (tensor, entry) in header {
-            if tensor == "__metadata__" {
-                continue;
-            }
+        for (tensor, place) in shard::places(&map).or_fail(BadModel, name(&path))? {
             let what = format!("{}: tensor `{tensor}`", name(&path));
-            let entry: Entry = serde_json::from_value(entry).or_fail(BadModel, &what)?;
-            let place = place(entry, self.files.len(), data_start, size).or_fail(BadModel, &what)?;
-            if self.tensors.insert(tensor, place).is_some() {
+            if self.tensors.insert(tensor, (self.files.len(), place)).is_some() {
                 return failed(BadModel, format!("{what} is in another file of the folder as well"));
             }
         }
@@ -119,54 +88,55 @@ impl Shards {
         self.tensors.contains_key(tensor)
     }
 
+    /// Tensors in all.
+    pub(super) fn len(&self) -> usize {
+        self.tensors.len()
+    }
+
+    /// The names of all tensors.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
     /// The tensor in f32.
     pub(super) fn tensor(&self, tensor: &str) -> Result<Tensor> {
         let (place, map) = self.place(tensor)?;
-        let raw = &map[place.bytes.clone()];
-        Ok(Tensor::from_raw_buffer(raw, place.dtype, &place.shape, &Device::Cpu)?.to_dtype(DType::F32)?)
+        let values = widened(place.kind, &map[place.bytes.clone()]);
+        Ok(Tensor::from_vec(values, &place.shape[..], &Device::Cpu)?)
     }
 
-    /// The tensor as it is held while it is frozen, and its shape. One that is f32 already stays where it is.
+    /// The tensor as it is held while it is frozen, and its shape. A matrix stays where it is, and so do all f32.
     pub(super) fn stored(&self, tensor: &str) -> Result<(Stored, Vec<usize>)> {
         let (place, map) = self.place(tensor)?;
         let width = place.shape.last().copied().unwrap_or(1);
-        let stored = match place.dtype {
-            DType::F32 => Stored::mapped_f32(map, place.bytes.clone(), width),
-            _ => Stored::f32(self.tensor(tensor)?.flatten_all()?.to_vec1()?, width),
+        let stored = match place.kind {
+            BlockKind::F32 => Stored::mapped_f32(map, place.bytes.clone(), width),
+            kind if place.shape.len() == 2 => Stored::mapped_blocks(kind, map, place.bytes.clone(), width),
+            kind => Stored::f32(widened(kind, &map[place.bytes.clone()]), width),
         };
         Ok((stored, place.shape.clone()))
     }
 
-    fn place(&self, tensor: &str) -> Result<(&Place, &Arc<Mmap>)> {
+    /// Where the tensor lies, and the file.
+    pub(super) fn place(&self, tensor: &str) -> Result<(&Place, &Arc<Mmap>)> {
         match self.tensors.get(tensor) {
-            Some(place) => Ok((place, &self.files[place.file].1)),
+            Some((file, place)) => Ok((place, &self.files[*file].1)),
             None => failed(BadModel, format!("tensor `{tensor}` is missing from the model's files")),
         }
     }
 }
 
-/// Checks a header's entry against the file that it is about.
-fn place(entry: Entry, file: usize, data_start: usize, file_size: usize) -> Result<Place, String> {
-    let dtype = match entry.dtype.as_str() {
-        "F32" => DType::F32,
-        "F16" => DType::F16,
-        "BF16" => DType::BF16,
-        other => return Err(format!("its type is {other}; F32, F16 and BF16 are known")),
-    };
-    let elements = entry.shape.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim));
-    let (from, to) = entry.data_offsets;
-    let bytes = elements.and_then(|count| count.checked_mul(dtype.size_in_bytes()));
-    match (bytes, to.checked_sub(from)) {
-        (Some(bytes), Some(length)) if bytes == length && to <= file_size.saturating_sub(data_start) => {
-            Ok(Place { file, bytes: data_start + from..data_start + to, dtype, shape: entry.shape })
-        }
-        _ => Err(format!("bytes {from}..{to} do not hold {:?} values of {:?}", entry.shape, entry.dtype)),
-    }
+fn widened(kind: BlockKind, bytes: &[u8]) -> Vec<f32> {
+    let mut values = vec![0.0; bytes.len() / kind.block_bytes()];
+    kind.decode_all(bytes, &mut values);
+    values
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
+
+    use candle_core::DType;
 
     use super::*;
     use crate::ending::Ending;
@@ -192,8 +162,14 @@ mod tests {
         let other = HashMap::from([("y".to_string(), half)]);
         candle_core::safetensors::save(&other, folder.path().join("b.safetensors")).unwrap();
         let shards = Shards::open(folder.path()).unwrap();
-        assert_eq!(shards.tensor("x").unwrap().to_vec2::<f32>().unwrap(), [[1.5, -2.0]]);
-        assert_eq!(shards.tensor("y").unwrap().to_vec1::<f32>().unwrap(), [0.5, 3.0]);
+        let read = |name: &str| {
+            let (stored, shape) = shards.stored(name).unwrap();
+            let mut values = Vec::new();
+            stored.append_to(&mut values);
+            (values, shape)
+        };
+        assert_eq!(read("x"), (vec![1.5, -2.0], vec![1, 2]));
+        assert_eq!(read("y"), (vec![0.5, 3.0], vec![2]));
         assert!(!shards.has("z"));
     }
 

@@ -1,16 +1,22 @@
-//! Adapters: which projections have one, what it starts from, and how PEFT names it.
+//! Adapters: which projections have one, what it starts from, and how PEFT writes it down.
 
+use std::ops::Range;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
-use drydock_spec::FailureKind::BadModel;
+use drydock_spec::FailureKind::{BadModel, UnsupportedModel};
 use drydock_spec::finetune::TargetModule;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::decoder::Decoder;
+use super::fused;
 use super::hf::{Shards, read_json};
-use super::parameter::Trainable;
-use crate::ending::{OrFail, Result};
+use super::layer::{Adapter, Projection, RowLengths};
+use super::parameter::{Group, Trainable};
+use crate::ending::{OrFail, Result, failed};
+use crate::kernels::dora::{row_norms, row_squares};
+use crate::kernels::linear::Lora;
 use crate::random::Chance;
 
 /// What all adapters of a model share.
@@ -19,53 +25,192 @@ pub struct LoraShape {
     pub rank: usize,
     pub alpha: f64,
     pub dropout: f32,
-    pub targets: Vec<TargetModule>,
+    /// Whether the lengths of the adapted weights' rows are trained as well (DoRA).
+    pub dora: bool,
+    /// By PEFT's rule: each projection whose name is one of these, or ends with one after a dot.
+    pub targets: Vec<String>,
 }
 
-/// PEFT's name of a projection's adapter matrix; `matrix` is `A` or `B`.
-pub fn peft_name(layer: usize, module: TargetModule, matrix: char) -> String {
-    format!("base_model.model.{}.lora_{matrix}.weight", projection_name(layer, module))
+/// What an adapter starts from.
+pub struct AdapterStart {
+    /// `[rank, width]`
+    pub a: Tensor,
+    /// `[out, rank]`
+    pub b: Tensor,
+    /// DoRA's lengths `[out]`; without them, those of the adapted weight itself.
+    pub magnitude: Option<Tensor>,
 }
 
-/// Hugging Face's name of a projection, without `.weight`.
-pub fn projection_name(layer: usize, module: TargetModule) -> String {
-    let part = match module {
-        TargetModule::QProj | TargetModule::KProj | TargetModule::VProj | TargetModule::OProj => "self_attn",
-        TargetModule::GateProj | TargetModule::UpProj | TargetModule::DownProj => "mlp",
-    };
-    format!("model.layers.{layer}.{part}.{}", module.name())
+/// PEFT's name of a tensor that belongs to the adapter of the projection of this name: `lora_A.weight`,
+/// `lora_B.weight` or `lora_magnitude_vector`.
+pub fn peft_name(projection: &str, tensor: &str) -> String {
+    format!("base_model.model.{projection}.{tensor}")
 }
+
+pub const LORA_A: &str = "lora_A.weight";
+pub const LORA_B: &str = "lora_B.weight";
+pub const LORA_MAGNITUDE: &str = "lora_magnitude_vector";
 
 /// PEFT's start: A is Kaiming-uniform with a = sqrt(5), which comes to 1 / sqrt(in) as the bound; B is zero, so that
 /// the adapted model starts as the model itself.
-pub fn start_values(chance: &mut Chance, rank: usize, width: usize, out: usize) -> Result<(Tensor, Tensor)> {
+pub fn start_values(chance: &mut Chance, rank: usize, width: usize, out: usize) -> Result<AdapterStart> {
     let bound = 1.0 / (width as f32).sqrt();
     let a: Vec<f32> = (0..rank * width).map(|_| chance.uniform(bound)).collect();
     let a = Tensor::from_vec(a, (rank, width), &Device::Cpu)?;
-    Ok((a, Tensor::zeros((out, rank), candle_core::DType::F32, &Device::Cpu)?))
+    let b = Tensor::zeros((out, rank), candle_core::DType::F32, &Device::Cpu)?;
+    Ok(AdapterStart { a, b, magnitude: None })
+}
+
+impl LoraShape {
+    /// Whether the projection of this name has an adapter.
+    pub fn targets(&self, name: &str) -> bool {
+        let fits = |target: &String| {
+            name.strip_suffix(target.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+        };
+        self.targets.iter().any(fits)
+    }
+}
+
+impl Decoder {
+    /// Gives every target an adapter; `start` makes its values for the projection of a name, given rank, width and out.
+    pub fn adapt(
+        &mut self,
+        shape: &LoraShape,
+        mut start: impl FnMut(&str, [usize; 3]) -> Result<AdapterStart>,
+    ) -> Result<Vec<Trainable>> {
+        let mut groups = self.empty_groups();
+        for index in 0..self.layers.len() {
+            let group = self.layer_group(index);
+            for site in fused::sites(index, &self.config).iter().filter(|site| shape.targets(&site.name)) {
+                let projections = &mut self.layers[index].projections;
+                let parts: Vec<&Projection> =
+                    site.modules.iter().map(|&module| &projections[module as usize]).collect();
+                let out = parts.iter().map(|part| part.weight.out()).sum();
+                let start = start(&site.name, [shape.rank, parts[0].weight.width(), out])?;
+                // A number that no other projection has; the parts of one drop the same inputs.
+                let number = (index * TargetModule::ALL.len() + site.modules[0] as usize) as u64;
+                let adapters = adapters(&parts, shape, &site.name, number, &start, &mut groups[group])?;
+                for (&module, adapter) in site.modules.iter().zip(adapters) {
+                    projections[module as usize].adapter = Some(adapter);
+                }
+            }
+        }
+        self.finish(groups)
+    }
+
+    /// The names of all projections that an adapter can be laid over, without `.weight`.
+    pub fn projection_names(&self) -> Vec<String> {
+        let layer = |index| fused::sites(index, &self.config).into_iter().map(|site| site.name);
+        (0..self.layers.len()).flat_map(layer).collect()
+    }
+}
+
+/// Lays an adapter's values into its layer's group. Where the files hold several projections in one, the adapter is one
+/// as well: all have the same A, and each has its rows of B and of DoRA's lengths.
+fn adapters(
+    parts: &[&Projection],
+    shape: &LoraShape,
+    name: &str,
+    number: u64,
+    start: &AdapterStart,
+    group: &mut Group,
+) -> Result<Vec<Adapter>> {
+    let (rank, width) = (shape.rank, parts[0].weight.width());
+    let out = parts.iter().map(|part| part.weight.out()).sum();
+    let values = |tensor: &Tensor, kind: &str, wanted: &[usize]| -> Result<Vec<f32>> {
+        if tensor.dims() != wanted {
+            let (name, found) = (peft_name(name, kind), tensor.dims());
+            return failed(BadModel, format!("`{name}` is {found:?}; {wanted:?} fits the model"));
+        }
+        Ok(tensor.flatten_all()?.to_vec1()?)
+    };
+    let a = values(&start.a, LORA_A, &[rank, width])?;
+    let b = values(&start.b, LORA_B, &[out, rank])?;
+    let scale = (shape.alpha / rank as f64) as f32;
+    let mut add = |kind, shape: &[usize], values: &[f32]| group.add(peft_name(name, kind), shape, values);
+    let (a_place, b_place) = (add(LORA_A, &[rank, width], &a), add(LORA_B, &[out, rank], &b));
+    let rows = rows_of(parts);
+    let mut magnitudes: Vec<Option<RowLengths>> = vec![None; parts.len()];
+    if shape.dora {
+        let squares: Vec<Vec<f32>> = parts.iter().map(|part| row_squares(part.weight.matrix(&[]))).collect();
+        let lengths = match &start.magnitude {
+            Some(tensor) => values(tensor, LORA_MAGNITUDE, &[out])?,
+            None => {
+                let of_part = |((part, rows), squares): ((&&Projection, &Range<usize>), &Vec<f32>)| {
+                    let b = &b[rows.start * rank..rows.end * rank];
+                    row_norms(
+                        part.weight.matrix(&[]),
+                        squares,
+                        &Lora { a: &a, b, scale, dropout: None, magnitude: None },
+                    )
+                };
+                parts.iter().zip(&rows).zip(&squares).flat_map(of_part).collect()
+            }
+        };
+        let place = add(LORA_MAGNITUDE, &[out], &lengths);
+        for ((magnitude, rows), frozen_squares) in magnitudes.iter_mut().zip(&rows).zip(squares) {
+            *magnitude = Some(RowLengths { trained: within(&place, rows, 1), frozen_squares });
+        }
+    }
+    let adapter = |(rows, magnitude): (Range<usize>, Option<RowLengths>)| {
+        let b = within(&b_place, &rows, rank);
+        Adapter { a: a_place.clone(), b, magnitude, scale, dropout: shape.dropout, number }
+    };
+    Ok(rows.into_iter().zip(magnitudes).map(adapter).collect())
+}
+
+/// Which rows of the whole each part has.
+fn rows_of(parts: &[&Projection]) -> Vec<Range<usize>> {
+    let mut end = 0;
+    let rows = |part: &&Projection| {
+        let start = end;
+        end += part.weight.out();
+        start..end
+    };
+    parts.iter().map(rows).collect()
+}
+
+/// Where rows of so many values lie that are part of what lies at `place`.
+fn within(place: &Range<usize>, rows: &Range<usize>, width: usize) -> Range<usize> {
+    place.start + rows.start * width..place.start + rows.end * width
 }
 
 /// `adapter_config.json`, as PEFT reads it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AdapterConfig {
     pub peft_type: String,
-    pub task_type: String,
-    pub base_model_name_or_path: String,
+    #[serde(default)]
+    pub task_type: Option<String>,
+    pub base_model_name_or_path: Option<String>,
     pub r: usize,
     pub lora_alpha: serde_json::Number,
+    #[serde(default)]
     pub lora_dropout: f32,
-    pub target_modules: Vec<TargetModule>,
+    #[serde(default)]
+    pub use_dora: bool,
+    pub target_modules: Vec<String>,
     pub bias: String,
     pub fan_in_fan_out: bool,
     pub inference_mode: bool,
 }
 
+/// Options of PEFT that would change an adapter's arithmetic in ways that are not known here.
+const UNKNOWN_OPTIONS: [&str; 7] = [
+    "use_rslora",
+    "rank_pattern",
+    "alpha_pattern",
+    "modules_to_save",
+    "lora_bias",
+    "fan_in_fan_out",
+    "trainable_token_indices",
+];
+
 impl AdapterConfig {
     pub fn new(shape: &LoraShape, model_name: &str) -> Self {
         Self {
             peft_type: "LORA".into(),
-            task_type: "CAUSAL_LM".into(),
-            base_model_name_or_path: model_name.into(),
+            task_type: Some("CAUSAL_LM".into()),
+            base_model_name_or_path: Some(model_name.into()),
             r: shape.rank,
             // PEFT's own type is a whole number; a fraction is written only where there is one.
             lora_alpha: if shape.alpha.fract() == 0.0 {
@@ -74,6 +219,7 @@ impl AdapterConfig {
                 serde_json::Number::from_f64(shape.alpha).unwrap_or(1.into())
             },
             lora_dropout: shape.dropout,
+            use_dora: shape.dora,
             target_modules: shape.targets.clone(),
             bias: "none".into(),
             fan_in_fan_out: false,
@@ -81,42 +227,115 @@ impl AdapterConfig {
         }
     }
 
+    /// Of somebody's adapter; refused where it is not understood in full.
+    fn parse(json: &Value) -> Result<Self> {
+        let kind = json.get("peft_type").and_then(Value::as_str).unwrap_or("(none)");
+        if kind != "LORA" {
+            return failed(UnsupportedModel, format!("the adapter's peft_type is `{kind}`; `LORA` is known"));
+        }
+        let set = |value: &Value| match value {
+            Value::Null | Value::Bool(false) => false,
+            Value::Array(items) => !items.is_empty(),
+            Value::Object(fields) => !fields.is_empty(),
+            _ => true,
+        };
+        if let Some(option) = UNKNOWN_OPTIONS.into_iter().find(|option| json.get(option).is_some_and(set)) {
+            let message = format!("the adapter was made with {option} = {}, which is not known here", json[option]);
+            return failed(UnsupportedModel, message);
+        }
+        let config: Self = serde_json::from_value(json.clone()).or_fail(BadModel, "adapter_config.json")?;
+        if config.bias != "none" || config.r == 0 {
+            let message = format!("the adapter's bias is `{}` and its r {}", config.bias, config.r);
+            return failed(UnsupportedModel, format!("{message}; known are `none` and from 1 on"));
+        }
+        Ok(config)
+    }
+
     pub fn shape(&self) -> LoraShape {
         LoraShape {
             rank: self.r,
             alpha: self.lora_alpha.as_f64().unwrap_or(1.0),
             dropout: self.lora_dropout,
+            dora: self.use_dora,
             targets: self.target_modules.clone(),
         }
     }
 }
 
-/// Gives the decoder the adapter that a folder holds in PEFT's form.
-pub fn load_adapter(decoder: &mut Decoder, folder: &Path) -> Result<Vec<Trainable>> {
-    let config = read_json(&folder.join("adapter_config.json"))?;
-    let config: AdapterConfig = serde_json::from_value(config).or_fail(BadModel, "adapter_config.json")?;
-    let shards = Shards::open(folder)?;
-    decoder.adapt(&config.shape(), |layer, module, _| {
-        Ok((shards.tensor(&peft_name(layer, module, 'A'))?, shards.tensor(&peft_name(layer, module, 'B'))?))
-    })
+/// An adapter in PEFT's form, opened but not read.
+pub struct SavedAdapter {
+    pub shape: LoraShape,
+    shards: Shards,
+}
+
+impl SavedAdapter {
+    pub fn open(folder: &Path) -> Result<Self> {
+        let shape = AdapterConfig::parse(&read_json(&folder.join("adapter_config.json"))?)?.shape();
+        Ok(Self { shape, shards: Shards::open(folder)? })
+    }
+
+    /// Gives it to the decoder.
+    pub fn load(self, decoder: &mut Decoder) -> Result<Vec<Trainable>> {
+        let Self { shape, shards } = self;
+        let mut taken = 0;
+        let trainables = decoder.adapt(&shape, |name, _| {
+            let mut tensor = |kind| {
+                taken += 1;
+                shards.tensor(&peft_name(name, kind))
+            };
+            let (a, b) = (tensor(LORA_A)?, tensor(LORA_B)?);
+            let magnitude = if shape.dora { Some(tensor(LORA_MAGNITUDE)?) } else { None };
+            Ok(AdapterStart { a, b, magnitude })
+        })?;
+        // What is left over changes the model's answers elsewhere.
+        if taken != shards.len() {
+            let left = shards.len() - taken;
+            let message = format!("{left} of the adapter's tensors belong to none of the model's projections");
+            return failed(UnsupportedModel, message);
+        }
+        Ok(trainables)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ending::Ending;
+    use crate::model::names::projection_name;
+
+    fn shape() -> LoraShape {
+        let targets = vec!["q_proj".into(), "model.layers.1.mlp.up_proj".into()];
+        LoraShape { rank: 8, alpha: 16.0, dropout: 0.0, dora: true, targets }
+    }
 
     #[test]
     fn names_are_those_of_peft() {
-        let name = peft_name(3, TargetModule::GateProj, 'A');
+        let name = peft_name(&projection_name(3, TargetModule::GateProj), LORA_A);
         assert_eq!(name, "base_model.model.model.layers.3.mlp.gate_proj.lora_A.weight");
     }
 
     #[test]
+    fn a_target_is_a_name_or_the_end_of_one() {
+        let targets = |layer, module| shape().targets(&projection_name(layer, module));
+        assert!(targets(0, TargetModule::QProj) && targets(7, TargetModule::QProj));
+        assert!(targets(1, TargetModule::UpProj) && !targets(11, TargetModule::UpProj));
+        assert!(!LoraShape { targets: vec!["proj".into()], ..shape() }.targets("model.layers.0.self_attn.q_proj"));
+    }
+
+    #[test]
     fn a_whole_alpha_is_written_as_a_whole_number() {
-        let shape = LoraShape { rank: 8, alpha: 16.0, dropout: 0.0, targets: vec![TargetModule::QProj] };
-        let json = serde_json::to_value(AdapterConfig::new(&shape, "m")).unwrap();
+        let json = serde_json::to_value(AdapterConfig::new(&shape(), "m")).unwrap();
         assert_eq!(json["lora_alpha"].to_string(), "16");
         assert_eq!(json["target_modules"][0], "q_proj");
-        assert_eq!(serde_json::from_value::<AdapterConfig>(json).unwrap().shape(), shape);
+        assert_eq!(AdapterConfig::parse(&json).unwrap().shape(), shape());
+    }
+
+    #[test]
+    fn an_adapter_that_is_not_understood_is_refused() {
+        let mut json = serde_json::to_value(AdapterConfig::new(&shape(), "m")).unwrap();
+        json["use_rslora"] = true.into();
+        let Err(Ending::Failed(failure)) = AdapterConfig::parse(&json) else { panic!("it was taken") };
+        assert_eq!(failure.kind, UnsupportedModel);
+        assert_eq!(failure.message, "the adapter was made with use_rslora = true, which is not known here");
     }
 }

@@ -41,8 +41,18 @@ impl Parameter {
 
     /// A vector, as a norm has it; `trained` are the values of its group.
     pub fn vector<'a>(&'a self, trained: &'a [f32]) -> &'a [f32] {
-        let Held::F32(values) = self.matrix(trained).held;
-        values
+        match self.matrix(trained).held {
+            Held::F32(values) => values,
+            Held::Bf16(_) | Held::Blocks(_) => unreachable!("vectors are read as f32"),
+        }
+    }
+
+    /// Appends all values in f32; `trained` are those of its group.
+    pub fn append_to(&self, trained: &[f32], values: &mut Vec<f32>) {
+        match &self.place {
+            Place::Frozen(stored) => stored.append_to(values),
+            Place::Trained(range) => values.extend_from_slice(&trained[range.clone()]),
+        }
     }
 
     /// Where its gradient lies among its group's; nowhere if it is frozen.

@@ -2,10 +2,12 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use memmap2::Mmap;
 
+use crate::blocks::BlockKind;
+use crate::kernels::quantized::{Blocks, Turned};
 use crate::kernels::weight::{Held, Weight};
 
 /// A frozen matrix `[out, width]`; a vector is a matrix of one row.
@@ -14,6 +16,8 @@ pub struct Stored {
     form: Form,
     out: usize,
     width: usize,
+    /// Quantized rows as integer products want them, once one has been taken.
+    turned: Arc<OnceLock<Turned>>,
 }
 
 #[derive(Debug, Clone)]
@@ -22,9 +26,13 @@ enum Form {
     F32(Vec<f32>),
     /// Where it lies in its file: no second copy is made, and pages that nobody asks for are never read.
     MappedF32(Mapped),
+    /// In a file's blocks: quantized, or floats of 16 bits.
+    Blocks(BlockKind, Vec<u8>),
+    /// The same, where they lie.
+    MappedBlocks(BlockKind, Mapped),
 }
 
-/// A stretch of a mapped file that holds aligned f32.
+/// A stretch of a mapped file; where it holds f32, they are aligned.
 #[derive(Clone)]
 struct Mapped {
     file: Arc<Mmap>,
@@ -32,10 +40,14 @@ struct Mapped {
 }
 
 impl Stored {
+    fn of(form: Form, out: usize, width: usize) -> Self {
+        Self { form, out, width, turned: Arc::default() }
+    }
+
     /// Rows of `width` values without gaps.
     pub fn f32(values: Vec<f32>, width: usize) -> Self {
         let out = values.len() / width.max(1);
-        Self { form: Form::F32(values), out, width }
+        Self::of(Form::F32(values), out, width)
     }
 
     /// `bytes` of a file that are little-endian f32, used where they lie; where they cannot be (a file may start a
@@ -47,16 +59,71 @@ impl Stored {
             return Self::f32(values.collect(), width);
         }
         let out = values.len() / size_of::<f32>() / width.max(1);
-        Self { form: Form::MappedF32(Mapped { file: file.clone(), bytes }), out, width }
+        Self::of(Form::MappedF32(Mapped { file: file.clone(), bytes }), out, width)
+    }
+
+    /// Rows of `width` values in blocks of a file, which stay what they are.
+    pub fn blocks(kind: BlockKind, bytes: Vec<u8>, width: usize) -> Self {
+        let out = Weight::blocks(kind, &bytes, width).out;
+        Self::of(Form::Blocks(kind, bytes), out, width)
+    }
+
+    /// `bytes` of a file that hold rows of `width` values in blocks, used where they lie.
+    pub fn mapped_blocks(kind: BlockKind, file: &Arc<Mmap>, bytes: Range<usize>, width: usize) -> Self {
+        let out = Weight::blocks(kind, &file[bytes.clone()], width).out;
+        Self::of(Form::MappedBlocks(kind, Mapped { file: file.clone(), bytes }), out, width)
+    }
+
+    /// Some of the rows; those of a mapped file stay where they are.
+    pub fn rows(&self, rows: Range<usize>) -> Self {
+        let values = rows.start * self.width..rows.end * self.width;
+        let form = match &self.form {
+            Form::F32(all) => Form::F32(all[values].to_vec()),
+            Form::Blocks(kind, bytes) => {
+                let row = bytes.len() / self.out.max(1);
+                Form::Blocks(*kind, bytes[rows.start * row..rows.end * row].to_vec())
+            }
+            Form::MappedBlocks(kind, Mapped { file, bytes }) => {
+                let row = bytes.len() / self.out.max(1);
+                let bytes = bytes.start + rows.start * row..bytes.start + rows.end * row;
+                Form::MappedBlocks(*kind, Mapped { file: file.clone(), bytes })
+            }
+            Form::MappedF32(Mapped { file, bytes }) => {
+                let at = |value: usize| bytes.start + value * size_of::<f32>();
+                Form::MappedF32(Mapped { file: file.clone(), bytes: at(values.start)..at(values.end) })
+            }
+        };
+        Self::of(form, rows.len(), self.width)
     }
 
     /// As the kernels take it.
     pub fn as_weight(&self) -> Weight<'_> {
         let held = match &self.form {
+            Form::Blocks(kind, bytes) => self.held_blocks(*kind, bytes),
+            Form::MappedBlocks(kind, mapped) => self.held_blocks(*kind, &mapped.file[mapped.bytes.clone()]),
             Form::F32(values) => Held::F32(values),
             Form::MappedF32(mapped) => Held::F32(mapped.values()),
         };
         Weight { held, out: self.out, width: self.width }
+    }
+
+    /// Holds the values in blocks of this kind from now on, rounded; those that are in quantized blocks already stay.
+    pub fn quantize(&mut self, kind: BlockKind) {
+        if let Form::Blocks(held, _) | Form::MappedBlocks(held, _) = &self.form
+            && held.is_quantized()
+        {
+            return;
+        }
+        let mut values = Vec::new();
+        self.append_to(&mut values);
+        let row = kind.row_bytes(self.width).expect("the kind fits the rows");
+        let mut bytes = vec![0; self.out * row];
+        kind.encode_all(&values, self.width, None, &mut bytes);
+        *self = Self::blocks(kind, bytes, self.width);
+    }
+
+    fn held_blocks<'a>(&'a self, kind: BlockKind, bytes: &'a [u8]) -> Held<'a> {
+        Held::Blocks(Blocks { turned: Some(&self.turned), ..Blocks::new(kind, bytes, self.width) })
     }
 
     /// Appends all values in f32.
@@ -104,8 +171,28 @@ mod tests {
         let mut read = vec![7.0];
         aligned.append_to(&mut read);
         assert_eq!(read, [7.0, 1.5, -2.0, 0.25, 8.0]);
+        let mut second = Vec::new();
+        aligned.rows(1..2).append_to(&mut second);
+        assert_eq!(second, [0.25, 8.0]);
         let skewed = Stored::mapped_f32(&map, 3..19, 4);
         assert!(matches!(skewed.form, Form::F32(_)));
         assert_eq!((skewed.as_weight().out, skewed.as_weight().width), (1, 4));
+        assert_eq!(Stored::f32(vec![1.0, 2.0, 3.0], 1).rows(1..3).as_weight().out, 2);
+    }
+
+    #[test]
+    fn what_is_quantized_once_stays_as_it_is() {
+        let values: Vec<f32> = (0..64).map(|i| (i as f32 * 0.7).sin()).collect();
+        let read = |stored: &Stored| {
+            let mut values = Vec::new();
+            stored.append_to(&mut values);
+            values
+        };
+        let mut stored = Stored::f32(values.clone(), 32);
+        stored.quantize(BlockKind::Q8_0);
+        let rounded = read(&stored);
+        assert!(rounded != values && rounded.iter().zip(&values).all(|(a, b)| (a - b).abs() < 0.005));
+        stored.quantize(BlockKind::Q4_0);
+        assert_eq!(read(&stored), rounded);
     }
 }

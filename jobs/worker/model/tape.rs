@@ -4,6 +4,8 @@
 //! which knows its own backward pass, and gradients go straight to where they are summed up.
 
 use candle_core::Result;
+use drydock_spec::Recipe;
+use drydock_spec::recipe::DType;
 
 use super::decoder::Decoder;
 use super::head::Ends;
@@ -24,6 +26,15 @@ pub struct Pass {
 }
 
 impl Pass {
+    /// As a recipe asks for it.
+    pub fn new(recipe: &Recipe, dropout_seed: u64) -> Self {
+        let precision = match recipe.dtype {
+            DType::F32 => Precision::F32,
+            DType::Bf16 => Precision::Bf16,
+        };
+        Self { precision, dropout_seed, gradient_checkpointing: recipe.gradient_checkpointing }
+    }
+
     fn arithmetic(self) -> Arithmetic {
         Arithmetic { precision: self.precision, dropout_seed: Some(self.dropout_seed) }
     }
@@ -48,10 +59,10 @@ struct Entry {
 impl<'d> Tape<'d> {
     /// The forward pass of a batch, up to where its losses begin.
     pub fn record(decoder: &'d Decoder, batch: &'d Batch, pass: Pass) -> Result<Self> {
-        let attention = decoder.attention(&batch.bounds);
         let mut layers = Vec::with_capacity(decoder.layers.len());
         let mut stream = decoder.embed(&batch.ids)?;
         for (index, layer) in decoder.layers.iter().enumerate() {
+            let attention = decoder.attention(index, &batch.bounds);
             let (y, kept) = decoder.lent(decoder.layer_group(index), |trained| {
                 layer.with(trained, pass.arithmetic()).forward(&stream, |q, k, v| attention.forward(q, k, v))
             })?;
@@ -77,9 +88,8 @@ impl<'d> Tape<'d> {
             head.losses(&stream, &batch.targets, Some(HeadGradient { scales, x: &mut dstream, norm, weight }))
         })?;
         drop(stream);
-        let attention = decoder.attention(&batch.bounds);
         for (index, entry) in layers.into_iter().enumerate().rev() {
-            let group = decoder.layer_group(index);
+            let (group, attention) = (decoder.layer_group(index), decoder.attention(index, &batch.bounds));
             // Below the lowest group that is trained there is nothing to do.
             let further = gradients[..group].iter().any(|gradient| !gradient.is_empty());
             dstream = decoder.lent(group, |trained| {

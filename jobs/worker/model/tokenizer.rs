@@ -1,5 +1,7 @@
 //! From text to tokens and back, and what belongs to it: special tokens and the chat template.
 
+mod pieces;
+
 use std::path::Path;
 
 use drydock_spec::FailureKind::{BadModel, UnsupportedModel};
@@ -129,8 +131,28 @@ impl Text {
         Ok(Tokens { ids, starts })
     }
 
+    /// The tokens of a text that is to go on: a tokenizer that ends every text would end it before the answer.
+    pub fn encode_prompt(&self, text: &str, special: bool) -> Result<Tokens> {
+        let mut tokens = self.encode(text, special)?;
+        if special && tokens.ids.len() > 1 && tokens.ids.last().is_some_and(|last| self.stops.contains(last)) {
+            tokens.ids.pop();
+            tokens.starts.pop();
+        }
+        Ok(tokens)
+    }
+
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         self.tokenizer.decode(ids, skip_special).or_fail(BadModel, "the tokenizer cannot write its own tokens")
+    }
+
+    /// The token that begins a text.
+    pub fn bos_id(&self) -> Option<u32> {
+        self.tokenizer.token_to_id(self.bos.as_deref()?)
+    }
+
+    /// The token that `tokenizer_config.json` calls by this name.
+    pub fn special_id(&self, name: &str) -> Option<u32> {
+        self.tokenizer.token_to_id(&special(&self.tokenizer_config, name)?)
     }
 
     /// The texts of the tokens that end an answer.
@@ -164,14 +186,12 @@ fn chat_template(config: &Map<String, Value>) -> Option<String> {
     }
 }
 
-/// A byte-level BPE tokenizer as a GGUF's metadata has it.
-pub(super) struct BpeParts {
-    /// How text is cut before merging, by the name that llama.cpp gave it.
-    pub pre_tokenizer: String,
+/// A tokenizer as a GGUF's metadata has it.
+pub(super) struct GgufTokenizer {
+    pub method: Method,
     pub tokens: Vec<String>,
     /// llama.cpp's kinds: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte.
     pub kinds: Vec<u64>,
-    pub merges: Vec<String>,
     pub bos: Option<u32>,
     pub eos: Option<u32>,
     pub eot: Option<u32>,
@@ -179,6 +199,14 @@ pub(super) struct BpeParts {
     pub unknown: Option<u32>,
     pub add_bos: Option<bool>,
     pub chat_template: Option<String>,
+}
+
+/// How text becomes tokens.
+pub(super) enum Method {
+    /// Bytes are merged, in text that was cut before by the rules that llama.cpp calls so.
+    Bytes { pre_tokenizer: String, merges: Vec<String> },
+    /// SentencePiece: characters are merged by the scores of what they make.
+    Pieces { scores: Vec<f32>, space_prefix: bool },
 }
 
 /// The patterns of Llama 3 and Qwen 2 differ in how many digits go together.
@@ -189,38 +217,70 @@ fn split_pattern(digits: &str) -> String {
     )
 }
 
-impl BpeParts {
+/// How text is cut before merging, as `tokenizer.json` says it, by the name that llama.cpp gave it.
+pub fn pre_tokenizer(name: &str) -> Option<Value> {
+    let bytes =
+        |regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex});
+    let after = |first: Value, regex: bool| json!({"type": "Sequence", "pretokenizers": [first, bytes(regex)]});
+    let split = |digits: &str| {
+        let pattern = json!({"Regex": split_pattern(digits)});
+        json!({"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": false})
+    };
+    match name {
+        "smollm" => Some(after(json!({"type": "Digits", "individual_digits": true}), true)),
+        "gpt-2" | "default" => Some(bytes(true)),
+        "llama-bpe" => Some(after(split("\\p{N}{1,3}"), false)),
+        "qwen2" => Some(after(split("\\p{N}"), false)),
+        _ => None,
+    }
+}
+
+/// The same, or its refusal.
+fn known_pre_tokenizer(name: &str) -> Result<Value> {
+    if let Some(known) = pre_tokenizer(name) {
+        return Ok(known);
+    }
+    let known = PRE_TOKENIZERS.join(", ");
+    let message = format!("the GGUF's pre-tokenizer is `{name}`; known are: {known}");
+    let failure = drydock_spec::Failure::new(UnsupportedModel, message);
+    Err(failure.with_hint("put the model's tokenizer.json beside the .gguf file").into())
+}
+
+impl GgufTokenizer {
     /// The same as Hugging Face's files, then read like those.
     pub(super) fn build(self) -> Result<Text> {
         if self.kinds.len() != self.tokens.len() {
             let (tokens, kinds) = (self.tokens.len(), self.kinds.len());
             return failed(BadModel, format!("the GGUF's tokenizer has {tokens} tokens and {kinds} token types"));
         }
-        let json = json!({
+        let token = |id: Option<u32>| id.and_then(|id| self.tokens.get(id as usize)).cloned();
+        let mut json = json!({
             "version": "1.0",
             "truncation": null,
             "padding": null,
             "added_tokens": self.added_tokens(),
-            "normalizer": if self.pre_tokenizer == "qwen2" { json!({"type": "NFC"}) } else { Value::Null },
-            "pre_tokenizer": self.pre_tokenizer()?,
             "post_processor": self.post_processor(),
-            "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
-            "model": {
-                "type": "BPE",
-                "dropout": null,
-                "unk_token": null,
-                "continuing_subword_prefix": null,
-                "end_of_word_suffix": null,
-                "fuse_unk": false,
-                "byte_fallback": false,
-                "ignore_merges": self.pre_tokenizer == "llama-bpe",
-                "vocab": self.tokens.iter().enumerate().map(|(id, token)| (token.clone(), id.into()))
-                    .collect::<Map<String, Value>>(),
-                "merges": self.merges.iter().map(|merge| merge.split_once(' '))
-                    .collect::<Option<Vec<_>>>().ok_or("a merge is not two tokens").or_fail(BadModel, "GGUF tokenizer")?,
-            },
         });
-        let token = |id: Option<u32>| id.and_then(|id| self.tokens.get(id as usize)).cloned();
+        match &self.method {
+            Method::Bytes { pre_tokenizer, merges } => {
+                json["normalizer"] = if pre_tokenizer == "qwen2" { json!({"type": "NFC"}) } else { Value::Null };
+                json["pre_tokenizer"] = known_pre_tokenizer(pre_tokenizer)?;
+                json["decoder"] =
+                    json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true});
+                json["model"] = self.byte_model(merges, pre_tokenizer == "llama-bpe")?;
+            }
+            Method::Pieces { scores, space_prefix } => {
+                if scores.len() != self.tokens.len() {
+                    let (tokens, scores) = (self.tokens.len(), scores.len());
+                    return failed(BadModel, format!("the GGUF's tokenizer has {tokens} tokens and {scores} scores"));
+                }
+                let unknown = token(self.unknown);
+                let parts = pieces::parts(&self.tokens, &self.kinds, scores, unknown.as_deref(), *space_prefix);
+                json["normalizer"] = parts.normalizer;
+                json["decoder"] = parts.decoder;
+                json["model"] = parts.model;
+            }
+        }
         let mut config = Map::new();
         for (name, id) in
             [("bos_token", self.bos), ("eos_token", self.eos), ("pad_token", self.pad), ("unk_token", self.unknown)]
@@ -235,41 +295,42 @@ impl BpeParts {
         Ok(text)
     }
 
+    fn byte_model(&self, merges: &[String], ignore_merges: bool) -> Result<Value> {
+        let vocabulary = self.tokens.iter().enumerate().map(|(id, token)| (token.clone(), id.into()));
+        let merges = merges.iter().map(|merge| merge.split_once(' ')).collect::<Option<Vec<_>>>();
+        Ok(json!({
+            "type": "BPE",
+            "dropout": null,
+            "unk_token": null,
+            "continuing_subword_prefix": null,
+            "end_of_word_suffix": null,
+            "fuse_unk": false,
+            "byte_fallback": false,
+            "ignore_merges": ignore_merges,
+            "vocab": vocabulary.collect::<Map<String, Value>>(),
+            "merges": merges.ok_or("a merge is not two tokens").or_fail(BadModel, "GGUF tokenizer")?,
+        }))
+    }
+
     fn added_tokens(&self) -> Vec<Value> {
         let added = self.tokens.iter().zip(&self.kinds).enumerate().filter(|(_, (_, kind))| matches!(kind, 2..=4));
+        // SentencePiece finds what users have defined in the text as it cuts it, with its own sign for spaces.
+        let cut_text = matches!(self.method, Method::Pieces { space_prefix: false, .. });
         added
             .map(|(id, (content, kind))| {
                 json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
-                       "normalized": false, "special": *kind != 4})
+                       "normalized": cut_text && *kind == 4, "special": *kind != 4})
             })
             .collect()
     }
 
-    fn pre_tokenizer(&self) -> Result<Value> {
-        let bytes = |regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex});
-        let after = |first: Value, regex: bool| json!({"type": "Sequence", "pretokenizers": [first, bytes(regex)]});
-        let split = |digits: &str| {
-            let pattern = json!({"Regex": split_pattern(digits)});
-            json!({"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": false})
-        };
-        match self.pre_tokenizer.as_str() {
-            "smollm" => Ok(after(json!({"type": "Digits", "individual_digits": true}), true)),
-            "gpt-2" | "default" => Ok(bytes(true)),
-            "llama-bpe" => Ok(after(split("\\p{N}{1,3}"), false)),
-            "qwen2" => Ok(after(split("\\p{N}"), false)),
-            other => {
-                let known = PRE_TOKENIZERS.join(", ");
-                let message = format!("the GGUF's pre-tokenizer is `{other}`; known are: {known}");
-                let failure = drydock_spec::Failure::new(UnsupportedModel, message);
-                Err(failure.with_hint("put the model's tokenizer.json beside the .gguf file").into())
-            }
-        }
-    }
-
-    /// Puts the beginning-of-text token before every text, where the model wants that; Llama 3's files often do not
-    /// say so and mean it.
+    /// Puts the beginning-of-text token before every text, where the model wants that; files of Llama 3 and of
+    /// SentencePiece often do not say so and mean it.
     fn post_processor(&self) -> Value {
-        let wanted = self.add_bos.unwrap_or(self.pre_tokenizer == "llama-bpe");
+        let wanted = self.add_bos.unwrap_or(match &self.method {
+            Method::Bytes { pre_tokenizer, .. } => pre_tokenizer == "llama-bpe",
+            Method::Pieces { .. } => true,
+        });
         let Some((id, token)) = self.bos.filter(|_| wanted).and_then(|id| Some((id, self.tokens.get(id as usize)?)))
         else {
             return Value::Null;
@@ -293,14 +354,14 @@ mod tests {
     use crate::ending::Ending;
 
     /// Bytes, `<s>` and `</s>`, and one merge.
-    fn parts(pre_tokenizer: &str) -> BpeParts {
+    fn parts(pre_tokenizer: &str) -> GgufTokenizer {
         let mut tokens: Vec<String> = ["<s>", "</s>", "a", "b", "1", "2", "Ġ", "ab"].map(str::to_owned).to_vec();
         tokens.push("Ġa".into());
-        BpeParts {
-            pre_tokenizer: pre_tokenizer.into(),
+        let merges = vec!["a b".into(), "Ġ a".into()];
+        GgufTokenizer {
+            method: Method::Bytes { pre_tokenizer: pre_tokenizer.into(), merges },
             kinds: vec![3, 3, 1, 1, 1, 1, 1, 1, 1],
             tokens,
-            merges: vec!["a b".into(), "Ġ a".into()],
             bos: Some(0),
             eos: Some(1),
             eot: None,

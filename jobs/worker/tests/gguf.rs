@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -143,7 +144,10 @@ fn what_is_wrong_with_a_gguf_is_told() {
     };
     let unknown = failure(&|metadata| metadata[0].1 = Value::String("qwen3moe".into()));
     assert_eq!(unknown.kind, FailureKind::UnsupportedModel);
-    assert_eq!(unknown.message, "the model's architecture is `qwen3moe`; known are: llama, mistral");
+    assert_eq!(
+        unknown.message,
+        "the model's architecture is `qwen3moe`; known are: llama, mistral, qwen2, qwen3, gemma2, gemma3, gemma3_text, phi3"
+    );
     let missing = failure(&|metadata| metadata.retain(|(key, _)| *key != "llama.block_count"));
     assert_eq!(missing.kind, FailureKind::BadModel);
     assert!(missing.message.starts_with("GGUF metadata `llama.block_count`: missing"), "{missing}");
@@ -156,9 +160,54 @@ fn a_gguf_that_was_cut_off_is_told_by_its_tensor() {
     let path = folder.path().join("model.gguf");
     let whole = std::fs::metadata(&path).unwrap().len();
     File::options().write(true).open(&path).unwrap().set_len(whole / 2).unwrap();
-    let mut files = ModelFiles::open(folder.path()).unwrap();
-    let Err(Ending::Failed(failure)) = Decoder::load(&mut files, 8, |_| Ok(())) else { panic!("it is accepted") };
+    let Err(Ending::Failed(failure)) = ModelFiles::open(folder.path()) else { panic!("it is accepted") };
     assert_eq!(failure.kind, FailureKind::BadModel);
     assert!(failure.message.starts_with("tensor `"), "{failure}");
-    assert!(failure.message.ends_with("remaining in file"), "{failure}");
+    assert!(failure.message.ends_with("reach beyond the end of the file"), "{failure}");
+}
+
+#[derive(serde::Deserialize)]
+struct Pieces {
+    tokens: Vec<String>,
+    scores: Vec<f32>,
+    kinds: Vec<i32>,
+    texts: Vec<Tokenized>,
+}
+
+#[derive(serde::Deserialize)]
+struct Tokenized {
+    text: String,
+    ids: Vec<u32>,
+}
+
+/// The pieces are those of `tests/reference/make_pieces.py`.
+#[test]
+fn a_sentencepiece_tokenizer_is_rebuilt_from_pieces_and_scores() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/reference/pieces.json");
+    let cases: HashMap<String, Pieces> = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    for (name, pieces) in cases {
+        let folder = tempfile::tempdir().unwrap();
+        let text = |text: &String| Value::String(text.clone());
+        write_gguf(folder.path(), GgmlDType::F32, |metadata| {
+            metadata.retain(|(key, _)| !key.starts_with("tokenizer."));
+            metadata.extend([
+                ("tokenizer.ggml.model", Value::String("llama".into())),
+                ("tokenizer.ggml.tokens", Value::Array(pieces.tokens.iter().map(text).collect())),
+                ("tokenizer.ggml.scores", Value::Array(pieces.scores.iter().copied().map(Value::F32).collect())),
+                ("tokenizer.ggml.token_type", Value::Array(pieces.kinds.iter().copied().map(Value::I32).collect())),
+                ("tokenizer.ggml.unknown_token_id", Value::U32(0)),
+                ("tokenizer.ggml.bos_token_id", Value::U32(1)),
+                ("tokenizer.ggml.eos_token_id", Value::U32(2)),
+                ("tokenizer.ggml.add_space_prefix", Value::Bool(name == "like_llama")),
+            ]);
+        });
+        let text = ModelFiles::open(folder.path()).unwrap().text().unwrap();
+        assert_eq!(pieces.texts.len(), 8);
+        for Tokenized { text: given, ids } in &pieces.texts {
+            assert_eq!(&text.encode(given, false).unwrap().ids, ids, "{name}: {given:?}");
+            assert_eq!(text.encode(given, true).unwrap().ids, [&[1], &ids[..]].concat(), "{name}: {given:?} begins");
+            assert_eq!(&text.decode(ids, true).unwrap(), given, "{name}: {ids:?}");
+        }
+        assert_eq!((text.stops.as_slice(), text.bos.as_deref()), (&[2][..], Some("<s>")));
+    }
 }

@@ -11,12 +11,13 @@ use std::time::{Duration, Instant};
 use drydock_spec::contract::{EXIT_FAILED, EXIT_FINISHED, EXIT_MISUSED, EXIT_STOPPED};
 use drydock_spec::report::Phase;
 use drydock_spec::{Failure, FailureKind, Preview, Report, ReportLine, Stage};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
+use tiny::{CHATML, tokenizer};
+
+#[path = "fixture/tiny.rs"]
+mod tiny;
 
 const WORKER: &str = env!("CARGO_BIN_EXE_drydock-worker");
-
-const CHATML: &str = "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] \
-    + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
 /// An attempt on disk: a tiny model with a tokenizer of bytes, a dataset, and room for what comes out.
 struct Scene {
@@ -77,6 +78,8 @@ impl Scene {
 
     /// Exit code and reports of the whole attempt.
     fn run(&self, command: &str) -> (i32, Vec<Report>) {
+        // Each attempt has a file of its own.
+        let _ = fs::remove_file(self.path("events.jsonl"));
         let output = self.start(command).wait_with_output().unwrap();
         assert!(output.stdout.is_empty(), "nothing is said on the standard output");
         (output.status.code().unwrap(), self.reports())
@@ -110,36 +113,6 @@ fn rows(count: usize) -> String {
         .to_string()
     };
     (0..count).map(row).collect::<Vec<_>>().join("\n")
-}
-
-/// Three special tokens and the 256 bytes, under the printable names that GPT-2 gave them.
-fn tokenizer() -> Value {
-    let special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
-    let mut vocabulary: Map<String, Value> =
-        special.iter().enumerate().map(|(id, token)| (token.to_string(), id.into())).collect();
-    let printable = |byte: u32| matches!(byte, 33..=126 | 161..=172 | 174..=255);
-    let mut others = 0;
-    for byte in 0..256 {
-        let name = if printable(byte) {
-            byte
-        } else {
-            others += 1;
-            255 + others
-        };
-        vocabulary.insert(char::from_u32(name).unwrap().to_string(), (3 + byte).into());
-    }
-    let added = special.iter().enumerate().map(|(id, token)| {
-        json!({"id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
-               "normalized": false, "special": true})
-    });
-    let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
-    json!({
-        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added.collect::<Vec<_>>(),
-        "normalizer": null, "pre_tokenizer": bytes, "post_processor": null, "decoder": bytes,
-        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-                  "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
-                  "vocab": vocabulary, "merges": []},
-    })
 }
 
 #[test]
@@ -336,27 +309,114 @@ fn without_a_spec_there_is_only_an_exit_code() {
     }
 }
 
-/// What `logits` writes for an adapter that was trained here is not what the model alone says.
+/// What the worker says of a model: logits of three tokens.
+fn logits(scene: &Scene, model: &str, adapter: Option<&str>) -> Vec<Vec<f32>> {
+    let out = scene.path("logits.safetensors");
+    let mut command = Command::new(WORKER);
+    command.args(["logits", "--ids", "1,70,80", "--model"]).arg(scene.path(model)).arg("--out").arg(&out);
+    if let Some(adapter) = adapter {
+        command.arg("--adapter").arg(scene.path(adapter));
+    }
+    assert!(command.status().unwrap().success());
+    let tensors = candle_core::safetensors::load(&out, &candle_core::Device::Cpu).unwrap();
+    tensors["logits"].to_vec2::<f32>().unwrap()
+}
+
+fn largest_difference(a: &[Vec<f32>], b: &[Vec<f32>]) -> f32 {
+    let pairs = a.iter().flatten().zip(b.iter().flatten());
+    pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
 #[test]
-fn logits_are_written_with_and_without_the_adapter() {
-    let scene = Scene::new(json!({"max_steps": 3, "learning_rate": 0.01, "test_size": 0}));
-    assert_eq!(scene.run("run").0, EXIT_FINISHED);
-    let logits = |adapter: &[&str]| {
-        let out = scene.path("logits.safetensors");
-        let status = Command::new(WORKER)
-            .args(["logits", "--ids", "1,70,80", "--model"])
+fn a_merged_model_has_the_logits_of_model_and_adapter() {
+    for method in ["lora", "dora"] {
+        let scene = Scene::new(json!({
+            "method": method, "keep": "both", "max_steps": 10, "learning_rate": 0.01, "test_size": 0,
+            "target_modules": ["q_proj", "o_proj", "down_proj"],
+        }));
+        let (code, reports) = scene.run("run");
+        assert_eq!(code, EXIT_FINISHED, "{reports:?}");
+        let (alone, adapted) = (logits(&scene, "model", None), logits(&scene, "model", Some("out/adapter")));
+        assert_eq!((alone.len(), alone[0].len()), (3, 512));
+        assert!(largest_difference(&alone, &adapted) > 0.1);
+        // What the job has kept is rounded; by hand nothing is.
+        let kept = largest_difference(&logits(&scene, "out/model", None), &adapted);
+        assert!(kept < 0.1, "{method}: {kept:e}");
+        let merged = Command::new(WORKER)
+            .args(["merge", "--dtype", "f32", "--model"])
             .arg(scene.path("model"))
+            .arg("--adapter")
+            .arg(scene.path("out/adapter"))
             .arg("--out")
-            .arg(&out)
-            .args(adapter)
-            .status()
-            .unwrap();
-        assert!(status.success());
-        let tensors = candle_core::safetensors::load(&out, &candle_core::Device::Cpu).unwrap();
-        tensors["logits"].to_vec2::<f32>().unwrap()
+            .arg(scene.path("merged"))
+            .status();
+        assert!(merged.unwrap().success());
+        let exact = largest_difference(&logits(&scene, "merged", None), &adapted);
+        assert!(exact < 1e-5, "{method}: {exact:e}");
+    }
+}
+
+#[test]
+fn an_adapter_over_a_quantized_model_is_merged_with_what_it_was_trained_over() {
+    let scene = Scene::new(json!({
+        "method": "qlora", "base_quant_type": "Q8_0", "keep": "both", "max_steps": 10, "learning_rate": 0.01,
+    }));
+    let (code, reports) = scene.run("run");
+    assert_eq!(code, EXIT_FINISHED, "{reports:?}");
+    let adapted = logits(&scene, "model", Some("out/adapter"));
+    let rounded = largest_difference(&logits(&scene, "out/model", None), &adapted);
+    assert!(rounded > 1e-3 && rounded < 0.3, "{rounded:e}");
+}
+
+#[test]
+fn a_full_finetune_leaves_a_whole_model() {
+    let scene = Scene::new(json!({"method": "full", "max_steps": 20, "learning_rate": 0.003, "dtype": "bf16"}));
+    let (code, reports) = scene.run("run");
+    assert_eq!(code, EXIT_FINISHED, "{reports:?}");
+    let sizes = reports.iter().find_map(|report| match report {
+        Report::Model(model) => Some((model.parameters, model.trainable_parameters)),
+        _ => None,
+    });
+    assert!(sizes.is_some_and(|(all, trained)| all == trained), "{sizes:?}");
+    let names: BTreeSet<String> = fs::read_dir(scene.path("out/model"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    let wanted = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json"];
+    assert_eq!(names, wanted.map(String::from).into_iter().chain(["tokenizer_config.json".into()]).collect());
+    let config = |folder: &str| -> Value {
+        serde_json::from_slice(&fs::read(scene.path(folder).join("config.json")).unwrap()).unwrap()
     };
-    let adapter = scene.path("out/adapter");
-    let (alone, adapted) = (logits(&[]), logits(&["--adapter", adapter.to_str().unwrap()]));
-    assert_eq!((alone.len(), alone[0].len()), (3, 512));
-    assert_ne!(alone, adapted);
+    assert_eq!(config("out/model")["initializer_range"], config("model")["initializer_range"], "what is unknown stays");
+    assert!(largest_difference(&logits(&scene, "model", None), &logits(&scene, "out/model", None)) > 0.1);
+}
+
+#[test]
+fn a_pattern_that_fits_nothing_is_a_bad_option() {
+    for method in ["lora", "full"] {
+        let scene = Scene::new(json!({"method": method, "trainable": ["model.layers.1.*", "*.attention.*"]}));
+        let failure = scene.failure();
+        assert_eq!(failure.kind, FailureKind::BadOption);
+        assert!(failure.message.starts_with("the pattern `*.attention.*` fits none of the "), "{}", failure.message);
+    }
+}
+
+#[test]
+fn an_adapter_is_gone_on_with_by_its_own_method_only() {
+    let mut scene = Scene::new(json!({
+        "method": "dora", "max_steps": 3, "learning_rate": 0.01, "test_size": 0, "trainable": ["*.1.mlp.*"],
+    }));
+    assert_eq!(scene.run("run").0, EXIT_FINISHED);
+    fs::rename(scene.path("out/adapter"), scene.path("adapter")).unwrap();
+    let before = logits(&scene, "model", Some("adapter"));
+    scene.spec["inputs"]["model"]["adapter"] = json!(scene.path("adapter"));
+    scene.spec["spec"]["finetune"]["trainable"] = Value::Null;
+    assert_eq!(scene.run("run").0, EXIT_FINISHED);
+    let read = |folder: &str| fs::read_to_string(scene.path(folder).join("adapter_config.json")).unwrap();
+    assert_eq!(read("adapter"), read("out/adapter"), "rank and targets are kept");
+    assert!(largest_difference(&before, &logits(&scene, "model", Some("out/adapter"))) > 1e-4);
+    scene.spec["spec"]["finetune"]["method"] = json!("lora");
+    let failure = scene.failure();
+    assert_eq!(failure.kind, FailureKind::BadOption);
+    assert!(failure.message.contains("was made by method dora"), "{}", failure.message);
 }

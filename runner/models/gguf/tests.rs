@@ -18,8 +18,17 @@ fn refusal(gguf: &Gguf) -> String {
 #[test]
 fn a_whole_file_is_understood() {
     let facts = read_bytes(&Gguf::tiny().bytes()).unwrap();
-    let decoder =
-        Decoder { layers: 2, hidden: 8, heads: 2, kv_heads: 1, head_dim: 4, ffn: 16, vocabulary: 32, tied: true };
+    let decoder = Decoder {
+        layers: 2,
+        hidden: 8,
+        heads: 2,
+        kv_heads: 1,
+        head_dim: 4,
+        ffn: 16,
+        vocabulary: 32,
+        tied: true,
+        layer_vectors: 0,
+    };
     assert_eq!(facts.decoder, decoder);
     assert_eq!((facts.architecture.as_str(), facts.max_positions, facts.dtype.as_str()), ("llama", 128, "F32"));
     assert!(facts.has_chat_template);
@@ -55,8 +64,8 @@ fn what_is_no_gguf_is_shown() {
 
 #[test]
 fn what_the_worker_cannot_do_is_named() {
-    let qwen = Gguf::tiny().with("general.architecture", string("qwen2"));
-    assert!(refusal(&qwen).starts_with("the architecture is `qwen2`; known are llama, mistral"));
+    let qwen = Gguf::tiny().with("general.architecture", string("qwen3moe"));
+    assert!(refusal(&qwen).starts_with("the architecture is `qwen3moe`; known are llama, mistral, qwen2, qwen3"));
     let mut iq = Gguf::tiny();
     iq.tensors[1].kind = 16;
     assert!(refusal(&iq).contains("is IQ2_XXS (type 16), which the worker cannot read"));
@@ -79,10 +88,8 @@ fn a_tokenizer_that_the_worker_cannot_rebuild_needs_one_beside_it() {
     for (gguf, said) in [
         (Gguf::tiny().without("tokenizer.ggml.tokens"), "`tokenizer.ggml.tokens` is missing"),
         (Gguf::tiny().without("tokenizer.ggml.merges"), "`tokenizer.ggml.merges` is missing"),
-        (
-            Gguf::tiny().with("tokenizer.ggml.model", string("llama")),
-            "of the kind `llama`; `gpt2` (byte-level BPE) is known",
-        ),
+        (Gguf::tiny().with("tokenizer.ggml.model", string("bert")), "of the kind `bert`; known are gpt2, llama"),
+        (Gguf::tiny().with("tokenizer.ggml.model", string("llama")), "`tokenizer.ggml.scores` is missing"),
         (Gguf::tiny().with("tokenizer.ggml.pre", string("tekken")), "the pre-tokenizer is `tekken`; known are smollm"),
     ] {
         let refusal = refusal(&gguf);
@@ -90,8 +97,8 @@ fn a_tokenizer_that_the_worker_cannot_rebuild_needs_one_beside_it() {
         let bytes = gguf.bytes();
         assert!(read(Cursor::new(&bytes), bytes.len() as u64, true).is_ok());
     }
-    let yarn = Gguf::tiny().with("llama.rope.scaling.type", string("yarn"));
-    assert!(self::refusal(&yarn).contains("the rope scaling is `yarn`"));
+    let dynamic = Gguf::tiny().with("llama.rope.scaling.type", string("dynamic"));
+    assert!(self::refusal(&dynamic).contains("the rope scaling is `dynamic`"));
 }
 
 #[test]

@@ -1,30 +1,49 @@
-use drydock_spec::FinetuneArgs;
+use drydock_gpu::Decoder;
+use drydock_gpu::estimate;
 use proptest::prelude::*;
 
 use super::*;
 
-const SMOLLM2_135M: Decoder =
-    Decoder { layers: 30, hidden: 576, heads: 9, kv_heads: 3, head_dim: 64, ffn: 1536, vocabulary: 49152, tied: true };
+const SMOLLM2_135M: Decoder = Decoder {
+    layers: 30,
+    hidden: 576,
+    heads: 9,
+    kv_heads: 3,
+    head_dim: 64,
+    ffn: 1536,
+    vocabulary: 49152,
+    tied: true,
+    layer_vectors: 0,
+};
 
-fn needs(rows: u32, length: u32) -> Needs {
+fn spec(rows: u32) -> FinetuneSpec {
     let args = FinetuneArgs {
         model: "m".into(),
         dataset: "d".into(),
         per_device_train_batch_size: Some(rows),
-        max_seq_length: Some(length),
         ..FinetuneArgs::default()
     };
-    let spec = args.parse().unwrap();
-    Needs {
-        memory_bytes: estimate::finetune_memory(&SMOLLM2_135M, &spec, Batch::new(rows, length)),
-        disk_bytes: 0,
-        download_bytes: 0,
-        trainable: 0,
-        decoder: SMOLLM2_135M,
-        spec,
+    args.parse().unwrap()
+}
+
+/// The job's peak, and its refusal on a host where jobs may use `budget` bytes.
+fn refusal(spec: &FinetuneSpec, length: u32, budget: u64) -> String {
+    let training = Training::finetune(&SMOLLM2_135M, spec, None);
+    let qlora = FinetuneSpec { method: Method::Qlora, ..spec.clone() };
+    let room = Room {
+        recipe: spec.recipe.clone(),
+        smaller: Some(Training::finetune(&SMOLLM2_135M, &qlora, None)),
+        weights_bytes: 4 * SMOLLM2_135M.parameters(),
         rows_bytes: 0,
         length,
-    }
+        training,
+    };
+    room.refusal(budget, limit(spec, spec.recipe.per_device_train_batch_size, length)).to_string()
+}
+
+/// The memory limit of the job with another batch.
+fn limit(spec: &FinetuneSpec, rows: u32, length: u32) -> u64 {
+    estimate::with_margin(Training::finetune(&SMOLLM2_135M, spec, None).memory(Batch::new(rows, length)))
 }
 
 fn number_after(text: &str, words: &str) -> Option<u32> {
@@ -33,17 +52,22 @@ fn number_after(text: &str, words: &str) -> Option<u32> {
 }
 
 #[test]
-fn the_refusal_names_need_budget_and_both_ways_out() {
-    let refusal = needs(16, 512).too_large(4 << 30).to_string();
+fn the_refusal_names_need_budget_and_every_way_out() {
     let expected = "per_device_train_batch_size = 16: the job needs about 12.4 GiB, jobs may use 4.0 GiB on this host; \
-                    lower per_device_train_batch_size to 4 and raise gradient_accumulation_steps to 4, or lower \
-                    max_seq_length to 128";
-    assert_eq!(refusal, expected);
+                    set gradient_checkpointing to true, or lower per_device_train_batch_size to 4 and raise \
+                    gradient_accumulation_steps to 4, or lower max_seq_length to 128";
+    assert_eq!(refusal(&spec(16), 512, 4 << 30), expected);
+}
+
+#[test]
+fn two_changes_are_offered_together_where_none_does_it_alone() {
+    let next = refusal(&spec(1), 1024, 900 << 20);
+    assert!(next.ends_with("; set method to \"qlora\" and set gradient_checkpointing to true"), "{next}");
 }
 
 #[test]
 fn a_model_that_never_fits_is_refused_with_the_size_of_its_weights() {
-    let refusal = needs(1, 64).too_large(512 << 20).to_string();
+    let refusal = refusal(&spec(1), 64, 400 << 20);
     assert!(
         refusal.contains("choose a smaller model (the weights take 513.1 MiB) or dataset (the rows take 0 B)"),
         "{refusal}"
@@ -52,22 +76,29 @@ fn a_model_that_never_fits_is_refused_with_the_size_of_its_weights() {
 
 proptest! {
     #[test]
-    fn the_change_that_is_offered_would_be_accepted(rows in 1..256u32, length in 64..4096u32, budget in 1u64 << 30..1 << 36) {
-        let job = needs(rows, length);
-        if estimate::with_margin(job.memory_bytes) <= budget {
+    fn every_change_that_is_offered_would_be_accepted(
+        rows in 1..256u32, length in 64..4096u32, budget in 1u64 << 29..1 << 36,
+    ) {
+        let job = spec(rows);
+        if limit(&job, rows, length) <= budget {
             return Ok(());
         }
-        let next = job.too_large(budget).next;
-        let fits = |rows, length| estimate::with_margin(needs(rows, length).memory_bytes) <= budget;
-        let (first, other) = next.split_once(", or ").unwrap_or((&next, ""));
-        if !next.contains("choose a smaller model") {
-            let changed = number_after(first, "batch_size to").unwrap_or(rows);
-            prop_assert!(fits(changed, number_after(first, "max_seq_length to").unwrap_or(length)), "{}", next);
-            let accumulated = number_after(first, "accumulation_steps to").unwrap_or(1);
-            prop_assert!(changed * accumulated <= rows, "{}", next);
+        let text = refusal(&job, length, budget);
+        if text.contains("choose a smaller model") {
+            return Ok(());
         }
-        if let Some(shorter) = number_after(other, "max_seq_length to") {
-            prop_assert!(fits(rows, shorter), "{}", next);
+        let (_, next) = text.split_once("on this host; ").unwrap();
+        for way in next.split(", or ") {
+            let mut changed = job.clone();
+            changed.recipe.gradient_checkpointing = way.contains("gradient_checkpointing to true");
+            if way.contains("qlora") {
+                changed.method = Method::Qlora;
+            }
+            let fewer = number_after(way, "batch_size to").unwrap_or(rows);
+            let shorter = number_after(way, "max_seq_length to").unwrap_or(length);
+            prop_assert!(limit(&changed, fewer, shorter) <= budget, "{}", way);
+            let accumulated = number_after(way, "accumulation_steps to").unwrap_or(1);
+            prop_assert!(fewer * accumulated <= rows, "{}", way);
         }
     }
 }

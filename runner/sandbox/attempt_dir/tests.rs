@@ -19,12 +19,7 @@ fn spec(job: JobId, attempt: Attempt) -> AttemptSpec {
         attempt,
         trace_id: TraceId::from_bits(1),
         spec: JobArgs::Finetune(args).parse().unwrap(),
-        inputs: Inputs {
-            model: MODEL_PATH.into(),
-            model_name: "m".into(),
-            dataset: DATASET_PATH.into(),
-            eval_dataset: None,
-        },
+        inputs: Inputs::default(),
         output: OUTPUT_PATH.into(),
         events: EVENTS_PATH.into(),
         threads: 1,

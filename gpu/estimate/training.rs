@@ -1,0 +1,205 @@
+//! What a finetune or a training from nothing needs.
+
+use drydock_spec::finetune::{FinetuneSpec, Method, Objective, TargetModule};
+use drydock_spec::quantize::TensorType;
+use drydock_spec::recipe::{OnDivergence, Recipe};
+
+use super::names::{matches, tensors};
+use super::{Batch, Decoder, F32, SMALL_FILES, sum};
+
+/// A change that makes a training fit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fit {
+    pub per_device_train_batch_size: u32,
+    /// Raised as the batch shrinks, so that a step still learns from as many rows.
+    pub gradient_accumulation_steps: u32,
+    pub max_seq_length: u32,
+}
+
+/// A trained number: itself, its gradient and two moments.
+const TRAINED: u64 = 4 * F32;
+/// A trained number in a checkpoint: itself and two moments.
+const CHECKPOINTED: u64 = 3 * F32;
+/// Rows are not cut shorter than this by a suggestion; what is left would teach nothing.
+const SHORTEST_SUGGESTION: u32 = 32;
+
+/// A training, as far as its needs go.
+#[derive(Debug, Clone)]
+pub struct Training {
+    model: Decoder,
+    trained: u64,
+    frozen_bytes: u64,
+    /// Numbers that adapters add to what a layer keeps of a token.
+    saved_by_adapters: u64,
+    /// What is held beside all that: one matrix with its adapter worked in, where its norm is needed.
+    beside: u64,
+    /// Rows of a pass for each row of the batch.
+    sides: u64,
+    checkpointed: bool,
+    /// What is left behind, checkpoints aside.
+    kept_bytes: u64,
+    checkpoints: u64,
+}
+
+impl Training {
+    /// A finetune of `model`. Of a base that is quantized already, `stored` says in what.
+    #[must_use]
+    pub fn finetune(model: &Decoder, spec: &FinetuneSpec, stored: Option<TensorType>) -> Self {
+        let trained = trainable(model, spec);
+        let frozen_bytes = match spec.method {
+            Method::Lora | Method::Dora => model.weights(TensorType::F32),
+            Method::Qlora => model.weights(stored.unwrap_or(spec.base_quant_type)),
+            Method::Full => F32.saturating_mul(model.parameters() - trained),
+        };
+        let modules = spec.target_modules.len() as u64;
+        let (outputs, largest) = spec.target_modules.iter().fold((0, 0), |(outputs, largest), module| {
+            (outputs + u64::from(model.projection(*module).1), largest.max(model.projection_size(*module)))
+        });
+        let saved_by_adapters = match spec.method {
+            Method::Full => 0,
+            Method::Lora | Method::Qlora => modules * u64::from(spec.lora_r),
+            Method::Dora => modules * u64::from(spec.lora_r) + outputs,
+        };
+        let adapter = if spec.keep.adapter() { F32.saturating_mul(trained) } else { 0 };
+        let merged = if spec.keep.merged() { F32.saturating_mul(model.parameters()) } else { 0 };
+        Self {
+            model: *model,
+            trained,
+            frozen_bytes,
+            saved_by_adapters,
+            beside: if spec.method == Method::Dora { F32.saturating_mul(largest) } else { 0 },
+            sides: match spec.objective {
+                Objective::Sft | Objective::Kto => 1,
+                Objective::Dpo | Objective::Orpo => 2,
+            },
+            checkpointed: spec.recipe.gradient_checkpointing,
+            kept_bytes: sum_of([adapter, merged, model.tokenizer(), SMALL_FILES]),
+            checkpoints: checkpoints(&spec.recipe),
+        }
+    }
+
+    /// A training of `model` from nothing.
+    #[must_use]
+    pub fn from_nothing(model: &Decoder, recipe: &Recipe) -> Self {
+        let weights = F32.saturating_mul(model.parameters());
+        Self {
+            model: *model,
+            trained: model.parameters(),
+            frozen_bytes: 0,
+            saved_by_adapters: 0,
+            beside: 0,
+            sides: 1,
+            checkpointed: recipe.gradient_checkpointing,
+            kept_bytes: sum_of([weights, model.tokenizer(), SMALL_FILES]),
+            checkpoints: checkpoints(recipe),
+        }
+    }
+
+    /// Numbers that are trained.
+    #[must_use]
+    pub fn trained(&self) -> u64 {
+        self.trained
+    }
+
+    /// Peak memory of the worker in bytes, without its rows.
+    ///
+    /// ```text
+    /// base + frozen weights                  4 bytes a number, or what their quantized form takes
+    ///      + 16 * trained                    value, gradient, two moments
+    ///      + 4 * tokens * layers * saved     what the backward pass reads again; with gradient checkpointing
+    ///                                        4 * tokens * (layers * hidden + saved)
+    ///      + 4 * tokens * (3 * ffn + 3 * hidden)   gradients under way through one layer
+    ///      + 4 * tokens * vocabulary         logits, 64 MiB of them at a time
+    /// ```
+    ///
+    /// An adapter adds its rank to what is saved for each projection that it sits on; DoRA (Liu et al. 2024) also the
+    /// projection's output, and one matrix at a time whose rows' norms it needs. DPO and ORPO pass two answers for each
+    /// row of the batch.
+    #[must_use]
+    pub fn memory(&self, batch: Batch) -> u64 {
+        let tokens = batch.tokens().saturating_mul(self.sides);
+        let layers = u64::from(self.model.layers);
+        let saved = self.model.saved_per_token() + self.saved_by_adapters;
+        let kept = match self.checkpointed {
+            true => (layers * u64::from(self.model.hidden)).saturating_add(saved),
+            false => layers.saturating_mul(saved),
+        };
+        let activations = F32.saturating_mul(tokens);
+        sum([
+            self.frozen_bytes,
+            TRAINED.saturating_mul(self.trained),
+            self.beside,
+            activations.saturating_mul(kept),
+            activations.saturating_mul(self.model.passing_per_token()),
+            self.model.logits(tokens),
+        ])
+    }
+
+    /// Size of what is left behind in bytes, with the checkpoints that lie beside it on the way.
+    #[must_use]
+    pub fn disk(&self) -> u64 {
+        let checkpoints = self.checkpoints.saturating_mul(CHECKPOINTED).saturating_mul(self.trained);
+        self.kept_bytes.saturating_add(checkpoints)
+    }
+
+    /// The same with only the layers' inputs kept for the backward pass.
+    #[must_use]
+    pub fn with_gradient_checkpointing(&self) -> Self {
+        Self { checkpointed: true, ..self.clone() }
+    }
+}
+
+/// Checkpoints that lie on the disk at once: the last one goes when the next is whole. Without `save_steps` there is
+/// one only when the worker is told to stop.
+fn checkpoints(recipe: &Recipe) -> u64 {
+    if recipe.save_steps.is_some() || recipe.on_divergence == OnDivergence::RollBack { 2 } else { 1 }
+}
+
+/// Numbers that a finetune trains: of an adapter `lora_r` for each input and output of its projections (and with DoRA
+/// one more for each output), otherwise the weights themselves; in both cases those that `trainable` names.
+fn trainable(model: &Decoder, spec: &FinetuneSpec) -> u64 {
+    let chosen = |name: &str| {
+        spec.trainable.as_ref().is_none_or(|patterns| patterns.iter().any(|pattern| matches(pattern, name)))
+    };
+    let rank = u64::from(spec.lora_r);
+    let of_adapter = |module: TargetModule| {
+        let (inputs, outputs) = model.projection(module);
+        let magnitudes = if spec.method == Method::Dora { u64::from(outputs) } else { 0 };
+        rank * (u64::from(inputs) + u64::from(outputs)) + magnitudes
+    };
+    tensors(model)
+        .filter(|(name, _, _)| chosen(name))
+        .map(|(_, module, numbers)| match (spec.method.has_adapter(), module) {
+            (false, _) => numbers,
+            (true, Some(module)) if spec.target_modules.contains(&module) => of_adapter(module),
+            (true, _) => 0,
+        })
+        .fold(0, u64::saturating_add)
+}
+
+fn sum_of<const N: usize>(parts: [u64; N]) -> u64 {
+    parts.into_iter().fold(0, u64::saturating_add)
+}
+
+/// The largest batch, and then the longest rows, that fit when halved until `fits` says yes; nothing if not even the
+/// smallest do.
+#[must_use]
+pub fn shrink(recipe: &Recipe, length: u32, fits: impl Fn(Batch) -> bool) -> Option<Fit> {
+    let mut rows = recipe.per_device_train_batch_size;
+    let mut accumulation = recipe.gradient_accumulation_steps;
+    let mut length = length;
+    while !fits(Batch::new(rows, length)) {
+        if rows > 1 {
+            accumulation = accumulation.saturating_mul(2).min(4096);
+            rows /= 2;
+        } else if length / 2 >= SHORTEST_SUGGESTION {
+            length /= 2;
+        } else {
+            return None;
+        }
+    }
+    Some(Fit { per_device_train_batch_size: rows, gradient_accumulation_steps: accumulation, max_seq_length: length })
+}
+
+#[cfg(test)]
+mod tests;

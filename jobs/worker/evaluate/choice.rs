@@ -1,0 +1,195 @@
+//! Which of several choices a model finds likeliest.
+//!
+//! A choice's likelihood is that of its tokens after the question's, with a space between them (none in a chat), as
+//! lm-evaluation-harness measures it. `acc` takes the choice with the largest sum of log-likelihoods, `acc_norm` the
+//! one with the largest per byte of the choice: long choices are not to lose for being long.
+
+use drydock_spec::FailureKind::BadDataset;
+use drydock_spec::dataset::Example;
+use drydock_spec::evaluate::Measure;
+use serde_json::{Value, json};
+
+use super::prompt::Prompter;
+use super::rows::{Question, Rows};
+use super::statistics::Series;
+use super::{Measured, Metric, Session};
+use crate::data::read::Placed;
+use crate::data::rows::check_ids;
+use crate::ending::{Result, failed};
+use crate::kernels::cross_entropy::Target;
+use crate::model::conversation::{Conversation, Piece};
+use crate::model::decoder::Decoder;
+
+/// Tokens of questions whose choices are measured together.
+const GROUP_TOKENS: usize = 1024;
+
+/// A question in tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Choices {
+    /// What all choices begin with: the question without its last tokens.
+    shared: Vec<u32>,
+    tails: Vec<Tail>,
+    /// The right one.
+    answer: usize,
+    /// Bytes of each choice.
+    bytes: Vec<usize>,
+    pub cut: bool,
+}
+
+/// What of a choice follows the shared tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Tail {
+    ids: Vec<u32>,
+    /// The first token that belongs to the choice; at least 1.
+    counted_from: usize,
+}
+
+impl Choices {
+    /// From whole rows, each the question's `context` tokens with one choice's behind them. What does not fit the
+    /// window is cut from the left, of all choices alike.
+    pub fn new(mut rows: Vec<Vec<u32>>, context: usize, window: usize) -> Self {
+        let longest = rows.iter().map(Vec::len).max().unwrap_or(0);
+        // At least the last token of the question stays, to predict the first of the choice.
+        let cut = longest.saturating_sub(window).min(context - 1);
+        rows.iter_mut().for_each(|row| drop(row.drain(..cut)));
+        let context = context - cut;
+        let shared = (0..context - 1).take_while(|&at| rows.iter().all(|row| row[at] == rows[0][at])).count();
+        let tail = |row: &Vec<u32>| Tail { ids: row[shared..].to_vec(), counted_from: context - shared };
+        Self {
+            shared: rows[0][..shared].to_vec(),
+            tails: rows.iter().map(tail).collect(),
+            answer: 0,
+            bytes: Vec::new(),
+            cut: cut > 0,
+        }
+    }
+
+    /// Positions that the longest of the rows takes.
+    pub fn positions(&self) -> usize {
+        self.shared.len() + self.tails.iter().map(|tail| tail.ids.len()).max().unwrap_or(0)
+    }
+
+    /// Tokens that go through the model.
+    pub fn tokens(&self) -> usize {
+        self.shared.len() + self.tails.iter().map(|tail| tail.ids.len()).sum::<usize>()
+    }
+}
+
+/// Every row's question.
+pub fn choices(
+    rows: &Rows,
+    prompter: &Prompter<'_>,
+    mut before_each: impl FnMut() -> Result<()>,
+) -> Result<Vec<Choices>> {
+    let one = |(index, placed)| {
+        before_each()?;
+        choices_of(rows, index, placed, prompter)
+    };
+    rows.measured.iter().enumerate().map(one).collect()
+}
+
+fn choices_of(rows: &Rows, index: usize, placed: &Placed, by: &Prompter<'_>) -> Result<Choices> {
+    let (Example::Choice { choices, answer, .. }, Some(question)) = (&placed.example, Question::of(placed)) else {
+        return failed(BadDataset, format!("{}: no multiple choice", placed.place));
+    };
+    let rendered = by.rendered(rows, index, &question)?;
+    // White space at a question's end belongs to the token that follows it.
+    let context = by.text.encode_prompt(rendered.text.trim_end_matches([' ', '\t']), rendered.special)?.ids.len();
+    if context == 0 {
+        return failed(BadDataset, format!("{}: the question has no tokens", placed.place));
+    }
+    let mut whole = Vec::with_capacity(choices.len());
+    for choice in choices {
+        let text = format!("{}{}{choice}", rendered.text, by.before_choice());
+        let ids = by.text.encode_prompt(&text, rendered.special)?.ids;
+        check_ids(&ids, by.vocabulary)?;
+        if choice.trim().is_empty() || ids.len() <= context {
+            return failed(BadDataset, format!("{}: the choice `{choice}` has no tokens", placed.place));
+        }
+        whole.push(ids);
+    }
+    if let Some(longest) = whole.iter().map(|ids| ids.len() - context).max().filter(|&longest| longest >= by.window) {
+        let message = format!("{}: a choice has {longest} tokens; the window has {}", placed.place, by.window);
+        return failed(BadDataset, message);
+    }
+    let bytes = choices.iter().map(String::len).collect();
+    Ok(Choices { answer: *answer, bytes, ..Choices::new(whole, context, by.window) })
+}
+
+/// Measures a model on its questions.
+pub fn measure(session: &Session<'_>, questions: &[Choices]) -> Result<Measured> {
+    let mut likelihoods = Vec::with_capacity(questions.len());
+    for group in groups(questions) {
+        session.done(likelihoods.len(), questions.len())?;
+        likelihoods.extend(log_likelihoods(session.decoder, group, || session.check())?);
+    }
+    session.done(1, 1)?;
+    let judged: Vec<(bool, bool)> = questions.iter().zip(&likelihoods).map(|(q, sums)| judged(q, sums)).collect();
+    let share = |hit: fn(&(bool, bool)) -> bool| Series::mean(judged.iter().map(|judged| f64::from(hit(judged))));
+    let metrics = vec![Metric::plain("acc", share(|j| j.0)), Metric::plain("acc_norm", share(|j| j.1))];
+    let samples = likelihoods.iter().zip(&judged).map(|(sums, judged)| sample(sums, *judged)).collect();
+    Ok(Measured { measure: Measure::MultipleChoice, metrics, samples })
+}
+
+/// Whether the right choice has the largest sum, and the largest per byte.
+fn judged(question: &Choices, sums: &[f64]) -> (bool, bool) {
+    let per_byte: Vec<f64> = sums.iter().zip(&question.bytes).map(|(sum, &bytes)| sum / bytes as f64).collect();
+    (largest(sums) == question.answer, largest(&per_byte) == question.answer)
+}
+
+fn sample(sums: &[f64], (acc, acc_norm): (bool, bool)) -> Value {
+    json!({ "resps": sums, "filtered_resps": largest(sums), "acc": u8::from(acc), "acc_norm": u8::from(acc_norm) })
+}
+
+/// The index of the largest; the first of several.
+fn largest(values: &[f64]) -> usize {
+    (0..values.len()).rev().max_by(|&a, &b| values[a].total_cmp(&values[b])).unwrap_or(0)
+}
+
+/// Neighbouring questions that go through the model together.
+fn groups(questions: &[Choices]) -> impl Iterator<Item = &[Choices]> {
+    let mut tokens = 0;
+    questions.chunk_by(move |one, next| {
+        tokens += one.positions();
+        let together = tokens + next.positions() <= GROUP_TOKENS;
+        if !together {
+            tokens = 0;
+        }
+        together
+    })
+}
+
+/// The log-likelihood of every choice of every question. What a question's choices share is taken in once; then the
+/// first choices of all questions follow in one pass, are forgotten again, and the second choices take their place.
+pub fn log_likelihoods(
+    decoder: &Decoder,
+    questions: &[Choices],
+    mut before_pass: impl FnMut() -> Result<()>,
+) -> Result<Vec<Vec<f64>>> {
+    let mut conversations: Vec<Conversation> = questions.iter().map(|_| decoder.conversation()).collect();
+    let with_shared = conversations.iter_mut().zip(questions).filter(|(_, question)| !question.shared.is_empty());
+    let mut shared: Vec<Piece<'_>> =
+        with_shared.map(|(conversation, question)| Piece { conversation, ids: &question.shared }).collect();
+    if !shared.is_empty() {
+        decoder.take_in(&mut shared)?;
+    }
+    let mut sums: Vec<Vec<f64>> = questions.iter().map(|_| Vec::new()).collect();
+    for number in 0..questions.iter().map(|question| question.tails.len()).max().unwrap_or(0) {
+        before_pass()?;
+        let (mut pieces, mut targets, mut counts, mut begin) = (Vec::new(), Vec::new(), Vec::new(), 0);
+        for ((index, question), conversation) in questions.iter().enumerate().zip(&mut conversations) {
+            let Some(tail) = question.tails.get(number) else { continue };
+            conversation.truncate(question.shared.len());
+            pieces.push(Piece { conversation, ids: &tail.ids });
+            let counted = tail.counted_from..tail.ids.len();
+            counts.push((index, counted.len()));
+            targets.extend(counted.map(|at| Target { position: begin + at - 1, token: tail.ids[at] }));
+            begin += tail.ids.len();
+        }
+        let mut losses = decoder.piece_losses(&mut pieces, &targets)?.into_iter();
+        for (index, count) in counts {
+            sums[index].push(-losses.by_ref().take(count).sum::<f64>());
+        }
+    }
+    Ok(sums)
+}

@@ -1,0 +1,146 @@
+//! A tokenizer as GGUF's metadata, under the keys that llama.cpp reads.
+//!
+//! Only byte-level BPE whose cutting of text into words has a name in llama.cpp can be said so that the same text gives
+//! the same tokens.
+
+use std::collections::BTreeMap;
+
+use drydock_spec::FailureKind::{BadModel, UnsupportedModel};
+use drydock_spec::model::PRE_TOKENIZERS;
+use serde_json::Value as Json;
+
+use crate::ending::{OrFail, Result, failed};
+use crate::gguf::{Metadata, Value};
+use crate::model::config::Config;
+use crate::model::tokenizer::{Text, pre_tokenizer};
+
+/// llama.cpp's kinds of tokens.
+mod kind {
+    pub(super) const NORMAL: i32 = 1;
+    pub(super) const CONTROL: i32 = 3;
+    pub(super) const USER_DEFINED: i32 = 4;
+    pub(super) const UNUSED: i32 = 5;
+}
+
+/// Adds what the metadata has to say about tokens, special ones and the chat template.
+pub fn describe(text: &Text, config: &Config, metadata: &mut Metadata) -> Result<()> {
+    let json: Json = serde_json::from_str(&text.tokenizer_json).or_fail(BadModel, "tokenizer.json")?;
+    let model = &json["model"];
+    if model["type"] != "BPE" || model["byte_fallback"] == true {
+        let message = "the tokenizer is no byte-level BPE, the only kind that is written into GGUF files here";
+        return failed(UnsupportedModel, message);
+    }
+    let tokens = Tokens::of(&json, config.vocabulary)?;
+    metadata.set("tokenizer.ggml.model", Value::text("gpt2"));
+    metadata.set("tokenizer.ggml.pre", Value::text(name_of_pre_tokenizer(&json)?));
+    metadata.set("tokenizer.ggml.tokens", Value::texts(tokens.texts));
+    metadata.set("tokenizer.ggml.token_type", Value::i32s(tokens.kinds));
+    metadata.set("tokenizer.ggml.merges", Value::texts(merges(model)?));
+    special_ids(text, config, metadata);
+    if let Some(template) = &text.chat_template {
+        metadata.set("tokenizer.chat_template", Value::text(template));
+    }
+    Ok(())
+}
+
+fn special_ids(text: &Text, config: &Config, metadata: &mut Metadata) {
+    let id = |name: &str| text.special_id(name);
+    let eos = id("eos_token").or(config.eos.first().copied());
+    let ids = [
+        ("bos", id("bos_token")),
+        ("eos", eos),
+        ("unknown", id("unk_token")),
+        ("padding", id("pad_token")),
+        // A model may end an answer otherwise than a text.
+        ("eot", text.stops.iter().copied().find(|stop| Some(*stop) != eos)),
+    ];
+    for (name, id) in ids {
+        if let Some(id) = id {
+            metadata.set(&format!("tokenizer.ggml.{name}_token_id"), Value::U32(id));
+        }
+    }
+    let begins = text.encode("a", true).is_ok_and(|tokens| tokens.ids.first().copied() == text.bos_id());
+    metadata.set("tokenizer.ggml.add_bos_token", Value::Bool(begins && text.bos_id().is_some()));
+}
+
+/// The vocabulary, token by token.
+struct Tokens {
+    texts: Vec<String>,
+    kinds: Vec<i32>,
+}
+
+impl Tokens {
+    fn of(json: &Json, size: usize) -> Result<Self> {
+        let mut known: BTreeMap<usize, (String, i32)> = BTreeMap::new();
+        let vocabulary = json["model"]["vocab"].as_object().ok_or("no `vocab`").or_fail(BadModel, "tokenizer.json")?;
+        for (token, id) in vocabulary {
+            known.insert(whole(id)?, (token.clone(), kind::NORMAL));
+        }
+        for added in json["added_tokens"].as_array().into_iter().flatten() {
+            let content = added["content"].as_str().unwrap_or_default().to_owned();
+            let kind = if added["special"] == true { kind::CONTROL } else { kind::USER_DEFINED };
+            known.insert(whole(&added["id"])?, (content, kind));
+        }
+        if let Some((id, (token, _))) = known.last_key_value().filter(|(id, _)| **id >= size) {
+            let message = format!("the tokenizer has token {id}, `{token}`; the model's vocabulary has {size}");
+            return failed(BadModel, message);
+        }
+        // Rows of the embedding without a token need a name all the same.
+        let (texts, kinds) =
+            (0..size).map(|id| known.remove(&id).unwrap_or_else(|| (format!("[PAD{id}]"), kind::UNUSED))).unzip();
+        Ok(Self { texts, kinds })
+    }
+}
+
+fn whole(id: &Json) -> Result<usize> {
+    let id = id.as_u64().and_then(|id| usize::try_from(id).ok());
+    id.ok_or("a token without a number").or_fail(BadModel, "tokenizer.json")
+}
+
+/// Merges are written as `a b`, or as lists of two.
+fn merges(model: &Json) -> Result<Vec<String>> {
+    let merges = model["merges"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let merge = |merge: &Json| match merge {
+        Json::String(merge) => Some(merge.clone()),
+        Json::Array(two) => match &two[..] {
+            [Json::String(a), Json::String(b)] => Some(format!("{a} {b}")),
+            _ => None,
+        },
+        _ => None,
+    };
+    let merges: Option<Vec<String>> = merges.iter().map(merge).collect();
+    merges.ok_or("a merge is not two tokens").or_fail(BadModel, "tokenizer.json")
+}
+
+/// llama.cpp's name for how text is cut before merging.
+fn name_of_pre_tokenizer(json: &Json) -> Result<&'static str> {
+    let found = cuts(&json["pre_tokenizer"]);
+    let normalizes = json["normalizer"]["type"] == "NFC";
+    let fits = |name: &&&'static str| {
+        pre_tokenizer(name).is_some_and(|known| cuts(&known) == found) && normalizes == (**name == "qwen2")
+    };
+    match PRE_TOKENIZERS.iter().find(fits) {
+        Some(name) => Ok(name),
+        None => {
+            let known = PRE_TOKENIZERS.join(", ");
+            let message = format!("the tokenizer cuts text as none of these does, which GGUF has names for: {known}");
+            failed(UnsupportedModel, message)
+        }
+    }
+}
+
+/// The steps of a pre-tokenizer, as far as they decide where text is cut.
+fn cuts(pre_tokenizer: &Json) -> Vec<(String, Json, bool, bool)> {
+    let one = std::slice::from_ref(pre_tokenizer);
+    let steps = pre_tokenizer["pretokenizers"].as_array().map_or(one, Vec::as_slice);
+    let step = |step: &Json| {
+        let kind = step["type"].as_str().unwrap_or_default().to_owned();
+        let flag = |name: &str, default: bool| step[name].as_bool().unwrap_or(default);
+        match kind.as_str() {
+            "ByteLevel" => (kind, Json::Null, flag("add_prefix_space", true), flag("use_regex", true)),
+            "Digits" => (kind, Json::Null, flag("individual_digits", false), false),
+            _ => (kind, step["pattern"].clone(), flag("invert", false), step["behavior"] == "Isolated"),
+        }
+    };
+    steps.iter().map(step).collect()
+}

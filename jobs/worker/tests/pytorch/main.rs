@@ -1,0 +1,8 @@
+//! The trainer against PyTorch, Transformers and PEFT: fixtures made by the scripts in `tests/reference/`.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
+
+mod dora;
+mod full;
+mod lora;
+mod reference;

@@ -1,0 +1,89 @@
+//! Whether an evaluation can work with its models and rows, and what it needs: pure rules.
+
+use drydock_gpu::estimate::{Answering, Batch, evaluate_memory, with_margin};
+use drydock_spec::evaluate::{EvaluateSpec, Measure};
+use drydock_spec::option::Complaints;
+use drydock_spec::recipe::DEFAULT_MAX_SEQ_LENGTH;
+use drydock_spec::{InvalidOption, InvalidOptions};
+
+use super::needs::{self, Needs};
+use super::rows::{self, Data};
+use crate::blobs::size;
+use crate::models::Resolved;
+
+/// Rows, settings and results of one model; answers are kept as text.
+const RESULTS_BYTES: u64 = 1 << 20;
+/// Characters that a token stands for at most, on average.
+const CHARACTERS_A_TOKEN: u64 = 8;
+
+/// Refuses options that do not go with these models and rows; all complaints come at once.
+pub(super) fn check(spec: &EvaluateSpec, models: &[Resolved], data: &Data) -> Result<(), InvalidOptions> {
+    let mut wrong = Complaints::default();
+    let shortest = models.iter().map(|model| model.facts.max_positions).min().unwrap_or(u32::MAX);
+    rows::check_length(&mut wrong, spec.max_seq_length, shortest);
+    for measure in spec.measures.iter().flatten() {
+        rows::check_form(&mut wrong, data, "dataset", rows::wanted_by_measure(*measure));
+    }
+    let any = [Measure::Perplexity, Measure::MultipleChoice];
+    wrong.require(spec.measures.is_some() || any.into_iter().any(|measure| rows::suits(data, measure)), || {
+        let problem = "its rows hold nothing that a model is measured on";
+        InvalidOption::new(
+            "dataset",
+            &spec.dataset,
+            problem,
+            "name the columns of prompt and completion with `columns`",
+        )
+    });
+    let rows = data.rows.manifest.rows;
+    wrong.require(u64::from(spec.num_fewshot) < rows, || {
+        let problem = format!("the dataset has {rows} rows, and solved ones are not measured");
+        InvalidOption::new("num_fewshot", spec.num_fewshot, problem, "choose fewer, or load more rows")
+    });
+    wrong.into_result(())
+}
+
+/// What the job needs in memory, on the disk and from the hub: one model after the other is in memory, so that the
+/// largest decides.
+pub(super) fn needs(spec: &EvaluateSpec, models: &[Resolved], data: &Data) -> Needs {
+    let rows_bytes = data.memory();
+    let answers = spec.measures.as_ref().is_none_or(|measures| measures.iter().any(|measure| measure.generates()));
+    let new_tokens = if answers { spec.max_new_tokens } else { 0 };
+    // A question is put behind the solved ones.
+    let longest = data.longest().saturating_mul(spec.num_fewshot.saturating_add(1));
+    let of = {
+        let (models, cut) = (models.to_vec(), spec.max_seq_length.unwrap_or(DEFAULT_MAX_SEQ_LENGTH));
+        move |rows: u32| {
+            let one = |model: &Resolved| {
+                let length = cut.min(model.facts.max_positions).min(longest);
+                let answering = Answering { batch: Batch::new(rows, length), new_tokens };
+                evaluate_memory(&model.facts.decoder, needs::stored_as(&model.facts), answering)
+            };
+            models.iter().map(one).max().unwrap_or(0).saturating_add(rows_bytes)
+        }
+    };
+    let kept = u64::from(spec.log_samples) * (u64::from(longest) + u64::from(new_tokens)) * CHARACTERS_A_TOKEN;
+    let (memory, rows) = (of(spec.batch_size), spec.batch_size);
+    Needs::new(
+        memory,
+        (kept + RESULTS_BYTES).saturating_mul(models.len() as u64),
+        models.iter().map(|model| model.download_bytes).sum(),
+        0,
+        move |budget, needed| {
+            let problem = format!("the job needs about {}, jobs may use {} on this host", size(needed), size(budget));
+            let halves = std::iter::successors(Some(rows), |rows| (*rows > 1).then_some(rows / 2));
+            let next = match halves.into_iter().find(|rows| with_margin(of(*rows)) <= budget) {
+                Some(fewer) => format!("lower batch_size to {fewer}"),
+                None => "choose a smaller or quantized model, or raise capacity.memory".to_owned(),
+            };
+            InvalidOption::new("batch_size", rows, problem, next)
+        },
+    )
+}
+
+/// What somebody should know who submits this.
+pub(super) fn warnings(spec: &EvaluateSpec, models: &[Resolved], data: &Data) -> Vec<String> {
+    let mut warnings = data.warnings();
+    let chats = spec.apply_chat_template.unwrap_or(true);
+    warnings.extend(models.iter().filter(|_| chats).find_map(|model| data.without_template(&model.facts)));
+    warnings
+}

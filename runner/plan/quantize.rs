@@ -1,0 +1,70 @@
+//! Whether a quantization can work, and what it needs: pure rules.
+
+use drydock_gpu::estimate::{file_bytes, quantize_memory};
+use drydock_spec::option::Complaints;
+use drydock_spec::quantize::{QuantizeSpec, TensorType};
+use drydock_spec::{InvalidOption, InvalidOptions};
+
+use super::needs::{self, Needs};
+use super::rows::{self, Data};
+use crate::blobs::size;
+use crate::models::{Facts, Resolved};
+
+/// Refuses options that do not go with this model and these rows; all complaints come at once.
+pub(super) fn check(spec: &QuantizeSpec, data: Option<&Data>) -> Result<(), InvalidOptions> {
+    let mut wrong = Complaints::default();
+    if let Some(data) = data {
+        rows::check_form(&mut wrong, data, "imatrix_dataset", rows::wanted_by_imatrix());
+    }
+    wrong.require(spec.columns.is_none() || spec.imatrix_dataset.is_some(), || {
+        let next = "leave it out, or give the imatrix_dataset whose columns these are";
+        InvalidOption::new("columns", "{...}", "given without imatrix_dataset", next)
+    });
+    wrong.into_result(())
+}
+
+/// What the job needs in memory, on the disk and from the hub.
+pub(super) fn needs(spec: &QuantizeSpec, model: &Resolved, data: Option<&Data>) -> Needs {
+    let decoder = model.facts.decoder;
+    let rows_bytes = data.map_or(0, Data::memory);
+    let plain = QuantizeSpec { imatrix_dataset: None, ..spec.clone() };
+    let without = quantize_memory(&decoder, &plain);
+    let (name, measures) = (spec.model.clone(), data.is_some());
+    Needs::new(
+        quantize_memory(&decoder, spec).saturating_add(rows_bytes),
+        file_bytes(&decoder, spec.quant_type),
+        model.download_bytes,
+        0,
+        move |budget, needed| {
+            let problem = format!("the job needs about {}, jobs may use {} on this host", size(needed), size(budget));
+            let fits = drydock_gpu::estimate::with_margin(without) <= budget;
+            match measures && fits {
+                true => InvalidOption::new("imatrix_dataset", "...", problem, "leave it out, or give a smaller one"),
+                false => {
+                    InvalidOption::new("model", &name, problem, "choose a smaller model, or raise capacity.memory")
+                }
+            }
+        },
+    )
+}
+
+/// What somebody should know who submits this.
+pub(super) fn warnings(spec: &QuantizeSpec, facts: &Facts, data: Option<&Data>) -> Vec<String> {
+    let mut warnings = data.map(Data::warnings).unwrap_or_default();
+    if let Some(stored) = needs::stored_as(facts) {
+        let bits = |kind: TensorType| 8.0 * kind.block().1 as f64 / kind.block().0 as f64;
+        if bits(spec.quant_type.main_type()) > bits(stored) {
+            warnings.push(format!(
+                "the model is quantized already ({}); {} makes it larger and no better",
+                facts.dtype,
+                spec.quant_type.name()
+            ));
+        } else {
+            warnings.push(format!(
+                "the model is quantized already ({}); quantizing it again loses more than quantizing the original",
+                facts.dtype
+            ));
+        }
+    }
+    warnings
+}

@@ -1,0 +1,89 @@
+//! An evaluation's numbers side by side, as people compare them.
+
+use drydock_spec::evaluate::Measure;
+use drydock_spec::report::Score;
+
+/// What the metric of a difference is called: that to the first model on the same rows, so that its standard error is
+/// that of pairs.
+const DIFFERENCE: &str = "_difference";
+
+/// A metric in a line, and under it a line for each model: value, standard error, and the difference to the first
+/// model where the worker has measured one.
+#[must_use]
+pub fn lines(scores: &[Score]) -> Vec<String> {
+    let mut lines = Vec::new();
+    let is_first = |index: usize, score: &Score| !scores[..index].iter().any(|before| same_metric(before, score));
+    let plain = |score: &Score| !score.metric.ends_with(DIFFERENCE);
+    let widest = scores.iter().map(|score| score.model.chars().count()).max().unwrap_or(0);
+    for (index, score) in scores.iter().enumerate().filter(|(_, score)| plain(score)) {
+        if !is_first(index, score) {
+            continue;
+        }
+        lines.push(format!("{} {} ({} rows)", name(score.measure), score.metric, score.rows));
+        for of_model in scores.iter().filter(|other| same_metric(other, score)) {
+            let padding = " ".repeat(widest - of_model.model.chars().count());
+            let difference = scores
+                .iter()
+                .find(|other| other.model == of_model.model && is_difference(other, score))
+                .map(|difference| format!("  {}", number(difference, true)))
+                .unwrap_or_default();
+            lines.push(format!("  {}{padding}  {}{difference}", of_model.model, number(of_model, false)));
+        }
+    }
+    lines
+}
+
+fn same_metric(one: &Score, other: &Score) -> bool {
+    one.measure == other.measure && one.metric == other.metric
+}
+
+fn is_difference(score: &Score, of: &Score) -> bool {
+    score.measure == of.measure && score.metric.strip_suffix(DIFFERENCE) == Some(&of.metric)
+}
+
+fn number(score: &Score, signed: bool) -> String {
+    let value = if signed { format!("{:+.4}", score.value) } else { format!("{:.4}", score.value) };
+    match score.stderr {
+        Some(stderr) => format!("{value} ± {stderr:.4}"),
+        None => value,
+    }
+}
+
+fn name(measure: Measure) -> &'static str {
+    match measure {
+        Measure::Perplexity => "perplexity",
+        Measure::MultipleChoice => "multiple_choice",
+        Measure::ExactMatch => "exact_match",
+        Measure::NumericMatch => "numeric_match",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn score(model: &str, metric: &str, value: f64, stderr: Option<f64>) -> Score {
+        Score { model: model.into(), measure: Measure::MultipleChoice, metric: metric.into(), value, stderr, rows: 200 }
+    }
+
+    #[test]
+    fn models_stand_side_by_side_with_the_difference_to_the_first() {
+        let scores = [
+            score("base", "acc", 0.41, Some(0.02)),
+            score("base", "acc_norm", 0.4, None),
+            score("base + adapter", "acc", 0.45, Some(0.02)),
+            score("base + adapter", "acc_difference", 0.04, Some(0.011)),
+            score("base + adapter", "acc_norm", 0.5, None),
+        ];
+        let expected = [
+            "multiple_choice acc (200 rows)",
+            "  base            0.4100 ± 0.0200",
+            "  base + adapter  0.4500 ± 0.0200  +0.0400 ± 0.0110",
+            "multiple_choice acc_norm (200 rows)",
+            "  base            0.4000",
+            "  base + adapter  0.5000",
+        ];
+        assert_eq!(lines(&scores), expected);
+        assert!(lines(&[]).is_empty());
+    }
+}
