@@ -1,4 +1,5 @@
-//! drydock: runs jobs that train, finetune, quantize and evaluate models in sealed containers and tells the truth about them.
+//! drydock: runs jobs that train, finetune, quantize and evaluate models in sealed containers, and tells the truth
+//! about them.
 
 pub mod api;
 pub mod artifacts;

@@ -185,15 +185,15 @@ async fn what_is_not_there_is_told_from_what_is_mistyped() {
     hub.commit("models/o/old", "main", pickles);
     assert!(said("hf:o/old").await.contains("`pytorch_model.bin` is a pickle"));
     hub.commit(
-        "models/o/qwen",
+        "models/o/mamba",
         "main",
         [
-            ("config.json", b"{\"model_type\": \"qwen2\"}".to_vec()),
+            ("config.json", b"{\"model_type\": \"mamba\"}".to_vec()),
             ("tokenizer.json", b"{}".to_vec()),
             (WEIGHTS, b"x".to_vec()),
         ],
     );
-    assert!(said("hf:o/qwen").await.contains("the architecture is `qwen2`"));
+    assert!(said("hf:o/mamba").await.contains("the architecture is `mamba`"));
 }
 
 #[tokio::test]

@@ -1,6 +1,8 @@
 //! From a dataset's files to rows: read, render, tokenize, split.
 
 pub mod batch;
+pub mod lesson;
+pub mod packing;
 pub mod read;
 pub mod render;
 pub mod rows;
@@ -45,27 +47,40 @@ pub fn prepare(
     let columns = spec.columns.clone().unwrap_or_default();
     let train = read::read(input(&inputs.dataset, "dataset")?, &columns)?;
     let eval = inputs.eval_dataset.as_deref().map(|folder| read::read(folder, &columns)).transpose()?;
-    let chat = train.examples.iter().any(|placed| matches!(placed.example, Example::Chat(_)));
+    let chat = train.examples.iter().any(|placed| is_chat(&placed.example));
     if chat && text.chat_template.is_none() {
         text.set_chat_template(render::template::FALLBACK);
         let message = "the model has no chat template; turns are written as `User: ...` and `Assistant: ...`";
         reporter.warn("no_chat_template", message);
     }
     let renderer = Renderer::new(text, spec.completion_only_loss)?;
-    let tokenizing = Tokenizing { renderer: &renderer, text, max_length, vocabulary: config.vocabulary };
+    let objective = spec.objective;
+    let tokenizing = Tokenizing { renderer: &renderer, text, objective, max_length, vocabulary: config.vocabulary };
     let total = train.examples.len() as u64;
-    let rows = |examples: &[Placed]| {
-        tokenizing.rows(&examples[..examples.len().min(cap)], |done| {
+    let lessons = |examples: &[Placed]| {
+        tokenizing.lessons(&examples[..examples.len().min(cap)], |done| {
             reporter.progress(done as u64, total);
             stop::check()
         })
     };
-    let trained = rows(&train.examples)?;
+    let trained = lessons(&train.examples)?;
     trained.check(max_length)?;
-    let held_out = eval.as_ref().map(|eval: &Examples| rows(&eval.examples)).transpose()?;
+    for (code, message) in trained.oddities(max_length) {
+        reporter.warn(code, message);
+    }
+    let held_out = eval.as_ref().map(|eval: &Examples| lessons(&eval.examples)).transpose()?;
     let split = split(trained, held_out, spec.test_size, spec.recipe.seed)?;
     let (format, rows) = (train.format, train.examples.len());
     Ok(Prepared { format, rows, tokenized: rows.min(cap), chat, split, renderer, max_length })
+}
+
+fn is_chat(example: &Example) -> bool {
+    match example {
+        Example::Chat(_) => true,
+        Example::Preference { chosen, .. } => is_chat(chosen),
+        Example::Labelled { example, .. } => is_chat(example),
+        Example::Completion { .. } | Example::Text(_) | Example::Choice { .. } => false,
+    }
 }
 
 /// The length that rows are cut to. To ask for more than the model can take is a mistake that should be seen.

@@ -20,6 +20,7 @@ use std::time::Instant;
 
 use drydock_spec::contract::ModelInput;
 use drydock_spec::evaluate::{EvaluateSpec, Measure};
+use drydock_spec::finetune::Objective;
 use drydock_spec::recipe::DType;
 use drydock_spec::report::{DatasetReport, Finished, ModelReport, Score};
 use drydock_spec::{AttemptSpec, Failure, FailureKind, Report, Stage};
@@ -253,7 +254,8 @@ impl Prepared {
         let settings = settings(rows, spec, config, text, reporter)?;
         let renderer = Renderer::new(text, true)?;
         let (vocabulary, chat) = (config.vocabulary, settings.chat);
-        let tokenizing = Tokenizing { renderer: &renderer, text, max_length: settings.window, vocabulary };
+        let objective = Objective::Sft;
+        let tokenizing = Tokenizing { renderer: &renderer, text, objective, max_length: settings.window, vocabulary };
         let prompter = Prompter { renderer: &renderer, text, chat, window: settings.question_window, vocabulary };
         let asked = |wanted: fn(&Measure) -> bool| measures.iter().any(wanted);
         let mut prepared = Self { settings, windows: Vec::new(), choices: Vec::new(), questions: Questions::none() };

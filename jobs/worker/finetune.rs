@@ -1,31 +1,33 @@
-//! A finetune from the model's files to the adapter.
+//! A finetune from the model's files to what is left of it: an adapter, a whole model, or both.
 
-pub mod train;
+use drydock_spec::finetune::Objective;
+use drydock_spec::report::{Finished, ModelReport, Phase};
+use drydock_spec::{AttemptSpec, Failure, FailureKind, FinetuneSpec, ModelInput, Report, Stage};
+use serde_json::Value;
 
-use drydock_spec::report::{Evaluation, Finished, ModelReport, Phase};
-use drydock_spec::{AttemptSpec, FinetuneSpec, Report, Stage};
-
-use crate::data::batch::Batch;
-use crate::data::rows::Row;
+use crate::data::lesson::digest;
 use crate::data::{self, Prepared};
-use crate::ending::{Result, input};
+use crate::ending::{Ending, OrFail, Result, input};
 use crate::generate::{Question, answer_all, questions};
 use crate::model::ModelFiles;
 use crate::model::decoder::Decoder;
+use crate::model::lora::LoraShape;
 use crate::model::method::{Chosen, choose};
 use crate::model::parameter::Trainable;
+use crate::model::tape::Pass;
+use crate::model::tokenizer::Text;
 use crate::report::{Reporter, resident_bytes};
 use crate::save::model::WholeModel;
 use crate::save::shards::SavedAs;
 use crate::save::{Saver, Summary};
 use crate::stop;
-use train::Trainer;
-
-/// Tokens in one forward pass where no gradient is asked for.
-const SCORING_TOKENS: usize = 1024;
+use crate::training::checkpoint::Origin;
+use crate::training::objective::Aim;
+use crate::training::{Course, Trained, Trainer};
 
 /// Does the whole job; what comes back is the last report.
 pub fn finetune(attempt: &AttemptSpec, spec: &FinetuneSpec, reporter: &Reporter) -> Result<Finished> {
+    check(spec)?;
     reporter.stage(Stage::Load);
     let model = input(&attempt.inputs.model, "model")?;
     let mut files = ModelFiles::open(&model.path)?;
@@ -35,62 +37,150 @@ pub fn finetune(attempt: &AttemptSpec, spec: &FinetuneSpec, reporter: &Reporter)
     let questions = questions(spec, &prepared, &text, files.config.max_positions, reporter)?;
 
     reporter.stage(Stage::Load);
-    let mut decoder = load(&mut files, &prepared, &questions, reporter)?;
+    let mut decoder = load(&mut files, spec, &prepared, &questions, reporter)?;
     let Chosen { trainables, adapter } = choose(&mut decoder, spec, model.adapter.as_deref())?;
     reporter.report(Report::Model(model_report(&decoder, &trainables)));
-
-    reporter.stage(Stage::Evaluate);
-    let held_out = &prepared.split.held_out;
-    let loss_before = evaluate(&decoder, held_out, Phase::Before, reporter)?;
-    let answers_before = answer_all(&decoder, &text, &questions, Phase::Before, reporter)?;
+    let course = Course {
+        decoder: &decoder,
+        trainables: &trainables,
+        recipe: &spec.recipe,
+        aim: Aim { objective: spec.objective, beta: spec.beta },
+        train: &prepared.split.train,
+        held_out: &prepared.split.held_out,
+        max_length: prepared.max_length,
+        output: &attempt.output,
+        origin: origin(spec, model, &prepared)?,
+    };
+    let mut trainer = Trainer::new(course, reporter);
+    match &attempt.inputs.checkpoint {
+        Some(folder) => trainer.go_on_from(folder)?,
+        None => {
+            reporter.stage(Stage::Evaluate);
+            trainer.refer()?;
+            trainer.evaluate(Phase::Before)?;
+            trainer.state.samples = answer_all(&decoder, &text, &questions, Phase::Before, reporter)?;
+        }
+    }
 
     reporter.stage(Stage::Train);
-    let trained = Trainer::new(&decoder, &spec.recipe, &trainables, &prepared.split.train).train(reporter)?;
-
-    reporter.stage(Stage::Save);
-    let saver = Saver::new(&attempt.output, reporter);
-    if let Some(shape) = adapter.filter(|_| spec.keep.adapter()) {
-        saver.adapter(&shape, &model.name, &trainables)?;
-        saver.tokenizer("adapter", &text)?;
+    let trained = trainer.train()?;
+    let left = Left { attempt, spec, model, files: &files, text: &text, prepared: &prepared, questions: &questions };
+    let finished = left.behind(&decoder, &trainables, adapter.as_ref(), &trained, &mut trainer, reporter);
+    if matches!(finished, Err(Ending::Stopped)) {
+        trainer.keep()?;
     }
-    if spec.keep.merged() {
-        let description = files.description(&text)?;
-        let dtype = description.dtype().unwrap_or(SavedAs::F16);
-        saver.model("model", WholeModel { decoder: &decoder, description: &description, text: &text }, dtype)?;
+    finished
+}
+
+/// What the options alone cannot be refused for.
+fn check(spec: &FinetuneSpec) -> Result<()> {
+    if spec.objective == Objective::Kto && spec.recipe.per_device_train_batch_size < 2 {
+        let message = "per_device_train_batch_size = 1: objective kto compares the rows of a forward pass";
+        let failure = Failure::new(FailureKind::BadOption, message);
+        return Err(failure.with_hint("choose a per_device_train_batch_size of 2 or more").into());
     }
+    Ok(())
+}
 
-    reporter.stage(Stage::Evaluate);
-    let loss_after = evaluate(&decoder, held_out, Phase::After, reporter)?;
-    let answers_after = answer_all(&decoder, &text, &questions, Phase::After, reporter)?;
-
-    reporter.stage(Stage::Save);
-    saver.summary(&Summary {
-        worker: crate::NAME_AND_VERSION,
-        model: &model.name,
-        options: spec,
-        max_seq_length: prepared.max_length,
-        dataset: &prepared.split.report,
-        evaluations: loss_before.into_iter().chain(loss_after).collect(),
-        samples: answers_before.into_iter().chain(answers_after).collect(),
-        training: &trained,
-    })?;
-    Ok(Finished {
-        steps: trained.steps,
-        train_loss: Some(trained.final_loss),
-        tokens: trained.tokens,
-        peak_rss_bytes: resident_bytes().1,
+/// What a checkpoint of this finetune is of.
+fn origin(spec: &FinetuneSpec, model: &ModelInput, prepared: &Prepared) -> Result<Origin> {
+    let Value::Object(options) = serde_json::to_value(spec).or_fail(FailureKind::Crashed, "the options")? else {
+        unreachable!("options are an object")
+    };
+    Ok(Origin {
+        model: model.name.clone(),
+        rows: digest(&prepared.split.train),
+        held_out_rows: digest(&prepared.split.held_out),
+        options,
     })
 }
 
+/// What a finetune ends with.
+struct Left<'a> {
+    attempt: &'a AttemptSpec,
+    spec: &'a FinetuneSpec,
+    model: &'a ModelInput,
+    files: &'a ModelFiles,
+    text: &'a Text,
+    prepared: &'a Prepared,
+    questions: &'a [Question],
+}
+
+impl Left<'_> {
+    /// Saves what was trained, measures it once more, and says what was done.
+    fn behind(
+        &self,
+        decoder: &Decoder,
+        trainables: &[Trainable],
+        adapter: Option<&LoraShape>,
+        trained: &Trained,
+        trainer: &mut Trainer<'_>,
+        reporter: &Reporter,
+    ) -> Result<Finished> {
+        let Self { attempt, spec, model, files, text, prepared, questions } = *self;
+        reporter.stage(Stage::Save);
+        let saver = Saver::new(&attempt.output, reporter);
+        if let Some(shape) = adapter.filter(|_| spec.keep.adapter()) {
+            saver.adapter(shape, &model.name, trainables)?;
+            saver.tokenizer("adapter", text)?;
+        }
+        if spec.keep.merged() {
+            let description = files.description(text)?;
+            let dtype = description.dtype().unwrap_or(SavedAs::F16);
+            saver.model("model", WholeModel { decoder, description: &description, text }, dtype)?;
+        }
+
+        reporter.stage(Stage::Evaluate);
+        let held_out = trainer.evaluate(Phase::After)?;
+        let answers = answer_all(decoder, text, questions, Phase::After, reporter)?;
+        trainer.state.samples.extend(answers);
+
+        reporter.stage(Stage::Save);
+        saver.summary(&Summary {
+            worker: crate::NAME_AND_VERSION,
+            model: &model.name,
+            options: spec,
+            max_seq_length: prepared.max_length,
+            dataset: &prepared.split.report,
+            evaluations: &trainer.state.evaluations,
+            samples: &trainer.state.samples,
+            held_out_preferences: held_out.and_then(|held_out| held_out.preferences),
+            training: trained,
+        })?;
+        trainer.clear_checkpoints()?;
+        Ok(Finished {
+            steps: trained.steps,
+            train_loss: Some(trained.final_loss),
+            tokens: trained.tokens,
+            peak_rss_bytes: resident_bytes().1,
+        })
+    }
+}
+
 /// The decoder, for rows and answers of the lengths that will come.
-fn load(files: &mut ModelFiles, prepared: &Prepared, questions: &[Question], reporter: &Reporter) -> Result<Decoder> {
-    let longest_row = prepared.split.report.longest_row as usize;
+fn load(
+    files: &mut ModelFiles,
+    spec: &FinetuneSpec,
+    prepared: &Prepared,
+    questions: &[Question],
+    reporter: &Reporter,
+) -> Result<Decoder> {
+    // KTO puts prompts together with the answers of other rows; those are as long as they may be.
+    let longest_row = match spec.objective {
+        Objective::Kto => prepared.max_length,
+        Objective::Sft | Objective::Dpo | Objective::Orpo => prepared.split.report.longest_row as usize,
+    };
     let positions = questions.iter().map(Question::positions).fold(longest_row, usize::max);
     let layers = files.config.layers as u64;
-    Decoder::load(files, positions, |done| {
+    let mut decoder = Decoder::load(files, positions, |done| {
         reporter.progress(done as u64, layers);
         stop::check()
-    })
+    })?;
+    if spec.objective != Objective::Sft {
+        // What is compared must be computed alike.
+        decoder.scoring = Pass::new(&spec.recipe, 0).precision;
+    }
+    Ok(decoder)
 }
 
 fn model_report(decoder: &Decoder, trainables: &[Trainable]) -> ModelReport {
@@ -98,52 +188,5 @@ fn model_report(decoder: &Decoder, trainables: &[Trainable]) -> ModelReport {
         architecture: decoder.config.architecture.clone(),
         parameters: decoder.parameters(),
         trainable_parameters: trainables.iter().map(|trainable| trainable.var.elem_count() as u64).sum(),
-    }
-}
-
-/// The mean loss per supervised token of the held-out rows; nothing where there are none.
-fn evaluate(decoder: &Decoder, rows: &[Row], phase: Phase, reporter: &Reporter) -> Result<Option<Evaluation>> {
-    if rows.is_empty() {
-        return Ok(None);
-    }
-    let (mut sum, mut tokens, mut done) = (0.0, 0u64, 0);
-    for part in by_tokens(rows, SCORING_TOKENS) {
-        stop::check()?;
-        let batch = Batch::of(part);
-        sum += decoder.score(&batch)?;
-        tokens += batch.targets.len() as u64;
-        done += part.len() as u64;
-        reporter.progress(done, rows.len() as u64);
-    }
-    let loss = sum / tokens as f64;
-    let evaluation = Evaluation { phase, step: None, loss, perplexity: loss.exp(), tokens };
-    reporter.report(Report::Evaluation(evaluation.clone()));
-    Ok(Some(evaluation))
-}
-
-/// Neighbouring rows with at most so many tokens together, or a single row with more.
-fn by_tokens(rows: &[Row], most: usize) -> impl Iterator<Item = &[Row]> {
-    let mut rest = rows;
-    std::iter::from_fn(move || {
-        let mut tokens = 0;
-        let fit = rest.iter().take_while(|row| {
-            tokens += row.ids.len();
-            tokens <= most
-        });
-        let (part, others) = rest.split_at(fit.count().max(1).min(rest.len()));
-        rest = others;
-        (!part.is_empty()).then_some(part)
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rows_are_scored_in_parts_that_fit() {
-        let rows: Vec<Row> = [3, 4, 9, 2, 2].map(|len| Row { ids: vec![0; len], counts: vec![true; len] }).to_vec();
-        let lengths: Vec<usize> = by_tokens(&rows, 7).map(<[Row]>::len).collect();
-        assert_eq!(lengths, [2, 1, 2]);
     }
 }

@@ -24,6 +24,7 @@ pub mod schedule;
 pub mod shard;
 pub mod stop;
 pub mod train;
+pub mod training;
 
 /// As it stands in the first report.
 pub const NAME_AND_VERSION: &str = concat!("drydock-worker ", env!("CARGO_PKG_VERSION"));

@@ -5,6 +5,7 @@ use drydock_spec::report::Finished;
 use drydock_spec::{AttemptSpec, FinetuneSpec, Preview, Report, Stage};
 
 use crate::data;
+use crate::data::lesson::Lesson;
 use crate::data::rows::Row;
 use crate::ending::{Result, input};
 use crate::model::ModelFiles;
@@ -24,13 +25,13 @@ pub fn preview(attempt: &AttemptSpec, spec: &FinetuneSpec, reporter: &Reporter) 
     let files = ModelFiles::open(&input(&attempt.inputs.model, "model")?.path)?;
     let mut text = files.text()?;
     let prepared = data::prepare(spec, &attempt.inputs, &files.config, &mut text, MAX_ROWS, reporter)?;
-    let train = &prepared.split.train;
+    let train = prepared.split.train.iter().flat_map(Lesson::rows);
     let preview = Preview {
         format: prepared.format,
         rows: prepared.rows as u64,
         tokenized_rows: prepared.tokenized as u64,
         dataset: prepared.split.report.clone(),
-        rendered: train.iter().take(SHOWN).map(|row| shown(row, &text)).collect::<Result<_>>()?,
+        rendered: train.take(SHOWN).map(|row| shown(row, &text)).collect::<Result<_>>()?,
         model_limit: files.config.max_positions as u64,
     };
     reporter.report(Report::Dataset(preview.dataset.clone()));

@@ -16,6 +16,8 @@ pub enum Purpose {
     Shots(u32),
     /// Which rows a bootstrap takes.
     Bootstrap,
+    /// Which lessons stay together.
+    Groups,
     /// The start values of a tensor, by a number of its own.
     Start(u32),
 }
@@ -29,6 +31,7 @@ impl Chance {
             Purpose::Split => 0,
             Purpose::Adapter => 1,
             Purpose::Bootstrap => 2,
+            Purpose::Groups => 3,
             Purpose::Order(epoch) => (1 << 32) + u64::from(epoch),
             Purpose::Shots(question) => (2 << 32) + u64::from(question),
             Purpose::Start(tensor) => (3 << 32) + u64::from(tensor),

@@ -14,13 +14,14 @@ use safetensors::tensor::TensorView;
 use serde::Serialize;
 
 use crate::ending::{OrFail, Result, write_failed};
-use crate::finetune::train::Trained;
 use crate::kernels::read;
 use crate::model::lora::{AdapterConfig, LoraShape};
 use crate::model::parameter::Trainable;
 use crate::model::tokenizer::Text;
 use crate::report::Reporter;
 use crate::stop;
+use crate::training::Trained;
+use crate::training::objective::Preferences;
 use atomic::write_whole;
 use model::{WholeModel, Writing, pretty};
 use shards::SavedAs;
@@ -41,10 +42,13 @@ pub struct Summary<'a> {
     /// Tokens that rows were cut to.
     pub max_seq_length: usize,
     pub dataset: &'a DatasetReport,
+    /// Before, on the way and after.
+    pub evaluations: &'a [Evaluation],
     /// Before and after.
-    pub evaluations: Vec<Evaluation>,
-    /// Before and after.
-    pub samples: Vec<Sample>,
+    pub samples: &'a [Sample],
+    /// Where answers are compared: their rewards on held-out rows, afterwards.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub held_out_preferences: Option<Preferences>,
     pub training: &'a Trained,
 }
 

@@ -175,9 +175,9 @@ impl<'a> Tally<'a> {
             return refused("SQuAD's form among files of another form".into(), "load them as datasets of their own");
         }
         match squad(document) {
-            Ok(examples) => {
+            Ok(questions) => {
                 self.format = Some(Format::Squad);
-                examples.into_iter().for_each(|example| self.count(example));
+                questions.iter().for_each(|question| self.count(question.example()));
                 Ok(())
             }
             Err(error) => refused(error.to_string(), "mend it, or write the rows as JSON lines (.jsonl)"),

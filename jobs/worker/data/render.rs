@@ -41,11 +41,8 @@ impl Renderer {
     /// The example's text and what of it counts. The error is about the example alone.
     pub fn render(&self, example: &Example) -> Result<Rendered, String> {
         let mut rendered = match example {
-            Example::Chat(messages) => self.chat(messages)?,
-            Example::Completion { prompt, completion } => {
-                let text = self.ended(format!("{prompt}{completion}"));
-                Rendered { learnt: alone(prompt.len()..text.len()), text, special: true }
-            }
+            Example::Chat(messages) => self.chat(messages, 0)?,
+            Example::Completion { prompt, completion } => self.completion(prompt, completion),
             Example::Text(text) => {
                 let text = self.ended(text.clone());
                 Rendered { learnt: alone(0..text.len()), text, special: true }
@@ -63,6 +60,41 @@ impl Renderer {
             rendered.learnt = alone(0..rendered.text.len());
         }
         Ok(rendered)
+    }
+
+    /// Two answers to the same prompt. Only what comes after the prompt counts: for chats, after the turns that both
+    /// have in common.
+    pub fn pair(&self, chosen: &Example, rejected: &Example) -> Result<[Rendered; 2], String> {
+        let prompt = match (chosen, rejected) {
+            (Example::Chat(chosen), Example::Chat(rejected)) => {
+                chosen.iter().zip(rejected).take_while(|(chosen, rejected)| chosen == rejected).count()
+            }
+            _ => 0,
+        };
+        Ok([self.after_prompt(chosen, prompt)?, self.after_prompt(rejected, prompt)?])
+    }
+
+    /// An answer to be judged. Only what comes after the prompt counts: for chats, after the last turn that is not the
+    /// assistant's.
+    pub fn answer(&self, example: &Example) -> Result<Rendered, String> {
+        let prompt = match example {
+            Example::Chat(turns) => turns.iter().rposition(|turn| turn.role != Role::Assistant).map_or(0, |at| at + 1),
+            _ => 0,
+        };
+        self.after_prompt(example, prompt)
+    }
+
+    fn after_prompt(&self, example: &Example, prompt: usize) -> Result<Rendered, String> {
+        match example {
+            Example::Chat(messages) => self.chat(messages, prompt),
+            Example::Completion { prompt, completion } => Ok(self.completion(prompt, completion)),
+            _ => Err("an answer has no prompt; chats, or columns with prompt and answer, are expected".into()),
+        }
+    }
+
+    fn completion(&self, prompt: &str, completion: &str) -> Rendered {
+        let text = self.ended(format!("{prompt}{completion}"));
+        Rendered { learnt: alone(prompt.len()..text.len()), text, special: true }
     }
 
     /// A question, up to where the answer begins. `chat`: through the chat template, as one turn of a user.
@@ -88,8 +120,9 @@ impl Renderer {
         text
     }
 
-    /// The whole chat; each of the assistant's turns is found as what the template adds to the turns before it.
-    fn chat(&self, messages: &[Message]) -> Result<Rendered, String> {
+    /// The whole chat, of which the assistant's turns from `first` on count. Each is found as what the template adds to
+    /// the turns before it.
+    fn chat(&self, messages: &[Message], first: usize) -> Result<Rendered, String> {
         let text = self.template.render(messages, false)?;
         let mut learnt: Vec<Range<usize>> = Vec::new();
         for (index, message) in messages.iter().enumerate().filter(|(_, message)| message.role == Role::Assistant) {
@@ -103,6 +136,8 @@ impl Renderer {
             };
             learnt.push(range);
         }
+        let before = messages[..first.min(messages.len())].iter();
+        let learnt = learnt.split_off(before.filter(|message| message.role == Role::Assistant).count());
         Ok(Rendered { text, learnt, special: false })
     }
 
@@ -182,6 +217,27 @@ mod tests {
         let rendered = renderer(template).render(&chat).unwrap();
         assert_eq!(learnt(&rendered), ["a1<|im_end|>", "a1"]);
         assert!(rendered.learnt[1].start > rendered.text.find("[user]").unwrap());
+    }
+
+    #[test]
+    fn of_two_answers_only_what_they_do_not_share_counts() {
+        let said = |answer: &str| {
+            Example::Chat(vec![
+                turn(Role::User, "q1"),
+                turn(Role::Assistant, "shared"),
+                turn(Role::User, "q2"),
+                turn(Role::Assistant, answer),
+            ])
+        };
+        let pair = renderer(CHATML).pair(&said("yes"), &said("no")).unwrap();
+        assert_eq!(pair.each_ref().map(learnt), [["yes<|im_end|>"], ["no<|im_end|>"]]);
+        assert_eq!(learnt(&renderer(CHATML).answer(&said("yes")).unwrap()), ["yes<|im_end|>"]);
+        let same = renderer(CHATML).pair(&said("yes"), &said("yes")).unwrap();
+        assert!(same.iter().all(|side| side.learnt.is_empty()), "nothing is better than the same");
+        let all = Renderer { learn_all: true, ..renderer(CHATML) };
+        let plain = |answer: &str| Example::Completion { prompt: "2+2=".into(), completion: answer.into() };
+        let pair = all.pair(&plain("4"), &plain("5")).unwrap();
+        assert_eq!(pair.each_ref().map(learnt), [["4<|im_end|>"], ["5<|im_end|>"]], "a prompt is never preferred");
     }
 
     #[test]

@@ -1,10 +1,13 @@
 //! Rows in tokens, cut to length and split into those that are trained on and those that are held out.
 
 use drydock_spec::FailureKind::{BadDataset, BadModel, NothingToLearn};
+use drydock_spec::dataset::Example;
+use drydock_spec::finetune::Objective;
 use drydock_spec::report::DatasetReport;
 use drydock_spec::{Failure, FailureKind};
 use rayon::prelude::*;
 
+use super::lesson::{Lesson, Matter};
 use super::read::Placed;
 use super::render::{Rendered, Renderer};
 use crate::ending::{Ending, Result, failed};
@@ -35,11 +38,25 @@ impl Row {
     }
 }
 
+/// A row in the making, and what looks odd about it.
+struct Tokenized {
+    row: Row,
+    /// Tokens before the first one that counted before the row was cut.
+    prompt: usize,
+    cut: bool,
+    /// The beginning-of-text token stood there twice.
+    begins_twice: bool,
+    /// The end counts, or was cut off.
+    ends: bool,
+}
+
 /// What became of an example.
 enum Outcome {
-    Row {
-        row: Row,
+    Lesson {
+        lesson: Lesson,
         cut: bool,
+        begins_twice: bool,
+        ends: bool,
     },
     /// Nothing is left that counts.
     Nothing {
@@ -48,20 +65,25 @@ enum Outcome {
     },
 }
 
-/// Rows and what was lost on the way.
+/// Lessons and what was lost on the way.
 #[derive(Debug, Default)]
-pub struct Rows {
-    pub rows: Vec<Row>,
+pub struct Lessons {
+    pub lessons: Vec<Lesson>,
     skipped: usize,
     skipped_by_cutting: usize,
     shortest_skipped_prompt: Option<usize>,
     truncated: usize,
+    /// Lessons that teach no end, and where the first of them stands.
+    endless: Option<(usize, String)>,
+    /// The same for those that begin twice.
+    begun_twice: Option<(usize, String)>,
 }
 
 /// How examples become rows.
 pub struct Tokenizing<'a> {
     pub renderer: &'a Renderer,
     pub text: &'a Text,
+    pub objective: Objective,
     /// Tokens that a row is cut to.
     pub max_length: usize,
     /// Tokens that the model has an embedding for.
@@ -72,28 +94,63 @@ pub struct Tokenizing<'a> {
 const PIECE: usize = 256;
 
 impl Tokenizing<'_> {
-    /// Every example as a row; `tokenized` hears how many are done.
-    pub fn rows(&self, examples: &[Placed], mut tokenized: impl FnMut(usize) -> Result<()>) -> Result<Rows> {
-        let mut rows = Rows::default();
+    /// Every example as a lesson; `tokenized` hears how many are done.
+    pub fn lessons(&self, examples: &[Placed], mut tokenized: impl FnMut(usize) -> Result<()>) -> Result<Lessons> {
+        let mut lessons = Lessons::default();
         for (index, piece) in examples.chunks(PIECE).enumerate() {
-            let outcomes: Result<Vec<Outcome>> = piece.par_iter().map(|placed| self.row(placed)).collect();
-            outcomes?.into_iter().for_each(|outcome| rows.add(outcome));
+            let outcomes: Result<Vec<Vec<Outcome>>> = piece.par_iter().map(|placed| self.outcomes(placed)).collect();
+            outcomes?.into_iter().flatten().for_each(|outcome| lessons.add(outcome));
             tokenized(index * PIECE + piece.len())?;
         }
-        Ok(rows)
+        Ok(lessons)
     }
 
-    fn row(&self, placed: &Placed) -> Result<Outcome> {
-        let rendered = self.renderer.render(&placed.example);
-        let rendered =
-            rendered.map_err(|error| Ending::from(Failure::new(BadDataset, format!("{}: {error}", placed.place))))?;
-        let (mut tokens, mut counts) = self.counted(&rendered)?;
+    /// One lesson an example, but two of a pair that is to be learnt answer by answer.
+    fn outcomes(&self, placed: &Placed) -> Result<Vec<Outcome>> {
+        let Placed { example, place, .. } = placed;
+        let bad_row = |error: String| Ending::from(Failure::new(BadDataset, format!("{place}: {error}")));
+        let one = |outcome| vec![outcome];
+        match (self.objective, example) {
+            (Objective::Sft, _) => {
+                let row = self.tokenized(&self.renderer.render(example).map_err(bad_row)?)?;
+                Ok(one(outcome(place, [row], |[row]| Matter::Text(row))))
+            }
+            (Objective::Dpo | Objective::Orpo, Example::Preference { chosen, rejected }) => {
+                let [chosen, rejected] = self.renderer.pair(chosen, rejected).map_err(bad_row)?;
+                let rows = [self.tokenized(&chosen)?, self.tokenized(&rejected)?];
+                Ok(one(outcome(place, rows, |[chosen, rejected]| Matter::Pair { chosen, rejected })))
+            }
+            (Objective::Kto, Example::Labelled { example, good }) => Ok(one(self.judged(example, *good, placed)?)),
+            (Objective::Kto, Example::Preference { chosen, rejected }) => {
+                Ok(vec![self.judged(chosen, true, placed)?, self.judged(rejected, false, placed)?])
+            }
+            (Objective::Dpo | Objective::Orpo, _) => {
+                Err(bad_row("the objective learns from pairs of answers; columns `chosen` and `rejected` are expected".into()))
+            }
+            (Objective::Kto, _) => Err(bad_row(
+                "objective kto learns from judged answers; columns `prompt`, `completion` and `label` are expected, or \
+                 `chosen` and `rejected`"
+                    .into(),
+            )),
+        }
+    }
+
+    fn judged(&self, example: &Example, good: bool, placed: &Placed) -> Result<Outcome> {
+        let rendered = self.renderer.answer(example);
+        let rendered = rendered.map_err(|error| Failure::new(BadDataset, format!("{}: {error}", placed.place)))?;
+        let row = self.tokenized(&rendered)?;
+        Ok(outcome(&placed.place, [row], |[row]| Matter::Answer { row, good }))
+    }
+
+    fn tokenized(&self, rendered: &Rendered) -> Result<Tokenized> {
+        let (mut tokens, mut counts) = self.counted(rendered)?;
         let prompt = counts.iter().position(|&counts| counts).unwrap_or(counts.len());
         let cut = tokens.ids.len() > self.max_length;
+        let ends = cut || tokens.ids.iter().zip(&counts).any(|(id, counts)| *counts && self.text.stops.contains(id));
+        let begins_twice = tokens.began_twice;
         tokens.ids.truncate(self.max_length);
         counts.truncate(self.max_length);
-        let row = Row { ids: tokens.ids, counts };
-        Ok(if row.supervised() == 0 { Outcome::Nothing { cut, prompt } } else { Outcome::Row { row, cut } })
+        Ok(Tokenized { row: Row { ids: tokens.ids, counts }, prompt, cut, begins_twice, ends })
     }
 
     /// The text's tokens, uncut, and which of them count.
@@ -124,12 +181,28 @@ pub fn check_ids(ids: &[u32], vocabulary: usize) -> Result<()> {
     }
 }
 
-impl Rows {
+/// A lesson, if each of its rows has something that counts.
+fn outcome<const N: usize>(place: &str, rows: [Tokenized; N], matter: impl FnOnce([Row; N]) -> Matter) -> Outcome {
+    let any = |of: fn(&Tokenized) -> bool| rows.iter().any(of);
+    let (cut, begins_twice, ends) = (any(|row| row.cut), any(|row| row.begins_twice), any(|row| row.ends));
+    if any(|row| row.row.supervised() == 0) {
+        return Outcome::Nothing { cut, prompt: rows.iter().map(|row| row.prompt).min().unwrap_or(0) };
+    }
+    let lesson = Lesson { matter: matter(rows.map(|row| row.row)), place: place.to_owned() };
+    Outcome::Lesson { lesson, cut, begins_twice, ends }
+}
+
+impl Lessons {
     fn add(&mut self, outcome: Outcome) {
         match outcome {
-            Outcome::Row { row, cut } => {
-                self.rows.push(row);
+            Outcome::Lesson { lesson, cut, begins_twice, ends } => {
                 self.truncated += usize::from(cut);
+                for (odd, seen) in [(begins_twice, &mut self.begun_twice), (!ends, &mut self.endless)] {
+                    if odd {
+                        seen.get_or_insert_with(|| (0, lesson.place.clone())).0 += 1;
+                    }
+                }
+                self.lessons.push(lesson);
             }
             Outcome::Nothing { cut, prompt } => {
                 self.skipped += 1;
@@ -142,9 +215,45 @@ impl Rows {
         }
     }
 
+    /// What looks odd but stops nothing: a code, and a sentence with numbers and a next step.
+    pub fn oddities(&self, max_length: usize) -> Vec<(&'static str, String)> {
+        let (all, mut odd) = (self.lessons.len() + self.skipped, Vec::new());
+        if let Some((count, place)) = &self.endless {
+            let message = format!(
+                "{count} of {all} rows teach no end of an answer, the first at {place}; the model may not learn to \
+                 stop: check that the chat template or the rows end answers with the model's end-of-text token"
+            );
+            odd.push(("eos_not_learnt", message));
+        }
+        if let Some((count, place)) = &self.begun_twice {
+            let message = format!(
+                "{count} of {all} rows begin with the beginning-of-text token twice, the first at {place}, as rows or \
+                 chat template write what the tokenizer adds by itself; one of the two is left out"
+            );
+            odd.push(("double_bos", message));
+        }
+        if self.truncated > 0 {
+            let message = format!(
+                "{} of {all} rows are cut at max_seq_length = {max_length}, and their answers with them: raise \
+                 max_seq_length, or shorten the rows",
+                self.truncated
+            );
+            odd.push(("answers_cut", message));
+        }
+        if self.skipped > 0 {
+            let message = format!(
+                "{} of {all} rows are left out, as nothing in them counts: {} are cut at max_seq_length = {max_length} \
+                 before the answer starts, the others have an empty answer",
+                self.skipped, self.skipped_by_cutting
+            );
+            odd.push(("rows_skipped", message));
+        }
+        odd
+    }
+
     /// Refuses a dataset of which no row is left, and says why.
     pub fn check(&self, max_length: usize) -> Result<()> {
-        if !self.rows.is_empty() {
+        if !self.lessons.is_empty() {
             return Ok(());
         }
         let all = self.skipped;
@@ -176,31 +285,32 @@ impl Rows {
 /// The rows of a job.
 #[derive(Debug)]
 pub struct Split {
-    pub train: Vec<Row>,
+    pub train: Vec<Lesson>,
     /// Never trained on.
-    pub held_out: Vec<Row>,
+    pub held_out: Vec<Lesson>,
     pub report: DatasetReport,
 }
 
 /// Holds out `share` of the rows by chance (rounded up, but never all), or takes the held-out rows that are given.
-pub fn split(rows: Rows, given: Option<Rows>, share: f64, seed: u64) -> Result<Split> {
-    let (mut skipped, mut truncated) = (rows.skipped, rows.truncated);
+pub fn split(read: Lessons, given: Option<Lessons>, share: f64, seed: u64) -> Result<Split> {
+    let (mut skipped, mut truncated) = (read.skipped, read.truncated);
     let (train, held_out) = match given {
         Some(given) => {
             skipped += given.skipped;
             truncated += given.truncated;
-            (rows.rows, given.rows)
+            (read.lessons, given.lessons)
         }
-        None => hold_out(rows.rows, share, seed),
+        None => hold_out(read.lessons, share, seed),
     };
-    let longest = train.iter().chain(&held_out).map(|row| row.ids.len()).max().unwrap_or(0);
+    let rows = train.iter().chain(&held_out).flat_map(Lesson::rows);
+    let longest = rows.map(|row| row.ids.len()).max().unwrap_or(0);
     let report = DatasetReport {
         train_rows: train.len() as u64,
         eval_rows: held_out.len() as u64,
         skipped_rows: skipped as u64,
         truncated_rows: truncated as u64,
-        train_tokens: train.iter().map(|row| row.ids.len() as u64).sum(),
-        supervised_tokens: train.iter().map(|row| row.supervised() as u64).sum(),
+        train_tokens: train.iter().map(|lesson| lesson.tokens() as u64).sum(),
+        supervised_tokens: train.iter().map(|lesson| lesson.supervised() as u64).sum(),
         longest_row: longest as u64,
     };
     if train.is_empty() {
@@ -209,15 +319,15 @@ pub fn split(rows: Rows, given: Option<Rows>, share: f64, seed: u64) -> Result<S
     Ok(Split { train, held_out, report })
 }
 
-fn hold_out(rows: Vec<Row>, share: f64, seed: u64) -> (Vec<Row>, Vec<Row>) {
-    let count = ((rows.len() as f64 * share).ceil() as usize).min(rows.len().saturating_sub(1));
-    let mut chosen = vec![false; rows.len()];
-    for index in Chance::new(seed, Purpose::Split).permutation(rows.len()).into_iter().take(count) {
+fn hold_out(lessons: Vec<Lesson>, share: f64, seed: u64) -> (Vec<Lesson>, Vec<Lesson>) {
+    let count = ((lessons.len() as f64 * share).ceil() as usize).min(lessons.len().saturating_sub(1));
+    let mut chosen = vec![false; lessons.len()];
+    for index in Chance::new(seed, Purpose::Split).permutation(lessons.len()).into_iter().take(count) {
         chosen[index] = true;
     }
     let (mut train, mut held_out) = (Vec::new(), Vec::new());
-    for (row, chosen) in rows.into_iter().zip(chosen) {
-        if chosen { held_out.push(row) } else { train.push(row) }
+    for (lesson, chosen) in lessons.into_iter().zip(chosen) {
+        if chosen { held_out.push(lesson) } else { train.push(lesson) }
     }
     (train, held_out)
 }
@@ -226,14 +336,17 @@ fn hold_out(rows: Vec<Row>, share: f64, seed: u64) -> (Vec<Row>, Vec<Row>) {
 mod tests {
     use super::*;
 
-    fn rows(count: usize) -> Rows {
-        let row = |id| Row { ids: vec![0, id as u32], counts: vec![false, true] };
-        Rows { rows: (0..count).map(row).collect(), ..Rows::default() }
+    fn lessons(count: usize) -> Lessons {
+        let lesson = |id| Lesson {
+            matter: Matter::Text(Row { ids: vec![0, id as u32], counts: vec![false, true] }),
+            place: format!("line {id}"),
+        };
+        Lessons { lessons: (0..count).map(lesson).collect(), ..Lessons::default() }
     }
 
     #[test]
     fn held_out_rows_are_never_trained_on_and_follow_the_seed() {
-        let split_by = |seed| split(rows(100), None, 0.1, seed).unwrap();
+        let split_by = |seed| split(lessons(100), None, 0.1, seed).unwrap();
         let first = split_by(1);
         assert_eq!((first.train.len(), first.held_out.len()), (90, 10));
         assert!(first.held_out.iter().all(|row| !first.train.contains(row)));
@@ -244,13 +357,28 @@ mod tests {
 
     #[test]
     fn a_single_row_is_trained_on_and_not_held_out() {
-        let split = split(rows(1), None, 0.5, 1).unwrap();
+        let split = split(lessons(1), None, 0.5, 1).unwrap();
         assert_eq!((split.train.len(), split.held_out.len()), (1, 0));
     }
 
     #[test]
+    fn what_looks_odd_is_counted_and_the_first_is_named() {
+        let mut read = Lessons::default();
+        for (index, lesson) in lessons(4).lessons.into_iter().enumerate() {
+            read.add(Outcome::Lesson { lesson, cut: index == 0, begins_twice: false, ends: index < 2 });
+        }
+        read.add(Outcome::Nothing { cut: false, prompt: 3 });
+        let odd = read.oddities(16);
+        assert_eq!(
+            odd.iter().map(|(code, _)| *code).collect::<Vec<_>>(),
+            ["eos_not_learnt", "answers_cut", "rows_skipped"]
+        );
+        assert!(odd[0].1.starts_with("2 of 5 rows teach no end of an answer, the first at line 2"), "{}", odd[0].1);
+    }
+
+    #[test]
     fn nothing_to_learn_says_why() {
-        let mut nothing = Rows::default();
+        let mut nothing = Lessons::default();
         for prompt in [40, 31] {
             nothing.add(Outcome::Nothing { cut: true, prompt });
         }
@@ -259,7 +387,7 @@ mod tests {
             failure.message,
             "all 2 rows are longer than max_seq_length = 16 before the answer starts; the shortest prompt has 31 tokens"
         );
-        let mut empty = Rows::default();
+        let mut empty = Lessons::default();
         empty.add(Outcome::Nothing { cut: false, prompt: 5 });
         let Err(Ending::Failed(failure)) = empty.check(16) else { panic!("it is accepted") };
         assert_eq!(failure.message, "all 1 rows have an empty answer");

@@ -93,6 +93,16 @@ impl AdamW {
         &self.moments
     }
 
+    /// Steps taken.
+    pub fn steps(&self) -> i32 {
+        self.steps
+    }
+
+    /// Goes on from where another one stood: `moments` in the order of the variables, after so many steps.
+    pub fn go_on(&mut self, moments: Vec<Moments>, steps: i32) {
+        (self.moments, self.steps) = (moments, steps);
+    }
+
     /// One step: `gradients` are in the order of the variables and are multiplied by `gradient_scale` first (clipping).
     pub fn step(
         &mut self,

@@ -136,7 +136,7 @@ impl Decoder {
         Ok(self.target_losses(batch)?.into_iter().sum())
     }
 
-    /// The loss of each of a batch's targets, in nats.
+    /// The negative log likelihood of each of a batch's targets, in nats, for its own sake.
     pub fn target_losses(&self, batch: &Batch) -> candle_core::Result<Vec<f64>> {
         let x = self.stream(&batch.ids, &batch.bounds)?;
         self.losses(&x, &batch.targets, self.scoring)

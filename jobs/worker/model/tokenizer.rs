@@ -33,6 +33,8 @@ pub struct Tokens {
     pub ids: Vec<u32>,
     /// Byte at which each token begins in the text.
     pub starts: Vec<usize>,
+    /// Whether the text began twice, and one of its beginnings was left out.
+    pub began_twice: bool,
 }
 
 impl Text {
@@ -116,9 +118,8 @@ impl Text {
         let mut ids = encoding.get_ids().to_vec();
         let mut starts: Vec<usize> = encoding.get_offsets().iter().map(|offsets| offsets.0).collect();
         let id = |token: &Option<String>| token.as_deref().and_then(|token| self.tokenizer.token_to_id(token));
-        if let (Some(bos), [first, second, ..]) = (id(&self.bos), &ids[..])
-            && (*first, *second) == (bos, bos)
-        {
+        let began_twice = matches!((id(&self.bos), &ids[..]), (Some(bos), [a, b, ..]) if (*a, *b) == (bos, bos));
+        if began_twice {
             ids.remove(0);
             starts.remove(0);
         }
@@ -128,7 +129,7 @@ impl Text {
             ids.pop();
             starts.pop();
         }
-        Ok(Tokens { ids, starts })
+        Ok(Tokens { ids, starts, began_twice })
     }
 
     /// The tokens of a text that is to go on: a tokenizer that ends every text would end it before the answer.

@@ -8,11 +8,13 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use drydock_spec::finetune::Objective;
 use drydock_spec::finetune::TargetModule;
 use drydock_spec::{AttemptSpec, FailureKind, QuantizeSpec, Stage};
 
 use super::Importance;
 use crate::blocks::BlockKind;
+use crate::data::lesson::Lesson;
 use crate::data::read::read;
 use crate::data::render::{Renderer, template};
 use crate::data::rows::{Row, Tokenizing};
@@ -87,10 +89,12 @@ fn rows(attempt: &AttemptSpec, spec: &QuantizeSpec, files: &ModelFiles, reporter
     let examples = read(input(&attempt.inputs.dataset, "dataset")?, &columns)?.examples;
     let renderer = Renderer::new(&text, false)?;
     let max_length = ROW_TOKENS.min(files.config.max_positions);
-    let tokenizing = Tokenizing { renderer: &renderer, text: &text, max_length, vocabulary: files.config.vocabulary };
+    let (objective, vocabulary) = (Objective::Sft, files.config.vocabulary);
+    let tokenizing = Tokenizing { renderer: &renderer, text: &text, objective, max_length, vocabulary };
     // A row has a token at least; there is no need to read on beyond those that are wanted.
     let most = examples.len().min(spec.imatrix_tokens as usize);
-    Ok(tokenizing.rows(&examples[..most], |_| stop::check())?.rows)
+    let lessons = tokenizing.lessons(&examples[..most], |_| stop::check())?.lessons;
+    Ok(lessons.iter().flat_map(Lesson::rows).cloned().collect())
 }
 
 /// Positions that a decoder must be loaded for.

@@ -5,7 +5,9 @@ use rayon::prelude::*;
 use super::{BLOCK, Heads, Scoring, blocks, probabilities};
 use crate::kernels::matrix::{Matrix, MatrixMut, Threads, Write, product};
 use crate::kernels::memory::Parts;
-use crate::kernels::rope::{Rope, Turn};
+use crate::kernels::rope::{Rope, Table, Turn};
+use crate::kernels::simd::{dispatched, dot, exp_and_sum, max};
+use crate::kernels::softcap::bend;
 
 /// The keys (turned) and values of the tokens that a layer has seen, for answering token by token.
 pub struct Cache {
@@ -44,6 +46,9 @@ impl Cache {
                 self.values[head].extend_from_slice(&v[at]);
             }
         }
+        if tokens == 1 {
+            return self.attend_one(rope, q);
+        }
         let mut y = vec![0.0; q.len()];
         let out = Parts::of(&mut y);
         (0..query).into_par_iter().for_each(|head| {
@@ -70,6 +75,83 @@ impl Cache {
             }
         });
         y
+    }
+
+    /// The same for the last token alone, whose keys and values are here already. Packing the operands of a product
+    /// would take longer than going through them once.
+    fn attend_one(&self, rope: &Table, q: &[f32]) -> Vec<f32> {
+        let Heads { key_value, dim, .. } = self.heads;
+        let position = self.keys[0].len() / dim - 1;
+        let span = self.scoring.span(&(position..position + 1));
+        let there = span.start * dim..span.end * dim;
+        let mut y = vec![0.0; q.len()];
+        let out = Parts::of(&mut y);
+        (0..key_value).into_par_iter().for_each(|answering| {
+            let (keys, values) = (&self.keys[answering][there.clone()], &self.values[answering][there.clone()]);
+            let group = self.heads.served_by(answering);
+            let at = group.start * dim..group.end * dim;
+            let (mut turned, mut scores) = (vec![0.0; at.len()], vec![0.0; group.len() * span.len()]);
+            for (turned, q) in turned.chunks_exact_mut(dim).zip(q[at.clone()].chunks_exact(dim)) {
+                rope.turn(position, Turn::Forward, self.scoring.scale, q, turned);
+            }
+            // SAFETY: what these heads see is ours alone.
+            look_back(&turned, keys, values, dim, self.scoring.softcap, &mut scores, unsafe { out.part(at) });
+        });
+        y
+    }
+}
+
+dispatched! {
+    /// What each of a few queries `[queries, dim]` sees of all keys and values `[tokens, dim]`. `scores` are
+    /// `[queries, tokens]`.
+    fn look_back(
+        q: &[f32],
+        keys: &[f32],
+        values: &[f32],
+        dim: usize,
+        softcap: Option<f32>,
+        scores: &mut [f32],
+        y: &mut [f32],
+    ) {
+        let tokens = keys.len() / dim;
+        for (token, key) in keys.chunks_exact(dim).enumerate() {
+            for (q, scores) in q.chunks_exact(dim).zip(scores.chunks_exact_mut(tokens)) {
+                scores[token] = dot(q, key);
+            }
+        }
+        for scores in scores.chunks_exact_mut(tokens) {
+            if let Some(cap) = softcap {
+                bend(scores, cap);
+            }
+            let shift = max(scores);
+            let inverse = 1.0 / exp_and_sum(scores, shift);
+            scores.iter_mut().for_each(|p| *p *= inverse);
+        }
+        for (p, y) in scores.chunks_exact(tokens).zip(y.chunks_exact_mut(dim)) {
+            weighted_sum(p, values, y);
+        }
+    }
+}
+
+/// `y = p V` for one query: `[dim]` of probabilities `[tokens]` and values `[tokens, dim]`, in stretches whose sums stay
+/// in registers.
+#[inline(always)]
+fn weighted_sum(p: &[f32], values: &[f32], y: &mut [f32]) {
+    const STRETCH: usize = 64;
+    let dim = y.len();
+    let (stretches, rest) = y.as_chunks_mut::<STRETCH>();
+    let beyond = stretches.len() * STRETCH;
+    for (number, y) in stretches.iter_mut().enumerate() {
+        let mut sums = [0.0; STRETCH];
+        for (p, value) in p.iter().zip(values.chunks_exact(dim)) {
+            let value = &value[number * STRETCH..(number + 1) * STRETCH];
+            sums.iter_mut().zip(value).for_each(|(sum, value)| *sum += p * value);
+        }
+        *y = sums;
+    }
+    rest.fill(0.0);
+    for (p, value) in p.iter().zip(values.chunks_exact(dim)) {
+        rest.iter_mut().zip(&value[beyond..]).for_each(|(y, value)| *y += p * value);
     }
 }
 

@@ -9,11 +9,11 @@ use drydock_worker::model::conversation::Piece;
 use drydock_worker::model::decoder::Decoder;
 use drydock_worker::model::lora::{AdapterStart, LORA_A, LORA_B, LoraShape, peft_name};
 
-use crate::reference::{Case, relative_error, step};
+use crate::reference::{Case, measure, relative_error};
 
 const CASES: [&str; 3] = ["tied", "untied", "llama3_rope"];
 
-fn case(name: &str) -> Case {
+pub(crate) fn case(name: &str) -> Case {
     case_with_dropout(name, 0.0)
 }
 
@@ -48,9 +48,9 @@ fn steps_with_clipping_and_a_schedule_give_pytorchs_losses() {
 fn several_small_batches_are_one_big_one() {
     let losses_and_gradients = |size: usize| {
         let case = case("tied");
-        let mut trainer = case.trainer();
-        let taken = step(&mut trainer, 0, &case.batches(size));
-        (taken.mean_loss(), trainer.gradients().concat())
+        let mut stepper = case.stepper();
+        let taken = measure(&mut stepper, 0, &case.passes(size));
+        (taken.mean_loss(), stepper.gradients().concat())
     };
     let (big_loss, big) = losses_and_gradients(6);
     for size in [1, 2, 4] {
@@ -65,9 +65,14 @@ fn several_small_batches_are_one_big_one() {
 fn the_same_seed_gives_the_same_losses_bit_for_bit() {
     let losses = |dropout| {
         let case = case_with_dropout("tied", dropout);
-        let mut trainer = case.trainer();
-        let batches = case.batches(2);
-        (0..3).map(|number| step(&mut trainer, number, &batches).loss.to_bits()).collect::<Vec<_>>()
+        let mut stepper = case.stepper();
+        let passes = case.passes(2);
+        let mut step = |number| {
+            let measured = measure(&mut stepper, number, &passes);
+            stepper.apply(&measured, 0.01).unwrap();
+            measured.loss.to_bits()
+        };
+        (0..3).map(&mut step).collect::<Vec<_>>()
     };
     assert_eq!(losses(0.2), losses(0.2));
     assert_ne!(losses(0.2), losses(0.0));

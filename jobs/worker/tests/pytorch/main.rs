@@ -5,4 +5,5 @@
 mod dora;
 mod full;
 mod lora;
+mod preferences;
 mod reference;

@@ -5,12 +5,14 @@ use std::path::PathBuf;
 
 use candle_core::{Device, Tensor};
 use drydock_spec::{FinetuneArgs, FinetuneSpec};
-use drydock_worker::data::batch::Batch;
+use drydock_worker::data::lesson::{Lesson, Matter};
 use drydock_worker::data::rows::Row;
-use drydock_worker::finetune::train::{Step, Trainer};
 use drydock_worker::model::ModelFiles;
 use drydock_worker::model::decoder::Decoder;
 use drydock_worker::model::parameter::{Trainable, TrainedTensor};
+use drydock_worker::schedule::Schedule;
+use drydock_worker::training::objective::{Aim, Material, Portion};
+use drydock_worker::training::step::{Measured, Stepper};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -64,12 +66,17 @@ impl Case {
         }
     }
 
-    pub(crate) fn trainer(&self) -> Trainer<'_> {
-        Trainer::new(&self.decoder, &self.spec.recipe, &self.trainables, &self.rows)
+    pub(crate) fn stepper(&self) -> Stepper<'_> {
+        Stepper::new(&self.decoder, &self.spec.recipe, Aim::TEXT, &self.trainables)
     }
 
-    pub(crate) fn batches(&self, size: usize) -> Vec<Batch> {
-        self.rows.chunks(size).map(Batch::of).collect()
+    /// All rows, in passes of so many.
+    pub(crate) fn passes(&self, size: usize) -> Vec<Portion> {
+        let lesson = |row: &Row| Lesson { matter: Matter::Text(row.clone()), place: String::new() };
+        let lessons: Vec<Lesson> = self.rows.iter().map(lesson).collect();
+        let material = Material::new(&lessons, Aim::TEXT, &[], usize::MAX);
+        let indices: Vec<usize> = (0..lessons.len()).collect();
+        indices.chunks(size).map(|pass| material.portion(Aim::TEXT, pass)).collect()
     }
 
     /// Each group's tensors against the reference's, which must name no others.
@@ -90,25 +97,30 @@ impl Case {
 
     /// The gradients of the first step, taken in batches of so many rows.
     pub(crate) fn assert_first_gradients(&self, batch_size: usize) {
-        let mut trainer = self.trainer();
-        step(&mut trainer, 0, &self.batches(batch_size));
-        self.assert_gradients(trainer.gradients());
+        let mut stepper = self.stepper();
+        measure(&mut stepper, 0, &self.passes(batch_size));
+        self.assert_gradients(stepper.gradients());
     }
 
     pub(crate) fn assert_steps(&self) {
-        let mut trainer = self.trainer();
-        let (batches, reference, name) = (self.batches(3), &self.reference, &self.name);
+        let mut stepper = self.stepper();
+        let schedule = Schedule::new(&self.spec.recipe, self.rows.len() as u64);
+        let (passes, reference, name) = (self.passes(3), &self.reference, &self.name);
         for (number, want) in reference.losses.iter().enumerate() {
-            let taken = step(&mut trainer, number, &batches);
-            assert!((taken.mean_loss() - want).abs() < 1e-5 * want, "{name}, step {number}: {taken:?}, not {want}");
-            assert!((taken.grad_norm / reference.grad_norms[number] - 1.0).abs() < 1e-4, "{name}: {taken:?}");
-            assert!((taken.learning_rate - reference.learning_rates[number]).abs() < 1e-12, "{name}: {taken:?}");
+            let measured = measure(&mut stepper, number, &passes);
+            let (loss, norm) = (measured.mean_loss(), measured.grad_norm);
+            assert!((loss - want).abs() < 1e-5 * want, "{name}, step {number}: {loss}, not {want}");
+            let wanted_norm = reference.grad_norms[number];
+            assert!((norm / wanted_norm - 1.0).abs() < 1e-4, "{name}, step {number}: {norm}, not {wanted_norm}");
+            let (rate, wanted_rate) = (schedule.learning_rate(number as u64), reference.learning_rates[number]);
+            assert!((rate - wanted_rate).abs() < 1e-12, "{name}, step {number}: {rate}, not {wanted_rate}");
+            stepper.apply(&measured, rate).unwrap();
         }
     }
 }
 
-pub(crate) fn step(trainer: &mut Trainer<'_>, number: usize, batches: &[Batch]) -> Step {
-    trainer.step(number as u64, batches, || Ok(())).unwrap()
+pub(crate) fn measure(stepper: &mut Stepper<'_>, step: usize, passes: &[Portion]) -> Measured {
+    stepper.measure(step as u64, passes, || Ok(())).unwrap()
 }
 
 /// The L2 norm of the difference, relative to that of `want`, which must not be zero: nothing would be shown by it.

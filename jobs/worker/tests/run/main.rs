@@ -2,118 +2,23 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
+mod preferences;
+mod resume;
+mod scene;
+#[path = "../fixture/tiny.rs"]
+mod tiny;
+mod trouble;
+
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
 
-use drydock_spec::contract::{EXIT_FAILED, EXIT_FINISHED, EXIT_MISUSED, EXIT_STOPPED};
+use drydock_spec::contract::{EXIT_FINISHED, EXIT_MISUSED};
 use drydock_spec::report::Phase;
-use drydock_spec::{Failure, FailureKind, Preview, Report, ReportLine, Stage};
+use drydock_spec::{FailureKind, Preview, Report, Stage};
 use serde_json::{Value, json};
-use tiny::{CHATML, tokenizer};
 
-#[path = "fixture/tiny.rs"]
-mod tiny;
-
-const WORKER: &str = env!("CARGO_BIN_EXE_drydock-worker");
-
-/// An attempt on disk: a tiny model with a tokenizer of bytes, a dataset, and room for what comes out.
-struct Scene {
-    folder: tempfile::TempDir,
-    spec: Value,
-}
-
-impl Scene {
-    fn new(options: Value) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let path = |name: &str| folder.path().join(name);
-        for name in ["model", "dataset", "out"] {
-            fs::create_dir(path(name)).unwrap();
-        }
-        let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/reference/llama_lora/tied");
-        for name in ["config.json", "model.safetensors"] {
-            fs::copy(fixture.join(name), path("model").join(name)).unwrap();
-        }
-        fs::write(path("model/tokenizer.json"), tokenizer().to_string()).unwrap();
-        let config = json!({"eos_token": "<|im_end|>", "chat_template": CHATML});
-        fs::write(path("model/tokenizer_config.json"), config.to_string()).unwrap();
-        let mut finetune = json!({"model": "tiny", "dataset": "greetings"});
-        finetune.as_object_mut().unwrap().extend(options.as_object().unwrap().clone());
-        let spec = json!({
-            "contract": 1,
-            "job": "01JD3Z7M8K4W5V6X7Y8Z9A0B1C",
-            "attempt": 1,
-            "trace_id": "0123456789abcdef0123456789abcdef",
-            "spec": {"finetune": finetune},
-            "inputs": {"model": {"path": path("model"), "name": "tiny/random-llama"}, "dataset": path("dataset")},
-            "output": path("out"),
-            "events": path("events.jsonl"),
-            "threads": 1,
-        });
-        let scene = Self { folder, spec };
-        scene.write_dataset(&rows(40));
-        scene
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn write_dataset(&self, text: &str) {
-        fs::write(self.path("dataset/train.jsonl"), text).unwrap();
-    }
-
-    fn start(&self, command: &str) -> Child {
-        fs::write(self.path("spec.json"), self.spec.to_string()).unwrap();
-        Command::new(WORKER)
-            .arg(command)
-            .arg(self.path("spec.json"))
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap()
-    }
-
-    /// Exit code and reports of the whole attempt.
-    fn run(&self, command: &str) -> (i32, Vec<Report>) {
-        // Each attempt has a file of its own.
-        let _ = fs::remove_file(self.path("events.jsonl"));
-        let output = self.start(command).wait_with_output().unwrap();
-        assert!(output.stdout.is_empty(), "nothing is said on the standard output");
-        (output.status.code().unwrap(), self.reports())
-    }
-
-    fn reports(&self) -> Vec<Report> {
-        let text = fs::read_to_string(self.path("events.jsonl")).unwrap_or_default();
-        let lines: Vec<ReportLine> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-        assert!(lines.is_sorted_by_key(|line| line.elapsed_ms));
-        lines.into_iter().map(|line| line.report).collect()
-    }
-
-    fn failure(&self) -> Failure {
-        let (code, reports) = self.run("run");
-        assert_eq!(code, EXIT_FAILED);
-        assert!(matches!(reports[0], Report::Started(_)));
-        match reports.last() {
-            Some(Report::Failed(failure)) => failure.clone(),
-            other => panic!("{other:?}"),
-        }
-    }
-}
-
-fn rows(count: usize) -> String {
-    let row = |i: usize| {
-        let answer = ["zero", "one", "two", "three"][i % 4];
-        json!({"messages": [
-            {"role": "user", "content": format!("Say {}", i % 4)},
-            {"role": "assistant", "content": answer},
-        ]})
-        .to_string()
-    };
-    (0..count).map(row).collect::<Vec<_>>().join("\n")
-}
+use scene::{Scene, WORKER, rows};
 
 #[test]
 fn a_finetune_reports_in_order_and_leaves_what_peft_needs() {
@@ -217,36 +122,6 @@ fn a_preview_shows_rows_as_they_are_trained_on() {
     assert!(first.text.starts_with("<|im_start|>user\nSay "), "{first:?}");
     assert!(first.text.ends_with(&format!("<|im_start|>assistant\n{}\n", first.supervised)), "{first:?}");
     assert!(first.supervised.ends_with("<|im_end|>"));
-}
-
-#[test]
-fn sigterm_stops_the_worker_between_two_batches() {
-    let scene = Scene::new(json!({"max_steps": 1_000_000}));
-    let mut child = scene.start("run");
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !fs::read_to_string(scene.path("events.jsonl")).is_ok_and(|text| text.contains(r#""type":"metrics""#)) {
-        assert!(child.try_wait().unwrap().is_none(), "it ended by itself: {:?}", scene.reports());
-        assert!(Instant::now() < deadline, "no step was taken");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    // SAFETY: the child has not been waited for, so the id is still its own.
-    assert_eq!(unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGTERM) }, 0);
-    assert_eq!(child.wait().unwrap().code(), Some(EXIT_STOPPED));
-    let reports = scene.reports();
-    let Some(Report::Stopped { step }) = reports.last() else { panic!("{:?}", reports.last()) };
-    assert!(*step >= 1);
-    assert!(!scene.path("out/adapter").exists(), "nothing half-way is left");
-}
-
-#[test]
-fn an_absurd_learning_rate_is_told_as_divergence() {
-    let scene = Scene::new(json!({
-        "learning_rate": 1.0, "lora_alpha": 65_536, "warmup_steps": 0, "max_grad_norm": 0, "max_steps": 5000,
-        "lr_scheduler_type": "constant",
-    }));
-    let failure = scene.failure();
-    assert_eq!((failure.kind, failure.stage), (FailureKind::Diverged, Some(Stage::Train)));
-    assert!(failure.message.contains("the last finite loss was"), "{}", failure.message);
 }
 
 #[test]
