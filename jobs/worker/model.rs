@@ -99,7 +99,7 @@ impl ModelFiles {
 
     /// The tensor of this name, frozen and in Hugging Face's order of rows; its shape must be the one that the
     /// configuration promises.
-    pub fn parameter(&mut self, name: &str, shape: &[usize]) -> Result<Parameter> {
+    pub fn parameter(&self, name: &str, shape: &[usize]) -> Result<Parameter> {
         let stored = match fused::part(name, &self.config) {
             None => self.stored(name, shape)?,
             Some(part) => {
@@ -147,8 +147,8 @@ impl ModelFiles {
     }
 
     /// A tensor of the files.
-    fn stored(&mut self, name: &str, shape: &[usize]) -> Result<Stored> {
-        let (stored, found) = match &mut self.weights {
+    fn stored(&self, name: &str, shape: &[usize]) -> Result<Stored> {
+        let (stored, found) = match &self.weights {
             Weights::Gguf(file) => file.stored(name, &self.config)?,
             Weights::Safetensors(shards) => shards.stored(name)?,
             Weights::Start { seed } => {

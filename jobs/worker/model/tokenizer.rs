@@ -111,6 +111,11 @@ impl Text {
         }
     }
 
+    /// Tokens that there are, special ones included.
+    pub fn vocabulary(&self) -> usize {
+        self.tokenizer.get_vocab_size(true)
+    }
+
     /// The tokens of a text. `special`: with the beginning (and end) that the tokenizer adds by itself, but never with
     /// two where the text has its own.
     pub fn encode(&self, text: &str, special: bool) -> Result<Tokens> {

@@ -18,7 +18,7 @@ pub const END_OF_TEXT: &str = "<|endoftext|>";
 
 /// Learns at most `vocabulary` tokens: the 256 bytes, [`END_OF_TEXT`], and the pairs that are met most often, at least
 /// twice. Any text can be said with them. `length` is the longest row that the model will take, in tokens.
-pub fn learn<'a>(texts: impl Iterator<Item = &'a str> + Send, vocabulary: usize, length: usize) -> Result<Text> {
+pub fn learn<'a>(texts: impl Iterator<Item = &'a str> + Send, vocabulary: usize, length: u32) -> Result<Text> {
     let bytes: HashSet<char> = ByteLevel::alphabet().into_iter().collect();
     if vocabulary <= bytes.len() {
         let message = format!("vocab_size = {vocabulary}: the {} bytes and the end of text take more", bytes.len());
@@ -44,7 +44,7 @@ pub fn learn<'a>(texts: impl Iterator<Item = &'a str> + Send, vocabulary: usize,
 }
 
 /// `tokenizer_config.json`, as AutoTokenizer reads it.
-fn config(length: usize) -> Map<String, Value> {
+fn config(length: u32) -> Map<String, Value> {
     let config = json!({
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": length,
