@@ -11,7 +11,7 @@ use drydock_spec::{AttemptSpec, Failure, FailureKind, JobSpec, Report};
 use crate::ending::{Ending, Result};
 use crate::kernels::simd;
 use crate::report::Reporter;
-use crate::{evaluate, finetune, preview, quantize, stop};
+use crate::{evaluate, finetune, preview, quantize, stop, train};
 
 /// What is to be done with a spec.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +63,7 @@ fn work(attempt: &AttemptSpec, purpose: Purpose, reporter: &Reporter) -> Result<
     }
     match (purpose, &attempt.spec) {
         (Purpose::Run, JobSpec::Finetune(spec)) => finetune::finetune(attempt, spec, reporter),
+        (Purpose::Run, JobSpec::Train(spec)) => train::train(attempt, spec, reporter),
         (Purpose::Run, JobSpec::Quantize(spec)) => quantize::quantize(attempt, spec, reporter),
         (Purpose::Run, JobSpec::Evaluate(spec)) => evaluate::evaluate(attempt, spec, reporter),
         (Purpose::Preview, JobSpec::Finetune(spec)) => preview::preview(attempt, spec, reporter),

@@ -139,14 +139,14 @@ pub fn evaluate(attempt: &AttemptSpec, spec: &EvaluateSpec, reporter: &Reporter)
     let mut tokens = 0;
     for (index, subject) in subjects.iter().enumerate() {
         reporter.stage(Stage::Tokenize);
-        let mut files = ModelFiles::open(&subject.input.path)?;
+        let files = ModelFiles::open(&subject.input.path)?;
         let mut text = files.text()?;
         let prepared = Prepared::new(&rows, &measures, spec, &files.config, &mut text, reporter)?;
         if index == 0 {
             reporter.report(Report::Dataset(prepared.report(rows.measured.len())));
         }
         reporter.stage(Stage::Load);
-        let mut decoder = Decoder::load(&mut files, prepared.positions(), |_| stop::check())?;
+        let mut decoder = Decoder::load(&files, prepared.positions(), |_| stop::check())?;
         decoder.scoring = precision(spec);
         for adapter in subject.states() {
             if let Some(folder) = adapter {

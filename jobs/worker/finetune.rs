@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::data::lesson::digest;
 use crate::data::{self, Prepared};
 use crate::ending::{Ending, OrFail, Result, input};
-use crate::generate::{Question, answer_all, questions};
+use crate::generate::{Prompts, Question, answer_all, questions};
 use crate::model::ModelFiles;
 use crate::model::decoder::Decoder;
 use crate::model::lora::LoraShape;
@@ -30,14 +30,20 @@ pub fn finetune(attempt: &AttemptSpec, spec: &FinetuneSpec, reporter: &Reporter)
     check(spec)?;
     reporter.stage(Stage::Load);
     let model = input(&attempt.inputs.model, "model")?;
-    let mut files = ModelFiles::open(&model.path)?;
+    let files = ModelFiles::open(&model.path)?;
     let mut text = files.text()?;
     let prepared = data::prepare(spec, &attempt.inputs, &files.config, &mut text, usize::MAX, reporter)?;
     reporter.report(Report::Dataset(prepared.split.report.clone()));
-    let questions = questions(spec, &prepared, &text, files.config.max_positions, reporter)?;
+    let asked = Prompts {
+        prompts: &spec.sample_prompts,
+        max_new_tokens: spec.max_new_tokens as usize,
+        limit: files.config.max_positions,
+    };
+    // As the rows are put: as chats where those are chats, else as they stand.
+    let questions = questions(&asked, &text, |prompt| prepared.renderer.question(prompt, prepared.chat), reporter)?;
 
     reporter.stage(Stage::Load);
-    let mut decoder = load(&mut files, spec, &prepared, &questions, reporter)?;
+    let mut decoder = load(&files, spec, &prepared, &questions, reporter)?;
     let Chosen { trainables, adapter } = choose(&mut decoder, spec, model.adapter.as_deref())?;
     reporter.report(Report::Model(model_report(&decoder, &trainables)));
     let course = Course {
@@ -159,7 +165,7 @@ impl Left<'_> {
 
 /// The decoder, for rows and answers of the lengths that will come.
 fn load(
-    files: &mut ModelFiles,
+    files: &ModelFiles,
     spec: &FinetuneSpec,
     prepared: &Prepared,
     questions: &[Question],

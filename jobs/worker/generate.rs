@@ -1,11 +1,11 @@
-//! Answers to the sample prompts of a finetune.
+//! Answers to the sample prompts of a training.
 
 pub mod greedy;
 
+use drydock_spec::Report;
 use drydock_spec::report::{Phase, Sample};
-use drydock_spec::{FinetuneSpec, Report};
 
-use crate::data::Prepared;
+use crate::data::render::Rendered;
 use crate::ending::Result;
 use crate::model::decoder::Decoder;
 use crate::model::tokenizer::Text;
@@ -26,18 +26,24 @@ impl Question {
     }
 }
 
-/// The spec's sample prompts, put the way that the rows are: as chats where those are chats, else as they stand. One
-/// that leaves no room for an answer is passed over with a warning.
+/// What somebody wants to have answered.
+pub struct Prompts<'a> {
+    pub prompts: &'a [String],
+    pub max_new_tokens: usize,
+    /// Positions that the model has.
+    pub limit: usize,
+}
+
+/// The prompts, put as `put` says. One that leaves no room for an answer is passed over with a warning.
 pub fn questions(
-    spec: &FinetuneSpec,
-    prepared: &Prepared,
+    asked: &Prompts<'_>,
     text: &Text,
-    limit: usize,
+    put: impl Fn(&str) -> std::result::Result<Rendered, String>,
     reporter: &Reporter,
 ) -> Result<Vec<Question>> {
-    let mut questions = Vec::new();
-    for prompt in &spec.sample_prompts {
-        let rendered = match prepared.renderer.question(prompt, prepared.chat) {
+    let (mut questions, limit) = (Vec::new(), asked.limit);
+    for prompt in asked.prompts {
+        let rendered = match put(prompt) {
             Ok(rendered) => rendered,
             Err(error) => {
                 reporter.warn("sample_prompt", error);
@@ -50,7 +56,7 @@ pub fn questions(
             reporter.warn("sample_prompt", message);
             continue;
         }
-        let max_new_tokens = (spec.max_new_tokens as usize).min(limit - ids.len());
+        let max_new_tokens = asked.max_new_tokens.min(limit - ids.len());
         questions.push(Question { prompt: prompt.clone(), ids: Prompt { ids, max_new_tokens } });
     }
     Ok(questions)

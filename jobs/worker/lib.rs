@@ -23,6 +23,7 @@ pub mod save;
 pub mod schedule;
 pub mod shard;
 pub mod stop;
+pub mod train;
 pub mod training;
 
 /// As it stands in the first report.

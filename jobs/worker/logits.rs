@@ -11,7 +11,7 @@ use crate::model::lora::SavedAdapter;
 
 /// Writes the logits `[tokens, vocabulary]` in f32 as the tensor `logits`.
 pub fn logits(model: &Path, adapter: Option<&Path>, ids: &[u32], out: &Path) -> Result<()> {
-    let mut files = ModelFiles::open(model)?;
+    let files = ModelFiles::open(model)?;
     let vocabulary = files.config.vocabulary;
     if let Some(id) = ids.iter().find(|&&id| id as usize >= vocabulary) {
         return failed(BadOption, format!("--ids has {id}; the model knows {vocabulary} tokens"));
@@ -20,7 +20,7 @@ pub fn logits(model: &Path, adapter: Option<&Path>, ids: &[u32], out: &Path) -> 
         let limit = files.config.max_positions;
         return failed(BadOption, format!("--ids has {} tokens; from 1 to {limit} can be taken", ids.len()));
     }
-    let mut decoder = Decoder::load(&mut files, ids.len(), |_| Ok(()))?;
+    let mut decoder = Decoder::load(&files, ids.len(), |_| Ok(()))?;
     if let Some(folder) = adapter {
         SavedAdapter::open(folder)?.load(&mut decoder)?;
     }

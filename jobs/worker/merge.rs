@@ -12,10 +12,10 @@ use crate::save::shards::SavedAs;
 /// Writes the model, with the adapter worked in where there is one, as a Hugging Face folder. Without `dtype` the
 /// weights are saved in what they were saved in before, those of a GGUF file in f16.
 pub fn merge(model: &Path, adapter: Option<&Path>, dtype: Option<SavedAs>, out: &Path) -> Result<()> {
-    let mut files = ModelFiles::open(model)?;
+    let files = ModelFiles::open(model)?;
     let text = files.text()?;
     // Not a row will pass through it.
-    let mut decoder = Decoder::load(&mut files, 1, |_| Ok(()))?;
+    let mut decoder = Decoder::load(&files, 1, |_| Ok(()))?;
     if let Some(folder) = adapter {
         SavedAdapter::open(folder)?.load(&mut decoder)?;
     }

@@ -24,6 +24,7 @@ use drydock_spec::FailureKind;
 
 use crate::blocks::BlockKind;
 use crate::ending::{OrFail, Result, failed};
+use crate::train::start::start_values;
 use config::Config;
 use parameter::{Parameter, Place};
 use stored::Stored;
@@ -39,6 +40,10 @@ pub struct ModelFiles {
 enum Weights {
     Gguf(gguf::GgufFile),
     Safetensors(hf::Shards),
+    /// There are no files: nothing has been learnt yet.
+    Start {
+        seed: u64,
+    },
 }
 
 impl ModelFiles {
@@ -59,6 +64,11 @@ impl ModelFiles {
         Ok(Self { weights, config, folder: folder.to_owned() })
     }
 
+    /// A model before it has learnt anything: its tensors hold start values, which follow the seed.
+    pub fn start(config: Config, seed: u64) -> Self {
+        Self { weights: Weights::Start { seed }, config, folder: PathBuf::new() }
+    }
+
     /// Tokenizer and chat template. A `tokenizer.json` beside a GGUF file wins: what is rebuilt from a GGUF's metadata
     /// is as good as can be, but not the original.
     pub fn text(&self) -> Result<Text> {
@@ -72,6 +82,7 @@ impl ModelFiles {
                 text
             }
             Weights::Safetensors(_) => Text::from_folder(&self.folder)?,
+            Weights::Start { .. } => return failed(FailureKind::BadModel, "a model at its start has no tokenizer"),
         };
         text.end_with(&self.config.eos);
         Ok(text)
@@ -82,12 +93,13 @@ impl ModelFiles {
         match &self.weights {
             Weights::Gguf(file) => file.has(name, &self.config),
             Weights::Safetensors(shards) => shards.has(name),
+            Weights::Start { .. } => true,
         }
     }
 
     /// The tensor of this name, frozen and in Hugging Face's order of rows; its shape must be the one that the
     /// configuration promises.
-    pub fn parameter(&mut self, name: &str, shape: &[usize]) -> Result<Parameter> {
+    pub fn parameter(&self, name: &str, shape: &[usize]) -> Result<Parameter> {
         let stored = match fused::part(name, &self.config) {
             None => self.stored(name, shape)?,
             Some(part) => {
@@ -103,14 +115,14 @@ impl ModelFiles {
     pub fn gguf(&self) -> Option<&crate::gguf::GgufFile> {
         match &self.weights {
             Weights::Gguf(file) => Some(&file.0),
-            Weights::Safetensors(_) => None,
+            Weights::Safetensors(_) | Weights::Start { .. } => None,
         }
     }
 
     /// The names of a checkpoint's tensors; none of a GGUF file's.
     pub fn names(&self) -> Vec<&str> {
         match &self.weights {
-            Weights::Gguf(_) => Vec::new(),
+            Weights::Gguf(_) | Weights::Start { .. } => Vec::new(),
             Weights::Safetensors(shards) => shards.names().collect(),
         }
     }
@@ -118,7 +130,9 @@ impl ModelFiles {
     /// What a checkpoint's tensor is held in, and its shape.
     pub fn held(&self, name: &str) -> Result<(BlockKind, Vec<usize>)> {
         match &self.weights {
-            Weights::Gguf(_) => failed(FailureKind::BadModel, format!("a GGUF file has no tensor `{name}`")),
+            Weights::Gguf(_) | Weights::Start { .. } => {
+                failed(FailureKind::BadModel, format!("there is no checkpoint with a tensor `{name}`"))
+            }
             Weights::Safetensors(shards) => shards.place(name).map(|(place, _)| (place.kind, place.shape.clone())),
         }
     }
@@ -128,14 +142,19 @@ impl ModelFiles {
         match &self.weights {
             Weights::Gguf(file) => file.stored(name, &self.config).map(|(stored, _)| stored),
             Weights::Safetensors(shards) => shards.stored(name).map(|(stored, _)| stored),
+            Weights::Start { .. } => failed(FailureKind::BadModel, format!("there is no checkpoint with `{name}`")),
         }
     }
 
     /// A tensor of the files.
-    fn stored(&mut self, name: &str, shape: &[usize]) -> Result<Stored> {
-        let (stored, found) = match &mut self.weights {
+    fn stored(&self, name: &str, shape: &[usize]) -> Result<Stored> {
+        let (stored, found) = match &self.weights {
             Weights::Gguf(file) => file.stored(name, &self.config)?,
             Weights::Safetensors(shards) => shards.stored(name)?,
+            Weights::Start { seed } => {
+                let values = start_values(name, shape.iter().product(), self.config.layers, *seed);
+                (Stored::f32(values, shape.last().copied().unwrap_or(1)), shape.to_vec())
+            }
         };
         if found != shape {
             let message = format!("tensor `{name}` is {found:?}; the configuration asks for {shape:?}");

@@ -133,7 +133,7 @@ fn decoder(
     if model.adapter.is_none() && spec.imatrix_dataset.is_none() {
         return Ok(None);
     }
-    let mut decoder = Decoder::load(&mut ModelFiles::open(&model.path)?, importance::positions(files), |_| Ok(()))?;
+    let mut decoder = Decoder::load(&ModelFiles::open(&model.path)?, importance::positions(files), |_| Ok(()))?;
     let Some(folder) = &model.adapter else { return Ok(Some((decoder, None))) };
     let adapter = SavedAdapter::open(folder)?;
     let shape = adapter.shape.clone();

@@ -18,6 +18,8 @@ pub enum Purpose {
     Bootstrap,
     /// Which lessons stay together.
     Groups,
+    /// The start values of a tensor, by a number of its own.
+    Start(u32),
 }
 
 pub struct Chance(ChaCha8Rng);
@@ -32,6 +34,7 @@ impl Chance {
             Purpose::Groups => 3,
             Purpose::Order(epoch) => (1 << 32) + u64::from(epoch),
             Purpose::Shots(question) => (2 << 32) + u64::from(question),
+            Purpose::Start(tensor) => (3 << 32) + u64::from(tensor),
         });
         Self(generator)
     }
@@ -40,6 +43,14 @@ impl Chance {
     pub fn uniform(&mut self, bound: f32) -> f32 {
         let unit = (self.0.next_u32() >> 8) as f32 / (1u32 << 24) as f32;
         (2.0 * unit - 1.0) * bound
+    }
+
+    /// Normal with mean 0 and variance 1 (Box and Muller's method; of each pair one is used).
+    pub fn normal(&mut self) -> f32 {
+        // Above zero, as its logarithm is asked for.
+        let unit = |bits: u32| (f64::from(bits) + 1.0) / 4_294_967_296.0;
+        let (radius, angle) = (unit(self.0.next_u32()), unit(self.0.next_u32()));
+        ((-2.0 * radius.ln()).sqrt() * (std::f64::consts::TAU * angle).cos()) as f32
     }
 
     /// A permutation of `0..len` (Fisher and Yates).

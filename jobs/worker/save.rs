@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use drydock_spec::report::{DatasetReport, Evaluation, Sample};
-use drydock_spec::{FailureKind, FinetuneSpec, Report};
+use drydock_spec::{FailureKind, Report};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde::Serialize;
@@ -34,11 +34,11 @@ pub struct Saver<'a> {
 
 /// `training.json`: what was done, for people and for the record.
 #[derive(Serialize)]
-pub struct Summary<'a> {
+pub struct Summary<'a, O> {
     pub worker: &'a str,
     pub model: &'a str,
     /// Every option in force.
-    pub options: &'a FinetuneSpec,
+    pub options: &'a O,
     /// Tokens that rows were cut to.
     pub max_seq_length: usize,
     pub dataset: &'a DatasetReport,
@@ -97,7 +97,7 @@ impl<'a> Saver<'a> {
         })
     }
 
-    pub fn summary(&self, summary: &Summary<'_>) -> Result<()> {
+    pub fn summary(&self, summary: &Summary<'_, impl Serialize>) -> Result<()> {
         self.json("training.json", "training_summary", summary)
     }
 

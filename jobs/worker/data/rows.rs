@@ -23,6 +23,15 @@ pub struct Row {
 }
 
 impl Row {
+    /// A row of which everything is learnt that anything predicts.
+    pub fn learnt(ids: Vec<u32>) -> Self {
+        let mut counts = vec![true; ids.len()];
+        if let Some(first) = counts.first_mut() {
+            *first = false;
+        }
+        Self { ids, counts }
+    }
+
     /// Tokens that count.
     pub fn supervised(&self) -> usize {
         self.counts.iter().skip(1).filter(|&&counts| counts).count()

@@ -100,7 +100,7 @@ fn say(line: &Value) -> anyhow::Result<()> {
 
 /// Every `down_proj` of the model, four times over; the first time warms up.
 fn quantize(options: &Options) -> anyhow::Result<Value> {
-    let mut files = ModelFiles::open(&options.model).map_err(told)?;
+    let files = ModelFiles::open(&options.model).map_err(told)?;
     let kind = block_kind(options.quant_type);
     let (layers, hidden, inner) = (files.config.layers, files.config.hidden, files.config.intermediate);
     let mut values = Vec::with_capacity(layers * hidden * inner);
@@ -188,9 +188,9 @@ fn options(arguments: Vec<String>) -> anyhow::Result<Options> {
 
 /// Does the work, and says after each step how many are done.
 fn work(options: &Options, step_done: impl FnMut(usize)) -> anyhow::Result<Vec<Measured>> {
-    let mut files = ModelFiles::open(&options.model).map_err(told)?;
+    let files = ModelFiles::open(&options.model).map_err(told)?;
     let ids = ids(&files, &options.text)?;
-    let mut decoder = Decoder::load(&mut files, options.length + options.steps, |_| Ok(())).map_err(told)?;
+    let mut decoder = Decoder::load(&files, options.length + options.steps, |_| Ok(())).map_err(told)?;
     decoder.scoring = options.precision;
     let batches = batches(&ids, options)?;
     match options.work.as_str() {

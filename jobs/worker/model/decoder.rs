@@ -50,11 +50,7 @@ impl Decoder {
     }
 
     /// Opens every tensor, for rows of at most `positions` tokens. `layer_read` hears how many layers are there.
-    pub fn load(
-        files: &mut ModelFiles,
-        positions: usize,
-        mut layer_read: impl FnMut(usize) -> Result<()>,
-    ) -> Result<Self> {
+    pub fn load(files: &ModelFiles, positions: usize, mut layer_read: impl FnMut(usize) -> Result<()>) -> Result<Self> {
         let config = files.config.clone();
         let (vocabulary, hidden, epsilon) = (config.vocabulary, config.hidden, config.norm_epsilon);
         let embedding = files.parameter("model.embed_tokens.weight", &[vocabulary, hidden])?;
@@ -245,16 +241,16 @@ impl Decoder {
     }
 }
 
-fn load_layer(files: &mut ModelFiles, index: usize) -> Result<Layer> {
+fn load_layer(files: &ModelFiles, index: usize) -> Result<Layer> {
     let Config { hidden, heads, features, .. } = files.config.clone();
     let [q, k, v, o, gate, up, down] = TargetModule::ALL.map(|module| load_projection(files, index, module));
     let projections = [q?, k?, v?, o?, gate?, up?, down?];
     let (offset, epsilon) = (features.norm_offset, files.config.norm_epsilon);
-    let mut norm = |name: &str, width: usize| -> Result<Norm> {
+    let norm = |name: &str, width: usize| -> Result<Norm> {
         let weight = files.parameter(&format!("model.layers.{index}.{name}.weight"), &[width])?;
         Ok(Norm { weight, offset, epsilon })
     };
-    let mut stream_norm = |name: &str| norm(name, hidden);
+    let stream_norm = |name: &str| norm(name, hidden);
     let input_norm = stream_norm("input_layernorm")?;
     // The name of one and the same file entry says where it stands in Gemma, and where the others have it.
     let after_attention = stream_norm("post_attention_layernorm")?;
@@ -273,7 +269,7 @@ fn load_layer(files: &mut ModelFiles, index: usize) -> Result<Layer> {
     Ok(Layer { input_norm, query_key_norms, attention_after_norm, mlp_norm, mlp_after_norm, activation, projections })
 }
 
-fn load_projection(files: &mut ModelFiles, index: usize, module: TargetModule) -> Result<Projection> {
+fn load_projection(files: &ModelFiles, index: usize, module: TargetModule) -> Result<Projection> {
     let shape = files.config.shape(module);
     let name = projection_name(index, module);
     let weight = files.parameter(&format!("{name}.weight"), &shape)?;

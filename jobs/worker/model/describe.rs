@@ -18,7 +18,7 @@ impl ModelFiles {
     /// Whatever a folder's own files say is kept, known here or not; a GGUF's metadata is translated.
     pub fn description(&self, text: &Text) -> Result<Description> {
         match &self.weights {
-            Weights::Gguf(_) => {
+            Weights::Gguf(_) | Weights::Start { .. } => {
                 Ok(Description { config: self.config.to_hf(text.bos_id())?, generation: generation(text) })
             }
             Weights::Safetensors(_) => {

@@ -62,7 +62,8 @@ impl Text {
         Ok(text)
     }
 
-    fn new(json: String, mut config: Map<String, Value>, chat_template: Option<String>) -> Result<Self> {
+    /// From the contents of `tokenizer.json` and `tokenizer_config.json`.
+    pub(crate) fn new(json: String, mut config: Map<String, Value>, chat_template: Option<String>) -> Result<Self> {
         let mut tokenizer: Tokenizer = json.parse().or_fail(BadModel, "tokenizer.json")?;
         // Some files carry the cutting and padding of the day they were saved; rows are cut here, and never padded.
         tokenizer.with_truncation(None).or_fail(BadModel, "tokenizer.json")?;
@@ -108,6 +109,11 @@ impl Text {
             self.tokenizer_config.insert("eos_token".into(), eos.as_str().into());
             self.tokenizer_config.entry("pad_token").or_insert_with(|| eos.as_str().into());
         }
+    }
+
+    /// Tokens that there are, special ones included.
+    pub fn vocabulary(&self) -> usize {
+        self.tokenizer.get_vocab_size(true)
     }
 
     /// The tokens of a text. `special`: with the beginning (and end) that the tokenizer adds by itself, but never with

@@ -64,8 +64,8 @@ fn reference() -> Reference {
 }
 
 fn decoder() -> Decoder {
-    let mut files = ModelFiles::open(&references().join("llama_lora/tied")).unwrap();
-    Decoder::load(&mut files, 512, |_| Ok(())).unwrap()
+    let files = ModelFiles::open(&references().join("llama_lora/tied")).unwrap();
+    Decoder::load(&files, 512, |_| Ok(())).unwrap()
 }
 
 #[test]

@@ -93,8 +93,8 @@ fn write_gguf(folder: &Path, dtype: GgmlDType, change: impl FnOnce(&mut Metadata
 }
 
 fn logits(folder: &Path) -> Vec<f32> {
-    let mut files = ModelFiles::open(folder).unwrap();
-    let decoder = Decoder::load(&mut files, IDS.len(), |_| Ok(())).unwrap();
+    let files = ModelFiles::open(folder).unwrap();
+    let decoder = Decoder::load(&files, IDS.len(), |_| Ok(())).unwrap();
     decoder.logits(&IDS).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 

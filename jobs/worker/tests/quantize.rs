@@ -77,8 +77,8 @@ fn quantized(folder: &Path, model: &Path, options: Json) -> PathBuf {
 }
 
 fn logits(folder: &Path) -> Vec<f32> {
-    let mut files = ModelFiles::open(folder).unwrap();
-    let decoder = Decoder::load(&mut files, IDS.len(), |_| Ok(())).unwrap();
+    let files = ModelFiles::open(folder).unwrap();
+    let decoder = Decoder::load(&files, IDS.len(), |_| Ok(())).unwrap();
     decoder.logits(&IDS).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 

@@ -116,7 +116,7 @@ impl Case {
 }
 
 fn load(folder: &Path) -> Decoder {
-    Decoder::load(&mut ModelFiles::open(folder).unwrap(), 32, |_| Ok(())).unwrap()
+    Decoder::load(&ModelFiles::open(folder).unwrap(), 32, |_| Ok(())).unwrap()
 }
 
 /// The mean loss and every gradient, under the names that the files have.

@@ -118,8 +118,8 @@ fn a_sharded_folder_gives_the_logits_of_its_single_file() {
     let index = serde_json::json!({ "weight_map": index });
     std::fs::write(folder.path().join("model.safetensors.index.json"), index.to_string()).unwrap();
     let logits = |folder: &std::path::Path| {
-        let mut files = ModelFiles::open(folder).unwrap();
-        let decoder = Decoder::load(&mut files, 16, |_| Ok(())).unwrap();
+        let files = ModelFiles::open(folder).unwrap();
+        let decoder = Decoder::load(&files, 16, |_| Ok(())).unwrap();
         decoder.logits(&[3, 1, 4, 1, 5, 9, 2, 6]).unwrap().to_vec2::<f32>().unwrap()
     };
     assert_eq!(logits(&single), logits(folder.path()));

@@ -56,7 +56,7 @@ impl Case {
         Self {
             name: format!("{family}/{name}"),
             // The tensors of the folder's other file have other names, so the folder can be opened as a model as it is.
-            decoder: Decoder::load(&mut ModelFiles::open(&folder).unwrap(), 128, |_| Ok(())).unwrap(),
+            decoder: Decoder::load(&ModelFiles::open(&folder).unwrap(), 128, |_| Ok(())).unwrap(),
             trainables: Vec::new(),
             spec: args.parse().unwrap(),
             rows,

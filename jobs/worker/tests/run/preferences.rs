@@ -22,7 +22,7 @@ fn pairs(count: usize) -> String {
 fn judged(count: usize) -> String {
     let row = |i: usize| {
         let words = ["zero", "one", "two", "three"];
-        let good = i % 2 == 0;
+        let good = i.is_multiple_of(2);
         let answer = words[(i / 2 + usize::from(!good)) % 4];
         json!({"prompt": format!("Say {}: ", i / 2 % 4), "completion": answer, "label": good}).to_string()
     };
