@@ -22,7 +22,7 @@ LENGTH = 512
 def main(gguf: str, folder: str, text_file: str, measured: str, tolerance: str = "0.01") -> int:
     quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
     llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
-    llama = llama_cpp.Llama(gguf, n_ctx=LENGTH, n_batch=LENGTH, n_threads=2, logits_all=True, verbose=False)
+    llama = llama_cpp.Llama(gguf, n_ctx=LENGTH, n_batch=LENGTH, n_threads=1, logits_all=True, verbose=False)
     text = open(text_file).read()
     ids = Tokenizer.from_file(f"{folder}/tokenizer.json").encode(text, add_special_tokens=False).ids
     theirs = llama.tokenize(text.encode(), add_bos=False, special=True)

@@ -53,7 +53,7 @@ def quantizations(worker: str, model: Path, text: Path, folder: Path) -> None:
     """GGUF files of a model that was finetuned here, measured by both sides."""
     dataset = folder / "text"
     dataset.mkdir()
-    (dataset / "text.txt").write_text(text.read_text()[:40_000])
+    (dataset / "text.txt").write_text(text.read_text()[:12_000])
     for kind in ["F16", "Q8_0", "Q4_0", "Q4_K_M", "Q6_K"]:
         inputs = {"model": {"path": str(model), "name": "merged"}}
         run_job(worker, {"quantize": {"model": "m", "quant_type": kind}}, inputs, folder / kind)
