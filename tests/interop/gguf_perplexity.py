@@ -37,7 +37,8 @@ def main(gguf: str, folder: str, text_file: str, measured: str, tolerance: str =
         print(f"texts end with {llama.token_eos()} in the GGUF, with {tokenizer.eos_token_id} in the folder")
         return 1
     loss, count = 0.0, 0
-    for start in range(0, len(ids) - 1, LENGTH):
+    # As the worker cuts it: each window begins with the token that the one before ended with, so that none is left out.
+    for start in range(0, len(ids) - 1, LENGTH - 1):
         window = ids[start : start + LENGTH]
         if len(window) < 2:
             break
