@@ -16,7 +16,7 @@ use crate::model::method::{Chosen, choose};
 use crate::model::parameter::Trainable;
 use crate::model::tape::Pass;
 use crate::model::tokenizer::Text;
-use crate::report::{Reporter, resident_bytes};
+use crate::report::Reporter;
 use crate::save::model::WholeModel;
 use crate::save::shards::SavedAs;
 use crate::save::{Saver, Summary};
@@ -154,12 +154,7 @@ impl Left<'_> {
             training: trained,
         })?;
         trainer.clear_checkpoints()?;
-        Ok(Finished {
-            steps: trained.steps,
-            train_loss: Some(trained.final_loss),
-            tokens: trained.tokens,
-            peak_rss_bytes: resident_bytes().1,
-        })
+        Ok(trained.finished())
     }
 }
 
