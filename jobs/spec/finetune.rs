@@ -325,6 +325,11 @@ impl FinetuneSpec {
         wrong.require(self.objective == Objective::Sft || !self.recipe.packing, || {
             InvalidOption::new("packing", true, "given with a preference objective", "leave it out")
         });
+        let rows = self.recipe.per_device_train_batch_size;
+        wrong.require(self.objective != Objective::Kto || rows != 1, || {
+            let problem = "objective kto compares the rows of a forward pass";
+            InvalidOption::new("per_device_train_batch_size", rows, problem, "choose 2 or more")
+        });
     }
 }
 
@@ -357,6 +362,15 @@ mod tests {
         let text = wrong.to_string();
         assert!(text.contains("lora_r = 0: out of range; choose a value from 1 to 512"), "{text}");
         assert!(text.contains("learning_rate = -1: out of range"), "{text}");
+    }
+
+    #[test]
+    fn kto_needs_rows_to_compare() {
+        let kto =
+            |rows| FinetuneArgs { objective: Some(Objective::Kto), per_device_train_batch_size: Some(rows), ..args() };
+        let text = kto(1).parse().unwrap_err().to_string();
+        assert!(text.contains("per_device_train_batch_size = 1: objective kto compares the rows"), "{text}");
+        assert!(kto(2).parse().is_ok());
     }
 
     #[test]

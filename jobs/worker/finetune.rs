@@ -2,7 +2,7 @@
 
 use drydock_spec::finetune::Objective;
 use drydock_spec::report::{Finished, ModelReport, Phase};
-use drydock_spec::{AttemptSpec, Failure, FailureKind, FinetuneSpec, ModelInput, Report, Stage};
+use drydock_spec::{AttemptSpec, FailureKind, FinetuneSpec, ModelInput, Report, Stage};
 use serde_json::Value;
 
 use crate::data::lesson::digest;
@@ -27,7 +27,6 @@ use crate::training::{Course, Trained, Trainer};
 
 /// Does the whole job; what comes back is the last report.
 pub fn finetune(attempt: &AttemptSpec, spec: &FinetuneSpec, reporter: &Reporter) -> Result<Finished> {
-    check(spec)?;
     reporter.stage(Stage::Load);
     let model = input(&attempt.inputs.model, "model")?;
     let files = ModelFiles::open(&model.path)?;
@@ -76,16 +75,6 @@ pub fn finetune(attempt: &AttemptSpec, spec: &FinetuneSpec, reporter: &Reporter)
         trainer.keep()?;
     }
     finished
-}
-
-/// What the options alone cannot be refused for.
-fn check(spec: &FinetuneSpec) -> Result<()> {
-    if spec.objective == Objective::Kto && spec.recipe.per_device_train_batch_size < 2 {
-        let message = "per_device_train_batch_size = 1: objective kto compares the rows of a forward pass";
-        let failure = Failure::new(FailureKind::BadOption, message);
-        return Err(failure.with_hint("choose a per_device_train_batch_size of 2 or more").into());
-    }
-    Ok(())
 }
 
 /// What a checkpoint of this finetune is of.
