@@ -1,6 +1,7 @@
 //! The names of a decoder's tensors, as Hugging Face writes them, and the patterns that choose among them.
 
 use drydock_spec::finetune::TargetModule;
+use drydock_spec::pattern::fits;
 
 use super::Decoder;
 
@@ -8,7 +9,7 @@ use super::Decoder;
 #[must_use]
 pub fn matches(pattern: &str, tensor: &str) -> bool {
     let named = |tensor: &str| {
-        is_like(pattern, tensor) || tensor.strip_suffix(".weight").is_some_and(|module| is_like(pattern, module))
+        fits(pattern, tensor) || tensor.strip_suffix(".weight").is_some_and(|module| fits(pattern, module))
     };
     named(tensor) || fused(tensor).is_some_and(|fused| named(&fused))
 }
@@ -25,21 +26,6 @@ fn fused(tensor: &str) -> Option<String> {
     .into_iter()
     .find(|(part, _)| tensor.split('.').any(|word| word == *part))
     .map(|(part, whole)| tensor.replace(&format!(".{part}"), &format!(".{whole}")))
-}
-
-/// Each part between two stars must be found behind the one before; the first and the last are bound to the ends.
-fn is_like(pattern: &str, text: &str) -> bool {
-    let Some((first, rest)) = pattern.split_once('*') else { return pattern == text };
-    let Some(mut text) = text.strip_prefix(first) else { return false };
-    let mut parts: Vec<_> = rest.split('*').collect();
-    let last = parts.pop().unwrap_or_default();
-    for part in parts {
-        match text.find(part) {
-            Some(at) => text = &text[at + part.len()..],
-            None => return false,
-        }
-    }
-    text.ends_with(last)
 }
 
 /// Every tensor of the decoder with its numbers; the projections say which they are.

@@ -64,7 +64,7 @@ pub struct EvaluateArgs {
     /// every answer has ten words at most.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub measures: Option<Vec<Measure>>,
-    /// Rows to measure on, from the first; without it, all.
+    /// Rows to measure on, from the first, 1 to 100000000. Default: all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<u32>,
     /// Solved rows put before each question, 0 to 32; they are drawn from the rows that are not measured. Default 0.
@@ -74,22 +74,22 @@ pub struct EvaluateArgs {
     /// they are trained on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub apply_chat_template: Option<bool>,
-    /// Tokens at most of a window of text, and of a question with its answer; questions are cut from the left. Default:
-    /// windows of 512, and questions of all that the model takes.
+    /// Tokens at most of a window of text, and of a question with its answer, from 8 to the model's own limit;
+    /// questions are cut from the left. Default: windows of 512, and questions of all that the model takes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_seq_length: Option<u32>,
-    /// Tokens that consecutive windows of a long text are apart; less than max_seq_length gives each token more context.
-    /// Default: max_seq_length.
+    /// Tokens that consecutive windows of a long text are apart, 1 to max_seq_length; fewer give each token more
+    /// context. Default: max_seq_length.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stride: Option<u32>,
     /// Tokens of an answer at most, 1 to 4096. Default 128.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_new_tokens: Option<u32>,
     /// Texts at which an answer ends, at most 8, besides the model's own end; after solved rows that are not chats, an
-    /// empty line is one, too.
+    /// empty line is one, too. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub until: Option<Vec<String>>,
-    /// Rows that are answered at once. Default 16.
+    /// Rows that are answered at once, 1 to 1024. Default 16.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub batch_size: Option<u32>,
     /// What matrix products are computed in: f32 or bf16. Default f32. With f32, quantized weights are used as they are:
@@ -99,7 +99,7 @@ pub struct EvaluateArgs {
     /// Rows whose questions and answers are kept, 0 to 10000. Default 50.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log_samples: Option<u32>,
-    /// Seed of the choice of solved rows. Default 42.
+    /// Seed of the choice of solved rows and of the bootstrap, a whole number. Default 42.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seed: Option<u64>,
 }

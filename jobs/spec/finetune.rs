@@ -124,10 +124,11 @@ pub struct FinetuneArgs {
     /// What is learnt: sft (the default), dpo, orpo or kto.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub objective: Option<Objective>,
-    /// DPO, ORPO and KTO: how much the preference weighs. Default 0.1.
+    /// DPO, ORPO and KTO: how much the preference weighs, above 0, up to 100. Default 0.1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub beta: Option<f64>,
-    /// QLoRA: what the base's matrices are held in; those of a quantized GGUF stay as they are. Default Q4_0.
+    /// QLoRA: what the base's matrices are held in, a quantized type; those of a quantized GGUF stay as they are.
+    /// Default Q4_0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub base_quant_type: Option<TensorType>,
     /// Train only what these patterns match, `*` for anything: `model.layers.28.*`, `*.mlp.*`, `lm_head.weight`. For
@@ -149,7 +150,7 @@ pub struct FinetuneArgs {
     /// Rank of the adapter matrices, 1 to 512. Default 8.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lora_r: Option<u32>,
-    /// The adapter's output is scaled by lora_alpha / lora_r. Default 2 * lora_r.
+    /// The adapter's output is scaled by lora_alpha / lora_r; above 0, up to 65536. Default 2 * lora_r.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lora_alpha: Option<f64>,
     /// Share of the adapter's inputs dropped while training, 0 to below 1. Default 0.
@@ -161,7 +162,7 @@ pub struct FinetuneArgs {
     /// Learn from the completion (or the assistant's turns) only, not from the prompt. Default true.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub completion_only_loss: Option<bool>,
-    /// Questions that the model answers before and after, at most 8.
+    /// Questions that the model answers before and after, at most 8. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sample_prompts: Option<Vec<String>>,
     /// Tokens of an answer at most, 1 to 1024. Default 64.
@@ -325,6 +326,11 @@ impl FinetuneSpec {
         wrong.require(self.objective == Objective::Sft || !self.recipe.packing, || {
             InvalidOption::new("packing", true, "given with a preference objective", "leave it out")
         });
+        let rows = self.recipe.per_device_train_batch_size;
+        wrong.require(self.objective != Objective::Kto || rows != 1, || {
+            let problem = "objective kto compares the rows of a forward pass";
+            InvalidOption::new("per_device_train_batch_size", rows, problem, "choose 2 or more")
+        });
     }
 }
 
@@ -357,6 +363,15 @@ mod tests {
         let text = wrong.to_string();
         assert!(text.contains("lora_r = 0: out of range; choose a value from 1 to 512"), "{text}");
         assert!(text.contains("learning_rate = -1: out of range"), "{text}");
+    }
+
+    #[test]
+    fn kto_needs_rows_to_compare() {
+        let kto =
+            |rows| FinetuneArgs { objective: Some(Objective::Kto), per_device_train_batch_size: Some(rows), ..args() };
+        let text = kto(1).parse().unwrap_err().to_string();
+        assert!(text.contains("per_device_train_batch_size = 1: objective kto compares the rows"), "{text}");
+        assert!(kto(2).parse().is_ok());
     }
 
     #[test]

@@ -52,7 +52,7 @@ impl JsonSchema for JobId {
     }
 }
 
-/// The number of one run of a job, counted from 1.
+/// The number of an attempt at a job, counted from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Attempt(pub u32);

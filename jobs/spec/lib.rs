@@ -13,6 +13,7 @@ pub mod job;
 pub mod limits;
 pub mod model;
 pub mod option;
+pub mod pattern;
 pub mod preview;
 pub mod quantize;
 pub mod recipe;

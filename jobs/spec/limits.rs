@@ -9,22 +9,24 @@ use crate::option::{Complaints, InvalidOptions};
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LimitArgs {
-    /// Memory in MiB. Default: what the plan estimates, with a margin.
+    /// Memory in MiB, 64 or more. Default: what the plan estimates, with a margin.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_mib: Option<u64>,
-    /// CPUs, may be a fraction such as 1.5.
+    /// CPUs, 0.1 to 1024, may be a fraction such as 1.5. Default: the configured `limits.cpus`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpus: Option<f64>,
-    /// Room for the job's output in MiB.
+    /// Room for the job's output in MiB, 16 or more. Default: the configured `limits.disk`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disk_mib: Option<u64>,
-    /// Seconds after which an attempt is stopped.
+    /// Seconds after which an attempt is stopped, 30 days at most. Default: the configured `limits.time`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub time_limit_s: Option<u64>,
-    /// Seconds without a report after which an attempt counts as stuck.
+    /// Seconds without a report after which an attempt counts as stuck, a day at most. Default: the configured
+    /// `limits.silence`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub silence_limit_s: Option<u64>,
-    /// Attempts at most, the first one included; only failures of the infrastructure are tried again.
+    /// Attempts at most, 1 to 10, the first one included; only failures of the infrastructure are tried again. Default:
+    /// the configured `limits.max_attempts`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_attempts: Option<u32>,
 }

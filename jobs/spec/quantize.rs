@@ -197,7 +197,8 @@ pub struct QuantizeArgs {
     /// What to quantize to, such as Q4_K_M or Q8_0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quant_type: Option<QuantType>,
-    /// Types for single tensors, by patterns over GGUF names with `*` for anything: {"output.weight": "Q8_0"}.
+    /// Types for single tensors, by patterns over GGUF names with `*` for anything: {"output.weight": "Q8_0"}. Default:
+    /// as the mix says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tensor_types: Option<BTreeMap<String, TensorType>>,
     /// Give every matrix the mix's main type, without spending more bits where they matter. Default false.
@@ -210,7 +211,7 @@ pub struct QuantizeArgs {
     /// Which columns of that dataset hold what, where its own names are not the usual ones.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub columns: Option<Columns>,
-    /// Tokens of that dataset to look at, at most. Default 65536.
+    /// Tokens of that dataset to look at, at most, 512 to 100000000. Default 65536.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub imatrix_tokens: Option<u32>,
 }

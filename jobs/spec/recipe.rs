@@ -96,16 +96,17 @@ macro_rules! training_args {
         $(#[$meta])*
         pub struct $name {
             $($(#[$field_meta])* pub $field: $type,)*
-            /// Passes over the training rows. Default 1.
+            /// Passes over the training rows, above 0, up to 10000; a fraction ends within a pass. Default 1.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub num_train_epochs: Option<f64>,
-            /// Stop after so many optimizer steps, whatever num_train_epochs says.
+            /// Stop after so many optimizer steps, 1 to 10000000, whatever num_train_epochs says. Default: when that is
+            /// done.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub max_steps: Option<u32>,
-            /// Rows in one forward pass. Default 4.
+            /// Rows in one forward pass, 1 to 4096; objective kto takes 2 at least. Default 4.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub per_device_train_batch_size: Option<u32>,
-            /// Forward passes whose gradients are added up before one optimizer step. Default 1.
+            /// Forward passes whose gradients are added up before one optimizer step, 1 to 4096. Default 1.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub gradient_accumulation_steps: Option<u32>,
             /// Keep only what enters each layer and compute the rest again in the backward pass: about a quarter more
@@ -115,60 +116,64 @@ macro_rules! training_args {
             /// What matrix products are computed in: f32 or bf16 (faster; sums and trained values stay f32). Default f32.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub dtype: Option<$crate::recipe::DType>,
-            /// Peak learning rate. Default: adapters 2e-4, method full 2e-5, on preferences a twentieth of either; training
-            /// from nothing 1e-3.
+            /// Peak learning rate, above 0, up to 1. Default: adapters 2e-4, method full 2e-5, on preferences a
+            /// twentieth of either; training from nothing 1e-3.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub learning_rate: Option<f64>,
             /// How the learning rate moves after the warm-up. Default linear; training from nothing cosine.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub lr_scheduler_type: Option<$crate::recipe::SchedulerType>,
-            /// Optimizer steps over which the learning rate rises from zero. Not together with warmup_ratio.
+            /// Optimizer steps over which the learning rate rises from zero. Not together with warmup_ratio. Default:
+            /// as that says.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub warmup_steps: Option<u32>,
             /// The same as a share of all steps, 0 to 1. Default 0.03.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub warmup_ratio: Option<f64>,
-            /// Decoupled weight decay of AdamW. Default 0; training from nothing 0.1.
+            /// Decoupled weight decay of AdamW, 0 to 1. Default 0; training from nothing 0.1.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub weight_decay: Option<f64>,
-            /// AdamW's decay of the first moment. Default 0.9.
+            /// AdamW's decay of the first moment, 0 to below 1. Default 0.9.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub adam_beta1: Option<f64>,
-            /// AdamW's decay of the second moment. Default 0.999; training from nothing 0.99.
+            /// AdamW's decay of the second moment, 0 to below 1. Default 0.999; training from nothing 0.99.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub adam_beta2: Option<f64>,
-            /// AdamW's epsilon. Default 1e-8.
+            /// AdamW's epsilon, above 0, up to 0.1. Default 1e-8.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub adam_epsilon: Option<f64>,
-            /// Gradients are scaled down to this L2 norm; 0 turns clipping off. Default 1.
+            /// Gradients are scaled down to this L2 norm, up to 1000000; 0 turns clipping off. Default 1.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub max_grad_norm: Option<f64>,
-            /// Tokens a row is cut to. Default 512, or the model's own limit where that is smaller.
+            /// Tokens a row is cut to, from 8 to the model's own limit. Default 512, or that limit where it is smaller;
+            /// training from nothing 256.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub max_seq_length: Option<u32>,
             /// Fill each row of a forward pass up to max_seq_length with whole dataset rows, none of which sees another.
             /// Default false; training from nothing true.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub packing: Option<bool>,
-            /// Seed of start values, the split, the order of rows and dropout. Default 42.
+            /// Seed of start values, the split, the order of rows and dropout, a whole number. Default 42.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub seed: Option<u64>,
-            /// A metrics report every so many optimizer steps. Default 1.
+            /// A metrics report every so many optimizer steps, 1 to 1000000. Default 1.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub logging_steps: Option<u32>,
-            /// Measure the held-out loss every so many optimizer steps; without it, before and after only.
+            /// Measure the held-out loss every so many optimizer steps, 1 to 10000000. Default: before and after only.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub eval_steps: Option<u32>,
-            /// Write a checkpoint every so many optimizer steps; without it, only when told to stop.
+            /// Write a checkpoint every so many optimizer steps, 1 to 10000000. Default: only when told to stop, and
+            /// what roll_back goes back to.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub save_steps: Option<u32>,
             /// Keep what had the lowest held-out loss rather than what came last. Needs eval_steps. Default false.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub load_best_model_at_end: Option<bool>,
-            /// Stop after so many measurements of the held-out loss without improvement. Needs eval_steps.
+            /// Stop after so many measurements of the held-out loss without improvement, 1 to 10000. Needs eval_steps.
+            /// Default: never.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub early_stopping_patience: Option<u32>,
-            /// What the held-out loss must fall by to count as an improvement, in nats. Default 0.
+            /// What the held-out loss must fall by to count as an improvement, in nats, 0 to 100. Default 0.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub early_stopping_threshold: Option<f64>,
             /// What to do when the loss is no longer a number, or runs away: stop (the default) or roll_back.

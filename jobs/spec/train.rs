@@ -25,23 +25,25 @@ pub enum Size {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ShapeArgs {
-    /// Width of the stream through the layers.
+    /// Width of the stream through the layers, 8 to 65536. Default: as `size` says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hidden_size: Option<u32>,
+    /// Layers, 1 to 1024. Default: as `size` says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub num_hidden_layers: Option<u32>,
+    /// Heads that ask; hidden_size is divided into that many of an even width. Default: as `size` says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub num_attention_heads: Option<u32>,
     /// Heads that hold keys and values; a divisor of num_attention_heads. Default: as many.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub num_key_value_heads: Option<u32>,
-    /// Width inside the MLP. Default: 8/3 of hidden_size, up to a multiple of 64.
+    /// Width inside the MLP, 8 to 1048576. Default: 8/3 of hidden_size, up to a multiple of 64.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub intermediate_size: Option<u32>,
-    /// The longest row that the model will take. Default: max_seq_length.
+    /// The longest row that the model will take, in tokens, max_seq_length at least. Default: max_seq_length.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_position_embeddings: Option<u32>,
-    /// Default 10000.
+    /// Base of the rotary positions, 1 to 1e12. Default 10000.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rope_theta: Option<f64>,
     /// Whether the head is the embedding. Default true.
@@ -103,7 +105,7 @@ pub struct TrainArgs {
     /// Tokens of a trained tokenizer, 257 to 262144. Default 4096.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vocab_size: Option<u32>,
-    /// Beginnings of texts that the model goes on with before and after, at most 8.
+    /// Beginnings of texts that the model goes on with before and after, at most 8. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sample_prompts: Option<Vec<String>>,
     /// Tokens of a sample at most, 1 to 1024. Default 64.

@@ -208,6 +208,15 @@ impl BlockKind {
     }
 }
 
+/// The blocks of a row, of so many bytes each, beside the room for their values.
+#[inline(always)]
+fn of_row<'a, const BYTES: usize, const LEN: usize>(
+    bytes: &'a [u8],
+    into: &'a mut [f32],
+) -> impl Iterator<Item = (&'a [u8; BYTES], &'a mut [f32; LEN])> {
+    bytes.as_chunks().0.iter().zip(into.as_chunks_mut().0)
+}
+
 impl std::fmt::Display for BlockKind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.name())

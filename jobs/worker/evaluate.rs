@@ -34,7 +34,6 @@ use crate::model::ModelFiles;
 use crate::model::config::Config;
 use crate::model::decoder::Decoder;
 use crate::model::lora::SavedAdapter;
-
 use crate::model::tokenizer::Text;
 use crate::report::{Reporter, resident_bytes};
 use crate::save::Saver;

@@ -2,7 +2,7 @@
 
 use drydock_spec::finetune::Objective;
 use drydock_spec::report::{Finished, ModelReport, Phase};
-use drydock_spec::{AttemptSpec, Failure, FailureKind, FinetuneSpec, ModelInput, Report, Stage};
+use drydock_spec::{AttemptSpec, FailureKind, FinetuneSpec, ModelInput, Report, Stage};
 use serde_json::Value;
 
 use crate::data::lesson::digest;
@@ -16,7 +16,7 @@ use crate::model::method::{Chosen, choose};
 use crate::model::parameter::Trainable;
 use crate::model::tape::Pass;
 use crate::model::tokenizer::Text;
-use crate::report::{Reporter, resident_bytes};
+use crate::report::Reporter;
 use crate::save::model::WholeModel;
 use crate::save::shards::SavedAs;
 use crate::save::{Saver, Summary};
@@ -27,7 +27,6 @@ use crate::training::{Course, Trained, Trainer};
 
 /// Does the whole job; what comes back is the last report.
 pub fn finetune(attempt: &AttemptSpec, spec: &FinetuneSpec, reporter: &Reporter) -> Result<Finished> {
-    check(spec)?;
     reporter.stage(Stage::Load);
     let model = input(&attempt.inputs.model, "model")?;
     let files = ModelFiles::open(&model.path)?;
@@ -76,16 +75,6 @@ pub fn finetune(attempt: &AttemptSpec, spec: &FinetuneSpec, reporter: &Reporter)
         trainer.keep()?;
     }
     finished
-}
-
-/// What the options alone cannot be refused for.
-fn check(spec: &FinetuneSpec) -> Result<()> {
-    if spec.objective == Objective::Kto && spec.recipe.per_device_train_batch_size < 2 {
-        let message = "per_device_train_batch_size = 1: objective kto compares the rows of a forward pass";
-        let failure = Failure::new(FailureKind::BadOption, message);
-        return Err(failure.with_hint("choose a per_device_train_batch_size of 2 or more").into());
-    }
-    Ok(())
 }
 
 /// What a checkpoint of this finetune is of.
@@ -154,12 +143,7 @@ impl Left<'_> {
             training: trained,
         })?;
         trainer.clear_checkpoints()?;
-        Ok(Finished {
-            steps: trained.steps,
-            train_loss: Some(trained.final_loss),
-            tokens: trained.tokens,
-            peak_rss_bytes: resident_bytes().1,
-        })
+        Ok(trained.finished())
     }
 }
 

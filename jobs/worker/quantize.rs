@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 
 use drydock_spec::FailureKind::BadOption;
 use drydock_spec::contract::ModelInput;
+use drydock_spec::pattern::fits;
 use drydock_spec::report::{Finished, Quantized};
 use drydock_spec::{AttemptSpec, QuantizeSpec, Report, Stage};
 use serde::Serialize;
@@ -28,8 +29,8 @@ use crate::model::lora::{LoraShape, SavedAdapter};
 use crate::report::{Reporter, resident_bytes};
 use crate::save::Saver;
 use crate::stop;
-use encode::{Job, Loss};
-use mix::{Model, choose, file_type, matches};
+use encode::{Encoding, Loss};
+use mix::{Model, choose, file_type};
 use source::{Source, SourceTensor};
 
 /// Of the way in which values lie in blocks; it has been 2 since 2023.
@@ -144,7 +145,7 @@ fn decoder(
 /// The form of every tensor. A pattern that is about none of them is a mistake that should be seen.
 fn plan(spec: &QuantizeSpec, facts: &Model, tensors: &[SourceTensor<'_>]) -> Result<Vec<Planned>> {
     for pattern in spec.tensor_types.keys() {
-        if !tensors.iter().any(|tensor| matches(pattern, &tensor.name)) {
+        if !tensors.iter().any(|tensor| fits(pattern, &tensor.name)) {
             let some: Vec<&str> = tensors.iter().map(|tensor| tensor.name.as_str()).take(8).collect();
             let message = format!("tensor_types: no tensor fits `{pattern}`; there are {}, ...", some.join(", "));
             return failed(BadOption, message);
@@ -185,8 +186,8 @@ fn transfer(
         return Ok(Loss { values: tensor.shape.iter().product::<usize>() as u64, ..Loss::default() });
     }
     let opened = tensor.open()?;
-    let job = Job { name: &tensor.name, rows: tensor.rows(), width: tensor.width(), kind, importance };
-    job.encode(|rows, into| opened.rows(rows, into), |bytes| writer.append(bytes))
+    let encoding = Encoding { name: &tensor.name, rows: tensor.rows(), width: tensor.width(), kind, importance };
+    encoding.encode(|rows, into| opened.rows(rows, into), |bytes| writer.append(bytes))
 }
 
 fn sum(spec: &QuantizeSpec, tensors: &[SourceTensor<'_>], planned: &[Planned], losses: &[Loss]) -> Quantized {

@@ -1,4 +1,4 @@
-//! How many steps a finetune takes, and the learning rate of each: the rules of Transformers' trainer.
+//! How many steps a training takes, and the learning rate of each: the rules of Transformers' trainer.
 
 use drydock_spec::Recipe;
 use drydock_spec::recipe::SchedulerType;

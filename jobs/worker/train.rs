@@ -18,7 +18,7 @@ use crate::model::config::Config;
 use crate::model::decoder::Decoder;
 use crate::model::parameter::Trainable;
 use crate::model::tokenizer::Text;
-use crate::report::{Reporter, resident_bytes};
+use crate::report::Reporter;
 use crate::save::model::WholeModel;
 use crate::save::shards::SavedAs;
 use crate::save::{Saver, Summary};
@@ -180,11 +180,6 @@ impl Model<'_> {
             training: trained,
         })?;
         trainer.clear_checkpoints()?;
-        Ok(Finished {
-            steps: trained.steps,
-            train_loss: Some(trained.final_loss),
-            tokens: trained.tokens,
-            peak_rss_bytes: resident_bytes().1,
-        })
+        Ok(trained.finished())
     }
 }

@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor};
 use drydock_spec::finetune::Objective;
 use drydock_spec::recipe::OnDivergence;
-use drydock_spec::report::{Checkpoint as CheckpointReport, Evaluation, Phase};
+use drydock_spec::report::{Checkpoint as CheckpointReport, Evaluation, Finished, Phase};
 use drydock_spec::{Failure, FailureKind, Recipe, Report};
 use serde::Serialize;
 
@@ -31,7 +31,7 @@ use crate::ending::{Ending, OrFail, Result, write_failed};
 use crate::kernels::read;
 use crate::model::decoder::Decoder;
 use crate::model::parameter::Trainable;
-use crate::report::Reporter;
+use crate::report::{Reporter, resident_bytes};
 use crate::schedule::Schedule;
 use crate::stop;
 use checkpoint::{Checkpoint, Lent, Origin};
@@ -80,6 +80,18 @@ pub struct Trained {
     /// Where answers are compared: their rewards in the last steps.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub preferences: Option<Preferences>,
+}
+
+impl Trained {
+    /// The last report of a job that trains.
+    pub fn finished(&self) -> Finished {
+        Finished {
+            steps: self.steps,
+            train_loss: Some(self.final_loss),
+            tokens: self.tokens,
+            peak_rss_bytes: resident_bytes().1,
+        }
+    }
 }
 
 pub struct Trainer<'a> {

@@ -16,6 +16,12 @@ pub(crate) fn from_f16(bits: u16) -> f32 {
     f32::from_bits(value | u32::from(bits & 0x8000) << 16)
 }
 
+/// The f16 at a byte of a block.
+#[inline(always)]
+pub(super) fn half_at(block: &[u8], at: usize) -> f32 {
+    from_f16(u16::from_le_bytes([block[at], block[at + 1]]))
+}
+
 /// The f16 nearest to a value, ties to even; too large a value becomes infinite, and a NaN a quiet one.
 ///
 /// Below the smallest normal f16 the sum with a power of two makes the CPU round at the right bit. (Methods of Fabian

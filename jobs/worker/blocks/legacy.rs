@@ -15,19 +15,14 @@ mod searched;
 
 use searched::Found;
 
-use super::float::{from_f16, to_f16};
+use super::float::{half_at, to_f16};
+use super::of_row;
 use crate::kernels::simd::dispatched;
 
 /// Values of a block.
 const LEN: usize = 32;
 type Values = [f32; LEN];
 type Codes = [u8; LEN];
-
-/// The f16 at a byte of a block.
-#[inline(always)]
-fn half_at(block: &[u8], at: usize) -> f32 {
-    from_f16(u16::from_le_bytes([block[at], block[at + 1]]))
-}
 
 /// The codes of four bits that begin at byte `at`.
 #[inline(always)]
@@ -68,18 +63,9 @@ fn raised(codes: &Codes, scale: f32, min: f32, into: &mut Values) {
     }
 }
 
-/// The blocks of a row beside the room for their values.
-#[inline(always)]
-fn blocks<'a, const BYTES: usize>(
-    bytes: &'a [u8],
-    into: &'a mut [f32],
-) -> impl Iterator<Item = (&'a [u8; BYTES], &'a mut Values)> {
-    bytes.as_chunks().0.iter().zip(into.as_chunks_mut().0)
-}
-
 dispatched! {
     pub(super) fn decode_q4_0(bytes: &[u8], into: &mut [f32]) {
-        for (block, into) in blocks::<18>(bytes, into) {
+        for (block, into) in of_row::<18, LEN>(bytes, into) {
             centred(&nibbles(block, 2), 8, half_at(block, 0), into);
         }
     }
@@ -87,7 +73,7 @@ dispatched! {
 
 dispatched! {
     pub(super) fn decode_q4_1(bytes: &[u8], into: &mut [f32]) {
-        for (block, into) in blocks::<20>(bytes, into) {
+        for (block, into) in of_row::<20, LEN>(bytes, into) {
             raised(&nibbles(block, 4), half_at(block, 0), half_at(block, 2), into);
         }
     }
@@ -95,7 +81,7 @@ dispatched! {
 
 dispatched! {
     pub(super) fn decode_q5_0(bytes: &[u8], into: &mut [f32]) {
-        for (block, into) in blocks::<22>(bytes, into) {
+        for (block, into) in of_row::<22, LEN>(bytes, into) {
             centred(&five_bits(block, 2), 16, half_at(block, 0), into);
         }
     }
@@ -103,7 +89,7 @@ dispatched! {
 
 dispatched! {
     pub(super) fn decode_q5_1(bytes: &[u8], into: &mut [f32]) {
-        for (block, into) in blocks::<24>(bytes, into) {
+        for (block, into) in of_row::<24, LEN>(bytes, into) {
             raised(&five_bits(block, 4), half_at(block, 0), half_at(block, 2), into);
         }
     }
@@ -111,7 +97,7 @@ dispatched! {
 
 dispatched! {
     pub(super) fn decode_q8_0(bytes: &[u8], into: &mut [f32]) {
-        for (block, into) in blocks::<34>(bytes, into) {
+        for (block, into) in of_row::<34, LEN>(bytes, into) {
             let scale = half_at(block, 0);
             for (value, code) in into.iter_mut().zip(&block[2..]) {
                 *value = f32::from(*code as i8) * scale;

@@ -26,18 +26,14 @@ mod encode;
 
 use encode::{Centred, Graded, centred as choose_centred, graded};
 
-use super::float::from_f16;
+use super::float::half_at;
+use super::of_row;
 use crate::kernels::simd::dispatched;
 
 /// Values of a super-block.
 pub(super) const LEN: usize = 256;
 pub(super) type Values = [f32; LEN];
 pub(super) type Codes = [u8; LEN];
-
-#[inline(always)]
-fn half_at(block: &[u8], at: usize) -> f32 {
-    from_f16(u16::from_le_bytes([block[at], block[at + 1]]))
-}
 
 /// Adds the two-bit codes of 64 bytes, shifted to where they belong.
 #[inline(always)]
@@ -181,18 +177,9 @@ fn centred(codes: &Codes, zero: i8, into: &mut Values, scale: impl Fn(usize) -> 
     }
 }
 
-/// The super-blocks of a row beside the room for their values.
-#[inline(always)]
-fn blocks<'a, const BYTES: usize>(
-    bytes: &'a [u8],
-    into: &'a mut [f32],
-) -> impl Iterator<Item = (&'a [u8; BYTES], &'a mut Values)> {
-    bytes.as_chunks().0.iter().zip(into.as_chunks_mut().0)
-}
-
 dispatched! {
     pub(super) fn decode_q2k(bytes: &[u8], into: &mut [f32]) {
-        for (block, into) in blocks::<84>(bytes, into) {
+        for (block, into) in of_row::<84, LEN>(bytes, into) {
             let mut codes = [0; LEN];
             or_two_bits(&block[16..80], 0, &mut codes);
             let (scale, min) = (half_at(block, 80), half_at(block, 82));
@@ -203,7 +190,7 @@ dispatched! {
 
 dispatched! {
     pub(super) fn decode_q3k(bytes: &[u8], into: &mut [f32]) {
-        for (block, into) in blocks::<110>(bytes, into) {
+        for (block, into) in of_row::<110, LEN>(bytes, into) {
             let mut codes = [0; LEN];
             or_two_bits(&block[32..96], 0, &mut codes);
             or_bit_plane(&block[..32], 2, &mut codes);
@@ -215,7 +202,7 @@ dispatched! {
 
 dispatched! {
     pub(super) fn decode_q4k(bytes: &[u8], into: &mut [f32]) {
-        for (block, into) in blocks::<144>(bytes, into) {
+        for (block, into) in of_row::<144, LEN>(bytes, into) {
             let (scale, min) = (half_at(block, 0), half_at(block, 2));
             let (scales, mins) = unpack_scales_and_mins(&block[4..16]);
             let codes = nibbles::<32>(&block[16..]);
@@ -226,7 +213,7 @@ dispatched! {
 
 dispatched! {
     pub(super) fn decode_q5k(bytes: &[u8], into: &mut [f32]) {
-        for (block, into) in blocks::<176>(bytes, into) {
+        for (block, into) in of_row::<176, LEN>(bytes, into) {
             let (scale, min) = (half_at(block, 0), half_at(block, 2));
             let (scales, mins) = unpack_scales_and_mins(&block[4..16]);
             let mut codes = nibbles::<32>(&block[48..]);
@@ -238,7 +225,7 @@ dispatched! {
 
 dispatched! {
     pub(super) fn decode_q6k(bytes: &[u8], into: &mut [f32]) {
-        for (block, into) in blocks::<210>(bytes, into) {
+        for (block, into) in of_row::<210, LEN>(bytes, into) {
             let mut codes = nibbles::<64>(&block[..128]);
             or_two_bits(&block[128..192], 4, &mut codes);
             let scale = half_at(block, 208);

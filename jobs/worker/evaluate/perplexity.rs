@@ -7,7 +7,9 @@
 
 use std::ops::Range;
 
+use drydock_spec::FailureKind::BadDataset;
 use drydock_spec::dataset::Example;
+use drydock_spec::evaluate::Measure;
 use serde_json::{Value, json};
 
 use super::statistics::{Kind, Series};
@@ -17,8 +19,6 @@ use crate::data::read::Placed;
 use crate::data::render::{Rendered, Renderer};
 use crate::data::rows::{Row, Tokenizing};
 use crate::ending::{OrFail, Result, failed};
-use drydock_spec::FailureKind::BadDataset;
-use drydock_spec::evaluate::Measure;
 
 /// Tokens in one forward pass, unless a single window has more.
 const PASS_TOKENS: usize = 1024;

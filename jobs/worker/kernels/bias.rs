@@ -1,11 +1,7 @@
 //! A vector that is added to every row.
 
-use super::memory::{Parts, by_rows};
+use super::memory::{Parts, by_rows, sum_over_rows};
 use super::simd::dispatched;
-
-/// Rows whose share of a gradient is summed up at a time. Fixed, so that the sum does not depend on the number of
-/// threads.
-const ROWS: usize = 32;
 
 dispatched! {
     fn add_to_each(rows: &mut [f32], bias: &[f32]) {
@@ -37,17 +33,9 @@ pub fn add_bias(y: &mut [f32], bias: &[f32]) {
 /// Adds the bias's gradient, the sum over the rows of `dy`.
 pub fn bias_gradient(dy: &[f32], dbias: &mut [f32]) {
     let width = dbias.len();
-    let blocks = dy.len().div_ceil(ROWS * width);
-    let mut sums = vec![0.0; blocks * width];
-    let parts = Parts::of(&mut sums);
-    by_rows(blocks, |blocks| {
-        for block in blocks {
-            let at = block * ROWS * width..((block + 1) * ROWS * width).min(dy.len());
-            // SAFETY: `by_rows` gives no block out twice.
-            add_each(&dy[at], unsafe { parts.part(block * width..(block + 1) * width) });
-        }
+    sum_over_rows(dy.len() / width, dbias, |rows, sums| {
+        add_each(&dy[rows.start * width..rows.end * width], sums);
     });
-    add_each(&sums, dbias);
 }
 
 #[cfg(test)]

@@ -224,7 +224,7 @@ impl Decoder {
     }
 
     pub(super) fn rope_of(&self, layer: usize) -> &Arc<Rope> {
-        self.window_rope.as_ref().filter(|_| self.config.windows[layer].is_some()).unwrap_or(&self.rope)
+        self.window_rope.as_ref().filter(|_| self.config.turns_as_window(layer)).unwrap_or(&self.rope)
     }
 
     /// Lends a group's trained values to `f`; there may be none.

@@ -43,7 +43,7 @@ impl Loss {
 }
 
 /// A tensor to encode: rows of `width` values.
-pub struct Job<'a> {
+pub struct Encoding<'a> {
     pub name: &'a str,
     pub rows: usize,
     pub width: usize,
@@ -52,7 +52,7 @@ pub struct Job<'a> {
     pub importance: Option<&'a [f32]>,
 }
 
-impl Job<'_> {
+impl Encoding<'_> {
     /// Reads rows by `read`, encodes them and hands the bytes to `write`, piece by piece.
     pub fn encode(
         &self,

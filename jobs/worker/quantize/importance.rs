@@ -8,8 +8,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use drydock_spec::finetune::Objective;
-use drydock_spec::finetune::TargetModule;
+use drydock_spec::finetune::{Objective, TargetModule};
 use drydock_spec::{AttemptSpec, FailureKind, QuantizeSpec, Stage};
 
 use super::Importance;

@@ -68,7 +68,7 @@ pub(super) fn pack(
 }
 
 /// # Safety
-/// The CPU has AVX-512 with BF16, and the group's values lie within `values`.
+/// The CPU has AVX-512, for pairs with BF16, and the group's values lie within `values`.
 unsafe fn pack_with<T: Value, const PAIRS: bool>(
     values: &[T],
     lines: Lines<'_>,
@@ -84,61 +84,79 @@ unsafe fn pack_with<T: Value, const PAIRS: bool>(
     // SAFETY: the last value that exists has been checked to lie within the buffer.
     unsafe {
         match (lines.depth_step, PAIRS) {
-            (1, true) => along::<T, true>(from, here, lines.line_step, lines.depth, cells, into),
-            (1, false) => along::<T, false>(from, here, lines.line_step, lines.depth, cells, into),
+            (1, true) => along_pairs(from, here, lines.line_step, lines.depth, cells, into),
+            (1, false) => along(from, here, lines.line_step, lines.depth, cells, into),
             (_, true) => across_pairs(from, here, lines.depth_step, lines.depth, cells, into),
             (_, false) => across(from, here, lines.depth_step, cells, into),
         }
     }
 }
 
-/// A line's values lie side by side: 16 cells of 16 lines at a time are turned over.
-///
-/// # Safety
-/// As of [`pack_with`]; `here` lines of `depth` values exist from `from` on.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16,avx2")]
-unsafe fn along<T: Value, const PAIRS: bool>(
-    from: *const T,
-    here: usize,
-    line_step: usize,
-    depth: usize,
-    cells: Range<usize>,
-    into: &mut [MaybeUninit<u32>],
-) {
-    let wide = if PAIRS { 2 } else { 1 };
-    let load = |at: *const T, count: usize| {
-        // SAFETY: `count` values exist from here on.
-        unsafe { if PAIRS { T::pairs(at, count) } else { _mm512_castps_si512(T::wide(at, count)) } }
-    };
-    for (block, into) in into.chunks_mut(GROUP * GROUP).enumerate() {
-        let at = (cells.start + block * GROUP) * wide;
-        let from = from.wrapping_add(at);
-        let count = (depth - at).min(GROUP * wide);
-        if here == GROUP && count == GROUP * wide && into.len() == GROUP * GROUP {
-            // With all lengths known, nothing leaves the registers.
-            let turned =
-                transposed(std::array::from_fn(|line| load(from.wrapping_add(line * line_step), GROUP * wide)));
-            for (cell, cells) in turned.into_iter().enumerate() {
-                // SAFETY: there is room for 16 times 16 cells.
-                unsafe { _mm512_storeu_si512(into.as_mut_ptr().add(cell * GROUP).cast(), cells) };
+/// Packs a group whose lines' values lie side by side: 16 cells of 16 lines at a time are turned over. A cell is `wide`
+/// values, which `load` takes 16 cells of.
+macro_rules! along {
+    ($(#[$meta:meta])* $name:ident, $features:literal, $wide:literal, |$at:ident, $count:ident| $load:expr) => {
+        $(#[$meta])*
+        #[target_feature(enable = $features)]
+        unsafe fn $name<T: Value>(
+            from: *const T,
+            here: usize,
+            line_step: usize,
+            depth: usize,
+            cells: Range<usize>,
+            into: &mut [MaybeUninit<u32>],
+        ) {
+            let load = |$at: *const T, $count: usize| {
+                // SAFETY: `count` values exist from here on.
+                unsafe { $load }
+            };
+            for (block, into) in into.chunks_mut(GROUP * GROUP).enumerate() {
+                let at = (cells.start + block * GROUP) * $wide;
+                let from = from.wrapping_add(at);
+                let count = (depth - at).min(GROUP * $wide);
+                if here == GROUP && count == GROUP * $wide && into.len() == GROUP * GROUP {
+                    // With all lengths known, nothing leaves the registers.
+                    let turned =
+                        transposed(std::array::from_fn(|line| load(from.wrapping_add(line * line_step), GROUP * $wide)));
+                    for (cell, cells) in turned.into_iter().enumerate() {
+                        // SAFETY: there is room for 16 times 16 cells.
+                        unsafe { _mm512_storeu_si512(into.as_mut_ptr().add(cell * GROUP).cast(), cells) };
+                    }
+                    continue;
+                }
+                let turned = transposed(std::array::from_fn(|line| {
+                    load(from.wrapping_add(line * line_step), if line < here { count } else { 0 })
+                }));
+                for (into, cells) in into.chunks_exact_mut(GROUP).zip(turned) {
+                    // SAFETY: there is room for 16 cells.
+                    unsafe { _mm512_storeu_si512(into.as_mut_ptr().cast(), cells) };
+                }
             }
-            continue;
         }
-        let turned = transposed(std::array::from_fn(|line| {
-            load(from.wrapping_add(line * line_step), if line < here { count } else { 0 })
-        }));
-        for (into, cells) in into.chunks_exact_mut(GROUP).zip(turned) {
-            // SAFETY: there is room for 16 cells.
-            unsafe { _mm512_storeu_si512(into.as_mut_ptr().cast(), cells) };
-        }
-    }
+    };
+}
+
+along! {
+    /// Cells of one f32.
+    ///
+    /// # Safety
+    /// As of [`pack_with`]; `here` lines of `depth` values exist from `from` on.
+    along, "avx512f,avx512bw,avx512vl,avx2", 1, |at, count| _mm512_castps_si512(T::wide(at, count))
+}
+
+along! {
+    /// Cells of two bf16.
+    ///
+    /// # Safety
+    /// As of [`pack_with`]; `here` lines of `depth` values exist from `from` on.
+    along_pairs, "avx512f,avx512bw,avx512vl,avx512bf16,avx2", 2, |at, count| T::pairs(at, count)
 }
 
 /// The lines' values at one depth lie side by side, which is the packed order already.
 ///
 /// # Safety
 /// As of [`pack_with`]; at each depth `here` values exist.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16,avx2")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2")]
 unsafe fn across<T: Value>(
     from: *const T,
     here: usize,
@@ -200,7 +218,7 @@ fn mask16(count: usize) -> u16 {
 
 impl Value for f32 {
     #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16,avx2")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2")]
     unsafe fn wide(at: *const f32, count: usize) -> __m512 {
         // SAFETY: what the mask hides is not read.
         unsafe { _mm512_maskz_loadu_ps(mask16(count), at) }
@@ -223,7 +241,7 @@ impl Value for f32 {
 
 impl Value for bf16 {
     #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16,avx2")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2")]
     unsafe fn wide(at: *const bf16, count: usize) -> __m512 {
         // SAFETY: what the mask hides is not read. A bf16 is the upper half of an f32.
         unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half_register(at, count)))) }
@@ -251,7 +269,7 @@ impl Value for bf16 {
 /// # Safety
 /// `count` values, at most 16, exist from `at` on.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16,avx2")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2")]
 unsafe fn half_register(at: *const bf16, count: usize) -> __m256i {
     // SAFETY: what the mask hides is not read.
     unsafe { _mm256_maskz_loadu_epi16(mask16(count), at.cast()) }

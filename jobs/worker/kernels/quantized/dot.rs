@@ -119,8 +119,8 @@ unsafe fn unpack_and_multiply<L: Lanes>(
     }
 }
 
-/// Multiplies sixteen rows (those of a kind and an index among the turned ones) with every token; `put` gets a token and what the rows say to it. The tile is
-/// room to work in.
+/// Multiplies sixteen rows (those of a kind and an index among the turned ones) with every token; `put` gets a token and
+/// what the rows say to it. The tile is room to work in.
 pub(super) fn rows_times(
     tile: &mut Tile,
     rows: (BlockKind, &Turned, usize),

@@ -1,5 +1,5 @@
-//! Unpacking blocks of 32 values; their layouts are described in [`crate::blocks`], and
-//! what of them are words in [`super::turned`].
+//! Unpacking blocks of 32 values; their layouts are described in [`crate::blocks`], and what of them are words in
+//! [`super::turned`].
 
 use super::lanes::Lanes;
 use super::tile::{Unpacked, high_nibbles, low_nibbles};
