@@ -19,15 +19,15 @@ pub fn lines(scores: &[Score]) -> Vec<String> {
         if !is_first(index, score) {
             continue;
         }
-        lines.push(format!("{} {} ({} rows)", name(score.measure), score.metric, score.rows));
+        lines.push(format!("{} ({} rows)", title(score), score.rows));
         for of_model in scores.iter().filter(|other| same_metric(other, score)) {
             let padding = " ".repeat(widest - of_model.model.chars().count());
             let difference = scores
                 .iter()
                 .find(|other| other.model == of_model.model && is_difference(other, score))
-                .map(|difference| format!("  {}", number(difference, true)))
+                .map(|difference| format!("  {}", number(difference)))
                 .unwrap_or_default();
-            lines.push(format!("  {}{padding}  {}{difference}", of_model.model, number(of_model, false)));
+            lines.push(format!("  {}{padding}  {}{difference}", of_model.model, number(of_model)));
         }
     }
     lines
@@ -69,12 +69,21 @@ fn is_difference(score: &Score, of: &Score) -> bool {
     score.measure == of.measure && score.metric.strip_suffix(DIFFERENCE) == Some(&of.metric)
 }
 
-fn number(score: &Score, signed: bool) -> String {
+/// The value and its standard error; a difference always has its sign.
+#[must_use]
+pub fn number(score: &Score) -> String {
+    let signed = score.metric.ends_with(DIFFERENCE);
     let value = if signed { format!("{:+.4}", score.value) } else { format!("{:.4}", score.value) };
     match score.stderr {
         Some(stderr) => format!("{value} ± {stderr:.4}"),
         None => value,
     }
+}
+
+/// What is measured, and as which number; once where both have one name.
+fn title(score: &Score) -> String {
+    let measure = name(score.measure);
+    if score.metric == measure { measure.to_owned() } else { format!("{measure} {}", score.metric) }
 }
 
 fn name(measure: Measure) -> &'static str {

@@ -44,6 +44,8 @@ async fn a_chain_submitted_at_once_ends_with_three_models_side_by_side() {
     };
     let (base, adapter) = (perplexity("tiny"), perplexity(&format!("tiny + job:{finetuned}")));
     assert!(adapter < base, "perplexity {base} before, {adapter} after");
+    let summary = view["summary"].as_str().unwrap();
+    assert!(summary.contains(&format!("tiny + job:{finetuned} {adapter:.4} (better by ")), "{summary}");
     let smaller = gateway.ask("get_job", json!({"id": quantized})).await;
     assert_eq!(smaller["quantized"]["quant_type"], "Q4_K_M", "{smaller:#}");
     let made = gateway.ask("list_artifacts", json!({"id": quantized})).await;
