@@ -14,7 +14,7 @@ export DRYDOCK_TARGET := $(target)
 help: ## List the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
 
-demo: compiler engine gateway image ## Finetune a small model from start to end: MCP, sandbox, live progress, artifacts
+demo: compiler engine gateway image ## Finetune a small model, quantize it, and see whether it got better: over MCP, in sealed containers
 	@jobs/demo/demo.sh
 
 test: image python ## Run every test, also those that need a container engine

@@ -82,8 +82,10 @@ enum Command {
     /// Measure how good models are, side by side
     Evaluate(Box<submit::Submit<EvaluateArgs>>),
     /// List jobs, newest first
+    #[command(visible_alias = "list")]
     Jobs(jobs::List),
     /// Show how a job stands, or how it ended
+    #[command(visible_alias = "get")]
     Show(jobs::One),
     /// Follow a job to its end
     Watch(jobs::One),

@@ -7,6 +7,9 @@
 #[path = "harness/harness.rs"]
 mod harness;
 
+#[path = "voyage/chain.rs"]
+mod chain;
+
 use harness::process::{Folders, Gateway};
 use serde_json::{Value, json};
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The whole way of one job: a model and a dataset go into the store, a finetune is submitted over MCP, runs in its
-# container while its progress is shown, and leaves an adapter behind. Run it with `make demo`.
+# "Finetune this model on my rows, quantize it to Q4_K_M, and tell me whether it got better": a model and rows go into the
+# store, three jobs that read one another's results are submitted over MCP at once, they run in their containers while
+# their progress is shown, and the last one's answer is the answer. Run it with `make demo`.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 started=$SECONDS
@@ -40,26 +41,46 @@ step 'The gateway'
 start_gateway
 printf 'drydock listens at %s, its state is in %s\n' "$url" "$state"
 
-step 'Model and dataset go into the store'
+step 'Model and rows go into the store'
+# Every tenth question is kept for the end: nothing is learnt from it.
+awk -v rows="$(dirname "$state")" '{ print > (rows (NR % 10 ? "/learn.jsonl" : "/ask.jsonl")) }' jobs/demo/drydock-qa.jsonl
 "$drydock" models add "$file" --name "$model" >/dev/null
-"$drydock" datasets add jobs/demo/drydock-qa.jsonl --name "$dataset" >/dev/null
+"$drydock" datasets add "$(dirname "$state")/learn.jsonl" --name "$dataset" >/dev/null
+"$drydock" datasets add "$(dirname "$state")/ask.jsonl" --name "$dataset-held-out" >/dev/null 2>&1
 
-step 'A finetune is submitted over MCP'
-arguments='{
-  "model": "'$model'", "dataset": "'$dataset'",
+# submit TOOL ARGUMENTS: the new job's id; the request is shown to people.
+submit() {
+    python3 jobs/demo/mcp.py "$url" "$1" "$2" | python3 -c 'import json, sys; print(json.load(sys.stdin)["job"]["id"])'
+}
+
+step 'Three jobs are submitted over MCP: finetune, quantize the result, compare'
+finetune=$(submit finetune '{
+  "model": "'$model'", "dataset": "'$dataset'", "eval_dataset": "'$dataset'-held-out",
   "lora_r": 8, "learning_rate": 1e-3, "num_train_epochs": 3,
-  "per_device_train_batch_size": 8, "test_size": 0.1,
+  "per_device_train_batch_size": 8,
   "sample_prompts": ["What is drydock?"]
-}'
-submitted=$(python3 jobs/demo/mcp.py "$url" finetune "$arguments")
-job=$(python3 -c 'import json, sys; print(json.load(sys.stdin)["job"]["id"])' <<<"$submitted")
-printf 'job %s is queued\n' "$job"
+}')
+quantize=$(submit quantize '{"model": "job:'$finetune'", "quant_type": "Q4_K_M"}')
+evaluate=$(submit evaluate '{
+  "model": "'$model'", "adapter": "job:'$finetune'", "compare_with": [{"model": "job:'$quantize'"}],
+  "dataset": "'$dataset'-held-out", "measures": ["perplexity"]
+}')
 
-step 'It runs, and is measured before and after'
-"$drydock" watch "$job"
+step 'The finetune, measured before and after'
+"$drydock" watch "$finetune"
 
-step 'What it has made'
-"$drydock" artifacts "$job"
+step 'The quantization waited for it'
+"$drydock" watch "$quantize"
+
+step 'Base, adapter and quantized model side by side, on rows that nobody learnt from'
+"$drydock" watch "$evaluate"
+
+step 'What they have made'
+"$drydock" artifacts "$finetune"
+"$drydock" artifacts "$quantize"
+
+step 'Did it get better?'
+python3 jobs/demo/mcp.py "$url" get_job '{"id": "'$evaluate'"}' 2>/dev/null | python3 jobs/demo/verdict.py
 
 step 'Use it from an MCP host'
 cat <<END

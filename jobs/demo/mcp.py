@@ -2,7 +2,7 @@
 
     mcp.py URL TOOL ARGUMENTS_AS_JSON
 
-Revision 2026-07-28 of the protocol is stateless: one POST is a whole conversation. The request goes to stderr for
+Revision 2026-07-28 of the protocol is stateless: one POST is a whole conversation. What is asked goes to stderr for
 people to see, the tool's structured result to stdout for programs.
 """
 
@@ -48,9 +48,10 @@ def call(url: str, tool: str, arguments: dict) -> dict:
 
 
 def show(url: str, headers: dict, body: dict) -> None:
-    lines = [f"POST {url}/mcp", *(f"{name}: {value}" for name, value in headers.items()), ""]
-    lines += json.dumps(body, indent=2).splitlines()
-    print("\n".join(f"    {line}".rstrip() for line in lines), file=sys.stderr)
+    """What is said over and over again, in the headers and the request's envelope, is left to the code above."""
+    lines = [f"POST {url}/mcp   {headers['Mcp-Method']} {headers['Mcp-Name']}"]
+    lines += json.dumps(body["params"]["arguments"], indent=2).splitlines()
+    print("\n".join(f"    {line}" for line in lines), end="\n\n", file=sys.stderr)
 
 
 def answer(content_type: str, text: str) -> dict:

@@ -44,7 +44,7 @@ use perplexity::{Window, windows};
 use prompt::Prompter;
 use results::{Outcome, Settings};
 use rows::Rows;
-use statistics::Series;
+use statistics::{Estimate, Series};
 
 /// Tokens of a window of text, where the spec does not say.
 const WINDOW: usize = 512;
@@ -164,7 +164,7 @@ pub fn evaluate(attempt: &AttemptSpec, spec: &EvaluateSpec, reporter: &Reporter)
                 seconds: started.elapsed().as_secs_f64(),
             };
             tokens += prepared.tokens();
-            report_scores(&outcome, rows.measured.len(), spec.seed, reporter);
+            report_scores(&outcome, outcomes.first(), rows.measured.len(), spec.seed, reporter);
             outcomes.push(outcome);
         }
     }
@@ -217,18 +217,16 @@ fn model_report(decoder: &Decoder) -> ModelReport {
     ModelReport { architecture: decoder.config.architecture.clone(), parameters, trainable_parameters: 0 }
 }
 
-fn report_scores(outcome: &Outcome, rows: usize, seed: u64, reporter: &Reporter) {
-    for measured in &outcome.measured {
-        for metric in &measured.metrics {
-            let estimate = metric.series.estimate(seed);
-            reporter.report(Report::Score(Score {
-                model: outcome.model.clone(),
-                measure: measured.measure,
-                metric: metric.key(),
-                value: estimate.value,
-                stderr: estimate.stderr,
-                rows: rows as u64,
-            }));
+/// Reports a model's numbers, each with its difference to the first model's where the rows are the same for both.
+fn report_scores(outcome: &Outcome, first: Option<&Outcome>, rows: usize, seed: u64, reporter: &Reporter) {
+    let report = |measure, metric, Estimate { value, stderr }| {
+        let model = outcome.model.clone();
+        reporter.report(Report::Score(Score { model, measure, metric, value, stderr, rows: rows as u64 }));
+    };
+    for (measure, metric) in outcome.metrics() {
+        report(measure, metric.key(), metric.series.estimate(seed));
+        if let Some(difference) = first.and_then(|first| first.difference(metric, measure, seed)) {
+            report(measure, format!("{}_difference", metric.key()), difference);
         }
     }
 }

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use drydock_spec::report::{Metrics, Phase, Quantized};
+use drydock_spec::report::{DatasetReport, Metrics, Phase, Quantized};
 use drydock_spec::{JobEvent, Outcome, Report};
 
 use super::text::{count, one_line, size, span};
 use crate::api::{EntryView, LogLineView};
+use crate::scores;
 
 /// The line in words. What a job wrote itself stays on one line.
 pub(super) fn line(line: &LogLineView) -> String {
@@ -30,6 +31,26 @@ fn event(event: &JobEvent) -> String {
     }
 }
 
+/// The rows of a training, or of an evaluation, which learns from none.
+fn dataset(rows: &DatasetReport) -> String {
+    let mut text = match rows.train_rows {
+        0 => format!("{} rows to measure on", count(rows.eval_rows)),
+        train => format!(
+            "{} rows to learn from, {} held out, {} tokens, {} of them learnt",
+            count(train),
+            count(rows.eval_rows),
+            count(rows.train_tokens),
+            count(rows.supervised_tokens)
+        ),
+    };
+    for (rows, what) in [(rows.skipped_rows, "left out"), (rows.truncated_rows, "cut to length")] {
+        if rows > 0 {
+            text.push_str(&format!("; {} rows {what}", count(rows)));
+        }
+    }
+    text
+}
+
 fn report(report: &Report) -> String {
     let said = match report {
         Report::Started(started) => {
@@ -40,27 +61,14 @@ fn report(report: &Report) -> String {
             format!("{} on {}, {} threads{features}", started.worker, started.device, started.threads)
         }
         Report::Stage { stage } => format!("stage {stage}"),
-        Report::Dataset(rows) => {
-            let mut text = format!(
-                "{} rows to learn from, {} held out, {} tokens, {} of them learnt",
-                count(rows.train_rows),
-                count(rows.eval_rows),
-                count(rows.train_tokens),
-                count(rows.supervised_tokens)
-            );
-            for (rows, what) in [(rows.skipped_rows, "left out"), (rows.truncated_rows, "cut to length")] {
-                if rows > 0 {
-                    text.push_str(&format!("; {} rows {what}", count(rows)));
-                }
-            }
-            text
+        Report::Dataset(rows) => dataset(rows),
+        Report::Model(model) => {
+            let trained = match model.trainable_parameters {
+                0 => String::new(),
+                trained => format!(", {} of them trained", count(trained)),
+            };
+            format!("{} with {} parameters{trained}", model.architecture, count(model.parameters))
         }
-        Report::Model(model) => format!(
-            "{} with {} parameters, {} of them trained",
-            model.architecture,
-            count(model.parameters),
-            count(model.trainable_parameters)
-        ),
         Report::Metrics(metrics) => {
             format!("step {}/{}  {}", metrics.step, metrics.total_steps, self::metrics(metrics))
         }
@@ -80,8 +88,7 @@ fn report(report: &Report) -> String {
             format!("checkpoint after step {}, {}", count(checkpoint.step), size(checkpoint.bytes))
         }
         Report::Score(score) => {
-            let stderr = score.stderr.map(|stderr| format!(" ± {stderr:.4}")).unwrap_or_default();
-            format!("{}: {} {:.4}{stderr} on {} rows", score.model, score.metric, score.value, count(score.rows))
+            format!("{}: {} {} on {} rows", score.model, score.metric, scores::number(score), count(score.rows))
         }
         Report::Quantized(made) => quantized(made),
         Report::Artifact { path, role } => format!("wrote {path} ({role})"),

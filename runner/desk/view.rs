@@ -5,6 +5,7 @@ use drydock_spec::{JobEvent, JobState, Outcome, Report, ReportLine, TraceId};
 
 use super::{Desk, DeskError};
 use crate::api::{AttemptReport, EntryView, JobView, LogLineView, Part, Progress, WaitsFor};
+use crate::scores;
 use crate::store::{Entry, Job, LogLine};
 
 impl Desk {
@@ -178,9 +179,7 @@ fn achieved(view: &JobView) -> Option<String> {
         ));
     }
     if !view.scores.is_empty() {
-        let all: Vec<_> =
-            view.scores.iter().map(|score| format!("{} {} {:.4}", score.model, score.metric, score.value)).collect();
-        return Some(all.join(", "));
+        return Some(scores::verdict(&view.scores));
     }
     match (view.evaluations.first(), view.evaluations.last()) {
         (Some(before), Some(after)) if view.evaluations.len() > 1 => {

@@ -91,7 +91,7 @@ async fn an_evaluation_shows_its_scores_side_by_side() {
     let id = world.submit_job(evaluate(), inputs).await;
     let job = world.until_done(id).await;
     assert_eq!(job.scores.len(), 3);
-    assert!(job.summary.starts_with("succeeded: m f1 0.5000, n f1 0.7500"), "{}", job.summary);
+    assert_eq!(job.summary, "succeeded: f1 of m 0.5000, n 0.7500 (better by 0.2500 ± 0.0100)");
     let lines = drydock::scores::lines(&job.scores);
     assert_eq!(lines[2], "  n  0.7500 ± 0.0100  +0.2500 ± 0.0100");
 }

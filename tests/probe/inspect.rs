@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use crate::{EVENTS, outcome, tell};
 pub(crate) fn inspect() {
     tell_who_it_is();
     tell_what_it_sees();
+    tell_of_inputs(Path::new("/in"));
     try_the_network();
     try_to_write();
     try_to_rewrite_reports();
@@ -37,6 +39,19 @@ fn tell_who_it_is() {
     names.sort();
     tell("environment", &names.join(" "));
     tell("first process", fs::read_to_string("/proc/1/comm").unwrap_or_default().trim());
+}
+
+/// Every input: what its file says, and whether another can be put beside it.
+fn tell_of_inputs(folder: &Path) {
+    let weights = folder.join("weights");
+    if weights.exists() {
+        let read = fs::read_to_string(&weights).unwrap_or_else(|error| crate::error_name(&error));
+        tell(&format!("input {}", folder.display()), &read);
+        tell(&format!("create {}/file", folder.display()), &outcome(File::create(folder.join("file"))));
+    }
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten().filter(|entry| entry.path().is_dir()) {
+        tell_of_inputs(&entry.path());
+    }
 }
 
 fn tell_what_it_sees() {
@@ -78,9 +93,7 @@ fn try_the_network() {
 }
 
 fn try_to_write() {
-    for path in
-        ["/file", "/job/file", "/in/file", "/in/model/file", "/in/dataset/file", "/dev/file", "/proc/file", "/sys/file"]
-    {
+    for path in ["/file", "/job/file", "/in/file", "/dev/file", "/proc/file", "/sys/file"] {
         tell(&format!("create {path}"), &outcome(File::create(path)));
     }
     for path in

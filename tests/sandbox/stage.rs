@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use drydock::sandbox::attempt_dir::{self, AttemptDir, InputFolders, ModelFolders, OutputCap};
@@ -33,10 +33,12 @@ impl Stage {
 
     pub(crate) fn with(cap: OutputCap, change: impl FnOnce(&mut DockerSettings)) -> Self {
         let state = tempfile::tempdir().unwrap();
-        for folder in ["in/model", "in/dataset"] {
-            std::fs::create_dir_all(state.path().join(folder)).unwrap();
+        for input in contract_inputs() {
+            let folder = on_host(state.path(), input);
+            std::fs::create_dir_all(&folder).unwrap();
+            // Each can be told from the others by its only file.
+            std::fs::write(folder.join("weights"), input).unwrap();
         }
-        std::fs::write(state.path().join("in/model/weights"), "weights").unwrap();
         let instance = format!("test-sb-{:032x}", rand::random::<u128>());
         let mut settings = DockerSettings::new(crate::image::probe(), instance, vec![state.path().to_owned()]);
         settings.user = user();
@@ -56,10 +58,18 @@ impl Stage {
     pub(crate) fn act_within(&self, limits: Limits, arguments: &[&str]) -> Act {
         let spec = spec();
         let dir = AttemptDir::create(&self.attempts(), &spec, &limits, self.settings.user, self.cap).unwrap();
+        let at = |input: &str| on_host(self.state.path(), input);
+        let model = |model: &str, adapter: &str| ModelFolders {
+            name: "m".into(),
+            model: at(model),
+            adapter: Some(at(adapter)),
+        };
         let inputs = InputFolders {
-            model: Some(ModelFolders { name: "m".into(), model: self.state.path().join("in/model"), adapter: None }),
-            dataset: Some(self.state.path().join("in/dataset")),
-            ..InputFolders::default()
+            model: Some(model(contract::MODEL_PATH, contract::ADAPTER_PATH)),
+            compared: vec![model("/in/compared/0/model", "/in/compared/0/adapter")],
+            tokenizer: Some(at(contract::TOKENIZER_PATH)),
+            dataset: Some(at(contract::DATASET_PATH)),
+            eval_dataset: Some(at(contract::EVAL_DATASET_PATH)),
         };
         let launch = Launch {
             name: ContainerName(format!("drydock-test-sb-{}", spec.job.to_string().to_lowercase())),
@@ -154,6 +164,24 @@ impl Act {
 /// Says that a test was not run here, past the harness's capture of what tests print: `make test` counts these lines.
 pub(crate) fn skipped(why: &str) {
     let _ = writeln!(std::io::stderr(), "skipped: {}: {why}", std::thread::current().name().unwrap_or_default());
+}
+
+/// Everything that a job may read, as the inside sees it.
+pub(crate) fn contract_inputs() -> [&'static str; 7] {
+    [
+        contract::MODEL_PATH,
+        contract::ADAPTER_PATH,
+        "/in/compared/0/model",
+        "/in/compared/0/adapter",
+        contract::TOKENIZER_PATH,
+        contract::DATASET_PATH,
+        contract::EVAL_DATASET_PATH,
+    ]
+}
+
+/// Where an input lies below the state folder.
+fn on_host(state: &Path, input: &str) -> PathBuf {
+    state.join(input.trim_start_matches('/'))
 }
 
 /// The user of the containers: only root can hand files to another than itself.

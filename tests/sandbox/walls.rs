@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use rustix::fs::{IFlags, ioctl_getflags};
 use tokio::sync::OnceCell;
 
-use crate::stage::Stage;
+use crate::stage::{Stage, contract_inputs};
 
 /// What one run of the probe has told; every test looks at a part of it.
 struct Told {
@@ -111,7 +111,7 @@ async fn limits_hold_for_files_and_core_dumps() {
 async fn nothing_is_mounted_but_the_contract_and_what_every_container_has() {
     let told = Told::from_inside().await;
     let options = |path: &str| told.get(&format!("mount {path}")).split_once(' ').unwrap().1.to_owned();
-    for path in ["/", "/job/spec.json", "/in/model", "/in/dataset", "/sys"] {
+    for path in ["/", "/job/spec.json", "/sys"].into_iter().chain(contract_inputs()) {
         assert!(options(path).starts_with("ro,"), "{path}: {}", options(path));
     }
     for path in ["/tmp", "/dev/shm", "/dev/mqueue", "/proc"] {
@@ -122,7 +122,7 @@ async fn nothing_is_mounted_but_the_contract_and_what_every_container_has() {
     }
     let usual =
         ["/", "/dev", "/etc/hostname", "/etc/hosts", "/etc/resolv.conf", "/proc", "/sbin/docker-init", "/sys", "/tmp"];
-    let contract = ["/in/dataset", "/in/model", "/job/events.jsonl", "/job/spec.json", "/out"];
+    let contract = [&["/job/events.jsonl", "/job/spec.json", "/out"], &contract_inputs()[..]].concat();
     let below = ["/dev/", "/proc/", "/sys/"];
     let others: Vec<_> = told
         .all("mount ")
@@ -132,6 +132,15 @@ async fn nothing_is_mounted_but_the_contract_and_what_every_container_has() {
         .collect();
     assert_eq!(others, <[&str; 0]>::default());
     assert!(contract.iter().all(|path| told.all("mount ").contains_key(path)));
+}
+
+#[tokio::test]
+async fn every_input_can_be_read_and_not_written() {
+    let told = Told::from_inside().await;
+    for input in contract_inputs() {
+        assert_eq!(told.get(&format!("input {input}")), input, "each is where it belongs");
+        assert_eq!(told.get(&format!("create {input}/file")), "EROFS");
+    }
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::rows::{Asked, Question, Rows, name};
+use super::statistics::Estimate;
 use super::{Measured, Metric, answers};
 use crate::data::read::Placed;
 use crate::ending::Result;
@@ -44,6 +45,20 @@ pub struct Outcome {
     pub parameters: u64,
     pub measured: Vec<Measured>,
     pub seconds: f64,
+}
+
+impl Outcome {
+    /// Every number, with the measure that it comes from.
+    pub fn metrics(&self) -> impl Iterator<Item = (Measure, &Metric)> {
+        self.measured.iter().flat_map(|measured| measured.metrics.iter().map(|metric| (measured.measure, metric)))
+    }
+
+    /// How much larger a metric of another model is than this one's, from pairs of the same rows.
+    pub fn difference(&self, other: &Metric, measure: Measure, seed: u64) -> Option<Estimate> {
+        let same = |(of, own): &(Measure, &Metric)| (*of, own.name, own.filter) == (measure, other.name, other.filter);
+        let (_, own) = self.metrics().find(same)?;
+        other.series.minus(&own.series, seed)
+    }
 }
 
 impl Metric {
@@ -127,24 +142,22 @@ fn numbers(outcome: &Outcome, seed: u64) -> Map<String, Value> {
     outcome.measured.iter().map(of_one).collect()
 }
 
-/// By how much another model differs from the first, on the same rows.
+/// By how much another model differs from the first in each metric, on the same rows. Nothing is said of metrics whose
+/// rows are not the same for both.
 fn comparisons(first: &Outcome, other: &Outcome, seed: u64) -> Vec<Value> {
-    let pairs = first.measured.iter().zip(&other.measured).flat_map(|(a, b)| {
-        a.metrics.iter().zip(&b.metrics).map(|(of_first, of_other)| (a.measure, of_first, of_other))
-    });
-    let comparison = |(measure, of_first, of_other): (Measure, &Metric, &Metric)| {
-        let difference = of_other.series.minus(&of_first.series, seed)?;
+    let compared = |(measure, metric): (Measure, &Metric)| {
+        let difference = first.difference(metric, measure, seed)?;
         Some(json!({
             "model": other.model,
             "baseline": first.model,
             "measure": name(measure),
-            "metric": of_other.key(),
+            "metric": metric.key(),
             "difference": difference.value,
             "difference_stderr": difference.stderr,
-            "higher_is_better": of_other.higher_is_better(),
+            "higher_is_better": metric.higher_is_better(),
         }))
     };
-    pairs.filter_map(comparison).collect()
+    other.metrics().filter_map(compared).collect()
 }
 
 fn higher_is_better(outcome: &Outcome) -> Map<String, Value> {

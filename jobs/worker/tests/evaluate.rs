@@ -325,7 +325,7 @@ fn what_an_adapter_has_learnt_shows_beside_its_base() {
     scene.spec["spec"] = evaluating;
     scene.spec["inputs"]["model"]["adapter"] = json!(scene.path("out/adapter"));
     fs::remove_file(scene.path("events.jsonl")).unwrap();
-    let (_, results) = scene.results();
+    let (scores, results) = scene.results();
     assert_eq!(results["model_name"], "tiny + learnt");
     let models: Vec<&Value> = results["models"].as_array().unwrap().iter().map(|model| &model["model"]).collect();
     assert_eq!(models, ["tiny", "tiny + learnt"]);
@@ -334,6 +334,9 @@ fn what_an_adapter_has_learnt_shows_beside_its_base() {
         all.iter().find(|comparison| comparison["metric"] == metric).unwrap()["difference"].as_f64().unwrap()
     };
     assert!(of("perplexity") < -10.0, "{}", results["comparisons"]);
+    let reported = scores.iter().find(|score| score.metric == "perplexity_difference").unwrap();
+    assert_eq!((reported.model.as_str(), reported.value), ("tiny + learnt", of("perplexity")));
+    assert!(reported.stderr.unwrap() < scores[0].stderr.unwrap(), "pairs are surer than numbers: {scores:?}");
     assert!(of("stopped") > 0.5, "it has learnt to stop: {}", results["comparisons"]);
 }
 
