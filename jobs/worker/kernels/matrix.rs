@@ -6,6 +6,8 @@ mod pack;
 mod packed;
 #[cfg(target_arch = "x86_64")]
 mod tile;
+#[cfg(target_arch = "x86_64")]
+mod widen;
 
 use std::borrow::Cow;
 use std::marker::PhantomData;
@@ -13,6 +15,7 @@ use std::marker::PhantomData;
 use half::bf16;
 
 use super::memory::{Fresh, Parts};
+use super::quantized::Blocks;
 
 /// What the operands of a product are rounded to; sums are always f32.
 ///
@@ -35,6 +38,8 @@ pub enum Precision {
 pub(super) enum Values<'a> {
     F32(&'a [f32]),
     Bf16(&'a [bf16]),
+    /// Of the right operand where [`takes_blocks`] says so.
+    Blocks(Blocks<'a>),
 }
 
 impl Values<'_> {
@@ -42,6 +47,7 @@ impl Values<'_> {
         match self {
             Values::F32(values) => values.len(),
             Values::Bf16(values) => values.len(),
+            Values::Blocks(blocks) => blocks.len(),
         }
     }
 }
@@ -51,6 +57,7 @@ impl<'a> Values<'a> {
         match self {
             Values::F32(values) => values.into(),
             Values::Bf16(values) => values.iter().map(|value| value.to_f32()).collect(),
+            Values::Blocks(_) => unreachable!("only packed products take blocks"),
         }
     }
 
@@ -214,6 +221,18 @@ pub(super) fn product(out: MatrixMut<'_>, write: Write, scale: f32, a: Matrix<'_
     }
 }
 
+/// Whether the right operand of a [`sum`] may be in blocks: they are widened where they are packed. Blocks that a strip
+/// does not take in whole are widened for each strip anew.
+pub(super) fn takes_blocks(precision: Precision) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return packed::available(precision);
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _ = precision;
+        false
+    }
+}
+
 fn check(out: &MatrixMut<'_>, write: Write, a: Matrix<'_>, b: Matrix<'_>) {
     let (m, n, k) = (out.rows, out.cols, a.cols);
     assert!(a.rows == m && b.cols == n && b.rows == k, "{m} x {n} = {} x {k} * {} x {}", a.rows, b.rows, b.cols);
@@ -283,6 +302,7 @@ mod tests {
         match matrix.values {
             Values::F32(values) => values[index],
             Values::Bf16(values) => values[index].to_f32(),
+            Values::Blocks(_) => unreachable!("none are laid out here"),
         }
     }
 

@@ -1,8 +1,8 @@
 //! Matrices that stay in the blocks of their file, and the products that are taken with them.
 //!
 //! Two kinds of products:
-//! - exact ones, for training and wherever the caller asks for f32: rows are widened a tile at a time inside the
-//!   product, and the numbers are those of the matrix widened as a whole ([`widened`]);
+//! - exact ones, for training and wherever the caller asks for f32: blocks are widened inside the product, where it packs
+//!   them or a tile at a time ([`widened`]), and the numbers are those of the matrix widened as a whole;
 //! - integer ones, for scoring and answering, where no gradient is asked for: activations are rounded to eight bits in
 //!   blocks of 32 ([`rounded`]) and multiplied with the weight's own codes, as llama.cpp does it. Rows are unpacked
 //!   sixteen at a time ([`tile`]) and meet all tokens of a batch while they lie in the cache ([`dot`]); one token reads
@@ -66,6 +66,21 @@ impl<'a> Blocks<'a> {
     /// Row `index` in f32.
     pub(super) fn row(self, index: usize, into: &mut [f32]) {
         self.kind.decode(self.rows(index..index + 1, into.len()), into);
+    }
+
+    /// How many values they hold.
+    pub(super) fn len(self) -> usize {
+        self.bytes.len() / self.kind.block_bytes() * self.kind.block_len()
+    }
+
+    /// Some rows' values in some columns, which are whole blocks, in f32: `[rows, columns]`.
+    pub(super) fn widen(self, rows: Range<usize>, columns: Range<usize>, width: usize, into: &mut [f32]) {
+        let bytes_of = |values: usize| values / self.kind.block_len() * self.kind.block_bytes();
+        let bytes = bytes_of(columns.start)..bytes_of(columns.end);
+        let rows = self.rows(rows, width).chunks_exact(self.row_bytes(width));
+        for (row, into) in rows.zip(into.chunks_exact_mut(columns.len())) {
+            self.kind.decode(&row[bytes.clone()], into);
+        }
     }
 
     /// Whether there are codes to multiply; floats have none.

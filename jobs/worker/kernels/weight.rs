@@ -7,10 +7,14 @@ use half::bf16;
 
 use super::few::{self, FEW};
 pub use super::matrix::Precision;
-use super::matrix::{Matrix, MatrixMut, Values, Write, sum, summed};
+use super::matrix::{Matrix, MatrixMut, Values, Write, sum, summed, takes_blocks};
 use super::memory::{Fresh, Parts};
 use super::quantized::Blocks;
 use crate::blocks::BlockKind;
+
+/// Values of a block at most for a product to widen columns of it where it packs them: a strip of 48 columns needs two
+/// blocks of this length, but of a longer one it would use a small part.
+const SHORT: usize = 32;
 
 /// The values of a matrix `[out, width]`, row after row.
 #[derive(Debug, Clone, Copy)]
@@ -95,6 +99,7 @@ impl<'a> Weight<'a> {
             }
             // SAFETY: by this function's contract.
             (_, Precision::F32 | Precision::Int8) if few => return unsafe { few::forward(self, x, y) },
+            (Held::Blocks(blocks), _) if takes_blocks(precision) => Values::Blocks(blocks),
             // SAFETY: by this function's contract.
             (Held::Blocks(blocks), _) => return unsafe { blocks.forward(x, self.width, adapter, y, precision) },
             (Held::F32(values), _) => Values::F32(values),
@@ -125,6 +130,9 @@ impl<'a> Weight<'a> {
         let values = match self.held {
             Held::F32(values) => Values::F32(values),
             Held::Bf16(values) => Values::Bf16(values),
+            Held::Blocks(blocks) if takes_blocks(precision) && blocks.kind.block_len() <= SHORT => {
+                Values::Blocks(blocks)
+            }
             Held::Blocks(blocks) => return blocks.backward(dy, self.width, adapter, dx, precision),
         };
         let mut terms = vec![(Matrix::new(dy, self.out), Matrix::of(values, self.width))];

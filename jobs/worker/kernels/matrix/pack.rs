@@ -35,14 +35,15 @@ impl Lines<'_> {
     }
 }
 
-fn values_in_cell(precision: Precision) -> usize {
+pub(super) fn values_in_cell(precision: Precision) -> usize {
     match precision {
         Precision::F32 | Precision::Int8 => 1,
         Precision::Bf16 => 2,
     }
 }
 
-/// Packs the cells `cells` of the 16 lines of a group into `into`, `[cell][16]`.
+/// Packs the cells `cells` of the 16 lines of a group into `into`, `[cell][16]`. Blocks have to be widened before (see
+/// [`super::widen`]).
 pub(super) fn pack(
     lines: Lines<'_>,
     precision: Precision,
@@ -63,6 +64,7 @@ pub(super) fn pack(
                 pack_with::<bf16, false>(values, lines, group, cells, into)
             }
             (Values::Bf16(values), Precision::Bf16) => pack_with::<bf16, true>(values, lines, group, cells, into),
+            (Values::Blocks(_), _) => unreachable!("blocks are widened strip by strip"),
         }
     }
 }

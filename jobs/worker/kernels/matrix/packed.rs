@@ -3,7 +3,8 @@
 //! The plan is that of GotoBLAS (Goto and van de Geijn 2008), with the roles that suit training: the left operand (a
 //! batch's tokens) is packed once for all threads; the right one is cut into strips of 48 columns, each of which is
 //! packed by the thread that is about to use it, a block of its depth at a time, and stays in that core's cache while
-//! all rows pass by. Rounding to bf16 and widening from it happen in packing, so they cost no pass of their own.
+//! all rows pass by. Rounding to bf16 and widening from it, or from a file's blocks, happen in packing, so they cost no
+//! pass of their own.
 //!
 //! Every value of the result is summed in the order of depth, whoever computes it: the bits do not depend on the number
 //! of threads.
@@ -16,7 +17,8 @@ use rayon::prelude::*;
 
 use super::pack::{Lines, pack};
 use super::tile::{self, GROUP, GROUPS, Packed, Place, ROWS};
-use super::{Matrix, MatrixMut, Precision, Threads, Write};
+use super::widen::widened;
+use super::{Matrix, MatrixMut, Precision, Threads, Values, Write};
 use crate::kernels::simd::{Level, level};
 
 /// Cells of depth that a strip is packed for at a time: 144 KiB. Longer than the first-level cache would like, but each
@@ -99,7 +101,10 @@ impl Left {
         each(groups.len(), threads, |group| {
             // SAFETY: each group is written once, and lies within the buffer.
             let into = unsafe { std::slice::from_raw_parts_mut(parts.get().add(group * len), len) };
-            pack_terms(terms, precision, groups.start + group, span.clone(), into);
+            for (lines, cells, at) in pieces_of(terms, precision, span.clone()) {
+                let into = &mut into[at * GROUP..(at + cells.len()) * GROUP];
+                pack(lines, precision, groups.start + group, cells, into);
+            }
         });
         Self { values, first_group: groups.start, cells: span.len() }
     }
@@ -126,29 +131,49 @@ impl<T> Address<T> {
     }
 }
 
-/// Packs cells of the terms' depths, which follow each other, for one group of lines.
-fn pack_terms(
+/// The terms that some cells belong to, whose depths follow each other: each with the cells in its own depth, and where
+/// the first of them lies among all.
+fn pieces_of<'a>(
+    terms: &[Lines<'a>],
+    precision: Precision,
+    cells: Range<usize>,
+) -> impl Iterator<Item = (Lines<'a>, Range<usize>, usize)> {
+    let mut end = 0;
+    terms.iter().filter_map(move |&lines| {
+        let start = end;
+        end += lines.cells(precision);
+        let (from, to) = (cells.start.max(start), cells.end.min(end));
+        (from < to).then(|| (lines, from - start..to - start, from - cells.start))
+    })
+}
+
+/// Packs cells of the terms' depths for the groups of a strip: `[group][cell][16]`. Blocks become numbers on the way, in
+/// `room`.
+fn pack_strip(
     terms: &[Lines<'_>],
     precision: Precision,
-    group: usize,
+    groups: Range<usize>,
     cells: Range<usize>,
     into: &mut [MaybeUninit<u32>],
+    room: &mut Vec<f32>,
 ) {
-    let mut start = 0;
-    for lines in terms {
-        let end = start + lines.cells(precision);
-        let (from, to) = (cells.start.max(start), cells.end.min(end));
-        if from < to {
-            let into = &mut into[(from - cells.start) * GROUP..(to - cells.start) * GROUP];
-            pack(*lines, precision, group, from - start..to - start, into);
+    let len = cells.len() * GROUP;
+    for (lines, cells, at) in pieces_of(terms, precision, cells) {
+        let place = at * GROUP..(at + cells.len()) * GROUP;
+        let (lines, first, cells) = match lines.values {
+            Values::Blocks(blocks) => (widened(blocks, lines, precision, &groups, &cells, room), 0, 0..cells.len()),
+            _ => (lines, groups.start, cells),
+        };
+        for (group, into) in into.chunks_exact_mut(len).enumerate() {
+            pack(lines, precision, first + group, cells.clone(), &mut into[place.clone()]);
         }
-        start = end;
     }
 }
 
 thread_local! {
-    /// A strip, packed. Every thread keeps its own for the next product: there are a thousand strips in a training step.
-    static PACKED: RefCell<Vec<MaybeUninit<u32>>> = const { RefCell::new(Vec::new()) };
+    /// A strip, packed, and room for what its blocks are widened to. Every thread keeps its own for the next product:
+    /// there are a thousand strips in a training step.
+    static STRIP: RefCell<(Vec<MaybeUninit<u32>>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
 }
 
 /// A product over a span of its depth.
@@ -182,14 +207,13 @@ impl SpanOfProduct<'_> {
         let rows = row_groups.start * GROUP..(row_groups.end * GROUP).min(self.out.rows);
         let first = strip * GROUPS;
         let groups = (self.out.cols.div_ceil(GROUP) - first).min(GROUPS);
-        PACKED.with_borrow_mut(|packed| {
+        STRIP.with_borrow_mut(|(packed, room)| {
             packed.resize(packed.len().max(groups * BLOCK.min(self.span.len()) * GROUP), MaybeUninit::uninit());
             for block in even_ranges(self.span.len(), BLOCK) {
                 let len = block.len() * GROUP;
-                for (group, into) in packed[..groups * len].chunks_exact_mut(len).enumerate() {
-                    let cells = self.span.start + block.start..self.span.start + block.end;
-                    pack_terms(self.cols, self.precision, first + group, cells, into);
-                }
+                let cells = self.span.start + block.start..self.span.start + block.end;
+                let into = &mut packed[..groups * len];
+                pack_strip(self.cols, self.precision, first..first + groups, cells, into, room);
                 for row in rows.clone().step_by(ROWS) {
                     let packed = Packed {
                         rows: self.left.at(row, block.start),

@@ -1,4 +1,7 @@
-//! Exact products with blocks: they are widened to f32 a tile at a time.
+//! Exact products with blocks that are widened to f32 before they are packed, a tile of the matrix at a time.
+//!
+//! Our own products widen blocks while they pack them (see [`Weight`](crate::kernels::weight::Weight)); this is for CPUs
+//! that have none of them, and for columns of blocks so long that a strip would widen most of them in vain.
 //!
 //! Every number is that of the product with the widened matrix: a tile makes a part of the results, never a part of
 //! their sums. Where products are our own it is the same to the bit; the `gemm` crate, elsewhere, orders its sums by the
@@ -117,7 +120,7 @@ mod tests {
             // The middle one has several tiles, forward and backward; the last is for a few tokens.
             for (out, width, tokens) in [(33, 256, 7), (1100, 1024, 9), (37, 512, 1)] {
                 let bytes = some_blocks(kind, out, width);
-                let blocks = Weight::blocks(kind, &bytes, width);
+                let (blocks, tiled) = (Weight::blocks(kind, &bytes, width), Blocks::new(kind, &bytes, width));
                 let mut widened = vec![0.0; out * width];
                 kind.decode_all(&bytes, &mut widened);
                 let widened = Weight::f32(&widened, width);
@@ -126,20 +129,30 @@ mod tests {
                     let what = format!("{kind}, {out} x {width}, {precision:?}");
                     let y = blocks.forward(&x, precision);
                     assert_same(&y, &widened.forward(&x, precision), &what);
-                    let (mut dx, mut want) = (Vec::new(), Vec::new());
+                    let (mut dx, mut tiled_dx, mut want) = (Vec::new(), Vec::new(), Vec::new());
                     for _ in 0..2 {
                         blocks.backward(&y, &mut dx, precision);
+                        tiled.backward(&y, width, None, &mut tiled_dx, precision);
                         widened.backward(&y, &mut want, precision);
                         assert_same(&dx, &want, &what);
+                        assert_same(&tiled_dx, &want, &what);
                     }
                     let rank = 3;
                     let (r, b) = (some_activations(tokens, rank), some_activations(out, rank));
                     let with = blocks.forward_with(&x, (&r, &b), precision);
                     assert_same(&with, &widened.forward_with(&x, (&r, &b), precision), &what);
+                    if tokens > 1 {
+                        let mut y = vec![f32::NAN; tokens * out];
+                        // SAFETY: `y` is ours.
+                        unsafe { tiled.forward(&x, width, Some((&r, &b)), Parts::of(&mut y), precision) };
+                        assert_same(&y, &with, &what);
+                    }
                     let a = some_activations(rank, width);
                     blocks.backward_with(&y, (&r, &a), &mut dx, precision);
+                    tiled.backward(&y, width, Some((&r, &a)), &mut tiled_dx, precision);
                     widened.backward_with(&y, (&r, &a), &mut want, precision);
                     assert_same(&dx, &want, &what);
+                    assert_same(&tiled_dx, &want, &what);
                 }
             }
         }
