@@ -85,6 +85,7 @@ impl ModelFiles {
             Weights::Start { .. } => return failed(FailureKind::BadModel, "a model at its start has no tokenizer"),
         };
         text.end_with(&self.config.eos);
+        text.limit(self.config.vocabulary);
         Ok(text)
     }
 
@@ -178,3 +179,6 @@ fn find_gguf(folder: &Path) -> Result<Option<PathBuf>> {
         many => failed(FailureKind::BadModel, format!("the model folder holds {many} .gguf files; one is expected")),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,6 +8,7 @@ pub mod convert;
 pub mod encode;
 pub mod importance;
 pub mod mix;
+mod pieces;
 pub mod source;
 pub mod vocabulary;
 

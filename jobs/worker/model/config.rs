@@ -18,6 +18,26 @@ pub use hf::OneOrMany;
 pub use rope::{RopeConfig, RopeScaling};
 pub(in crate::model) use written::class;
 
+/// Far above what any model has, and so low that no product of two overflows: a file that asks for more was not made by
+/// a training, and must be refused before anything of that size is made.
+mod limit {
+    pub(super) const LAYERS: usize = 1 << 12;
+    pub(super) const WIDTH: usize = 1 << 20;
+    pub(super) const HEADS: usize = 1 << 14;
+    pub(super) const VOCABULARY: usize = 1 << 24;
+    /// What GGUF can say.
+    pub(super) const POSITIONS: usize = u32::MAX as usize;
+}
+
+/// The number of layers, before there is anything for each of them.
+fn checked_layers(layers: usize) -> Result<usize> {
+    if layers <= limit::LAYERS {
+        return Ok(layers);
+    }
+    let most = limit::LAYERS;
+    failed(FailureKind::BadModel, format!("the model's configuration has {layers} layers; at most {most} are believed"))
+}
+
 /// The shape of a decoder.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
@@ -101,18 +121,22 @@ impl Config {
     fn checked(self) -> Result<Self> {
         let Heads { query, key_value, dim } = self.heads;
         let positive = [
-            ("layers", self.layers),
-            ("hidden size", self.hidden),
-            ("attention heads", query),
-            ("key-value heads", key_value),
-            ("head dimension", dim),
-            ("intermediate size", self.intermediate),
-            ("vocabulary", self.vocabulary),
-            ("positions", self.max_positions),
-            ("tokens in a sliding window", self.windows.iter().flatten().copied().min().unwrap_or(1)),
+            ("layers", self.layers, limit::LAYERS),
+            ("hidden size", self.hidden, limit::WIDTH),
+            ("attention heads", query, limit::HEADS),
+            ("key-value heads", key_value, limit::HEADS),
+            ("head dimension", dim, limit::WIDTH),
+            ("intermediate size", self.intermediate, limit::WIDTH),
+            ("vocabulary", self.vocabulary, limit::VOCABULARY),
+            ("positions", self.max_positions, limit::POSITIONS),
+            ("tokens in a sliding window", self.windows.iter().flatten().copied().min().unwrap_or(1), usize::MAX),
         ];
-        if let Some((name, _)) = positive.iter().find(|(_, value)| *value == 0) {
-            return failed(FailureKind::BadModel, format!("the model's configuration has 0 {name}"));
+        if let Some((name, value, most)) = positive.iter().find(|(_, value, most)| *value == 0 || value > most) {
+            let message = match value {
+                0 => format!("the model's configuration has 0 {name}"),
+                _ => format!("the model's configuration has {value} {name}; at most {most} are believed"),
+            };
+            return failed(FailureKind::BadModel, message);
         }
         if !query.is_multiple_of(key_value) || !dim.is_multiple_of(2) {
             let message = format!("{query} attention heads of {dim} values do not fit {key_value} key-value heads");
@@ -124,6 +148,10 @@ impl Config {
 
     fn check_features(&self) -> Result<()> {
         let dim = self.heads.dim;
+        if !above_zero(f64::from(self.norm_epsilon)) {
+            let message = format!("the model's configuration has a norm epsilon of {}", self.norm_epsilon);
+            return failed(FailureKind::BadModel, message);
+        }
         for rope in [Some(&self.rope), self.window_rope.as_ref()].into_iter().flatten() {
             if rope.dim == 0 || rope.dim > dim || !rope.dim.is_multiple_of(2) || !above_zero(rope.theta) {
                 let message = format!("{} of a head's {dim} values turn with a base of {}", rope.dim, rope.theta);
@@ -132,7 +160,10 @@ impl Config {
             let lists: [&[f32]; 2] = match &rope.scaling {
                 RopeScaling::Factors(factors) => [factors, factors],
                 RopeScaling::Long { short, long, .. } => [short, long],
-                _ => continue,
+                _ => {
+                    check_turns(rope)?;
+                    continue;
+                }
             };
             if let Some(list) = lists.iter().find(|list| list.len() != rope.dim / 2) {
                 let message = format!("the rope scaling has {} factors, not {}", list.len(), rope.dim / 2);
@@ -141,6 +172,7 @@ impl Config {
             if lists.iter().flat_map(|list| *list).any(|factor| !above_zero(f64::from(*factor))) {
                 return failed(FailureKind::BadModel, "the rope scaling has a factor that is not above 0");
             }
+            check_turns(rope)?;
         }
         let Features { attention_softcap, logit_softcap, attention_scale, .. } = self.features;
         let caps = [attention_softcap, logit_softcap, Some(attention_scale)];
@@ -148,6 +180,15 @@ impl Config {
             Some(cap) => failed(FailureKind::BadModel, format!("a softcap or the attention's scale is {cap}")),
             None => Ok(()),
         }
+    }
+}
+
+/// Refuses a scaling whose numbers, each of them possible, together make an angle of no size.
+fn check_turns(rope: &RopeConfig) -> Result<()> {
+    let found = rope.frequencies();
+    match found.inverse.iter().chain([&found.factor]).find(|number| !number.is_finite()) {
+        Some(number) => failed(FailureKind::BadModel, format!("the rope scaling makes a head turn by {number}")),
+        None => Ok(()),
     }
 }
 

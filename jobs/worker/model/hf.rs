@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,9 +16,24 @@ use crate::blocks::BlockKind;
 use crate::ending::{OrFail, Result, failed};
 use crate::shard::{self, Place};
 
+/// Far above what the largest tokenizer takes, and far below what would harm.
+const MAX_TEXT_BYTES: u64 = 256 << 20;
+
 pub(super) fn read_json(path: &Path) -> Result<Value> {
-    let text = std::fs::read(path).or_fail(BadModel, format_args!("cannot read {}", name(path)))?;
-    serde_json::from_slice(&text).or_fail(BadModel, name(path))
+    serde_json::from_str(&read_text(path)?).or_fail(BadModel, name(path))
+}
+
+/// A file of text, unless it is longer than any that belongs to a model.
+pub(super) fn read_text(path: &Path) -> Result<String> {
+    let file = File::open(path).or_fail(BadModel, format_args!("cannot read {}", name(path)))?;
+    let mut text = String::new();
+    let read = file.take(MAX_TEXT_BYTES + 1).read_to_string(&mut text);
+    read.or_fail(BadModel, format_args!("cannot read {}", name(path)))?;
+    if text.len() as u64 > MAX_TEXT_BYTES {
+        let most = MAX_TEXT_BYTES >> 20;
+        return failed(BadModel, format!("{} is longer than {most} MiB, which no model's is", name(path)));
+    }
+    Ok(text)
 }
 
 /// A file's name: the folders above it are the container's business, not the reader's.

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use tokenizers::Tokenizer;
 
 use super::config::OneOrMany;
-use super::hf::read_json;
+use super::hf::{read_json, read_text};
 use crate::ending::{OrFail, Result, failed};
 
 /// How a model reads and writes.
@@ -26,6 +26,8 @@ pub struct Text {
     pub eos: Option<String>,
     /// Tokens that end an answer.
     pub stops: Vec<u32>,
+    /// Rows of the model's embedding, which a tokenizer's files know nothing of; unlimited before there is a model.
+    rows: usize,
 }
 
 /// A text in tokens.
@@ -41,7 +43,7 @@ impl Text {
     /// From the files of a Hugging Face folder.
     pub fn from_folder(folder: &Path) -> Result<Self> {
         let path = folder.join("tokenizer.json");
-        let json = std::fs::read_to_string(&path).or_fail(BadModel, "cannot read tokenizer.json")?;
+        let json = read_text(&path)?;
         let optional = |name: &str| {
             let path = folder.join(name);
             if path.exists() { read_json(&path) } else { Ok(Value::Null) }
@@ -64,7 +66,7 @@ impl Text {
 
     /// From the contents of `tokenizer.json` and `tokenizer_config.json`.
     pub(crate) fn new(json: String, mut config: Map<String, Value>, chat_template: Option<String>) -> Result<Self> {
-        let mut tokenizer: Tokenizer = json.parse().or_fail(BadModel, "tokenizer.json")?;
+        let mut tokenizer = parsed(&json)?;
         // Some files carry the cutting and padding of the day they were saved; rows are cut here, and never padded.
         tokenizer.with_truncation(None).or_fail(BadModel, "tokenizer.json")?;
         tokenizer.with_padding(None);
@@ -85,10 +87,17 @@ impl Text {
             bos,
             eos,
             stops: Vec::new(),
+            rows: usize::MAX,
         };
         let eos = text.eos.as_deref().and_then(|eos| text.tokenizer.token_to_id(eos));
         text.also_stop_at(eos);
         Ok(text)
+    }
+
+    /// Refuses texts from now on that have a token without a row in the model's embedding. That such tokens exist is no
+    /// fault yet: the tokenizer of a family often knows tokens that its smaller models lack.
+    pub(super) fn limit(&mut self, rows: usize) {
+        self.rows = rows;
     }
 
     /// Adds tokens that end an answer.
@@ -121,6 +130,13 @@ impl Text {
     pub fn encode(&self, text: &str, special: bool) -> Result<Tokens> {
         let encoding = self.tokenizer.encode(text, special).or_fail(BadModel, "the tokenizer refuses a text")?;
         let mut ids = encoding.get_ids().to_vec();
+        if let Some(at) = ids.iter().position(|id| *id as usize >= self.rows) {
+            let (token, id, rows) = (&encoding.get_tokens()[at], ids[at], self.rows);
+            let message =
+                format!("the tokenizer makes token {id}, `{token}`, of a text; the model's vocabulary has {rows}");
+            let failure = drydock_spec::Failure::new(BadModel, message);
+            return Err(failure.with_hint("take the tokenizer files that belong to the model").into());
+        }
         let mut starts: Vec<usize> = encoding.get_offsets().iter().map(|offsets| offsets.0).collect();
         let id = |token: &Option<String>| token.as_deref().and_then(|token| self.tokenizer.token_to_id(token));
         let began_twice = matches!((id(&self.bos), &ids[..]), (Some(bos), [a, b, ..]) if (*a, *b) == (bos, bos));
@@ -170,6 +186,16 @@ impl Text {
     pub fn set_chat_template(&mut self, template: &str) {
         self.chat_template = Some(template.to_owned());
         self.tokenizer_config.insert("chat_template".into(), template.into());
+    }
+}
+
+/// Reads `tokenizer.json`. Its crate unwraps what it has not checked, such as a part that is no JSON to its end; a
+/// panic in there is the file's fault, and leaves nothing behind but the file's text.
+fn parsed(json: &str) -> Result<Tokenizer> {
+    serde_json::from_str::<serde::de::IgnoredAny>(json).or_fail(BadModel, "tokenizer.json")?;
+    match std::panic::catch_unwind(|| json.parse::<Tokenizer>()) {
+        Ok(tokenizer) => tokenizer.or_fail(BadModel, "tokenizer.json"),
+        Err(_) => failed(BadModel, "tokenizer.json describes no tokenizer that can be made"),
     }
 }
 

@@ -49,6 +49,7 @@ pub fn metadata(config: &Config) -> Result<Metadata> {
     keys.number("rope.freq_base", config.rope.theta);
     keys.scaling(&config.rope.scaling)?;
     keys.windows(config, family)?;
+    check_attention_scale(config, family)?;
     if let Some(cap) = config.features.attention_softcap {
         keys.number("attn_logit_softcapping", f64::from(cap));
     }
@@ -56,6 +57,20 @@ pub fn metadata(config: &Config) -> Result<Metadata> {
         keys.number("final_logit_softcapping", f64::from(cap));
     }
     Ok(metadata)
+}
+
+/// GGUF has no key for what the products of queries and keys are multiplied by: readers know it by the architecture, and
+/// by the number of layers that the largest Gemmas have.
+fn check_attention_scale(config: &Config, family: Architecture) -> Result<()> {
+    let widest = matches!((family, config.layers), (Architecture::Gemma2, 46) | (Architecture::Gemma3, 62));
+    let scaled_by = if widest { config.hidden / config.heads.query } else { config.heads.dim };
+    let (usual, found) = ((scaled_by as f32).powf(-0.5), config.features.attention_scale);
+    if (found / usual - 1.0).abs() < 1e-5 {
+        return Ok(());
+    }
+    let message =
+        format!("the model multiplies what attention compares by {found}, not {usual}, which GGUF cannot say");
+    failed(UnsupportedModel, message)
 }
 
 /// Whether llama.cpp knows of windows in this architecture.

@@ -1,14 +1,15 @@
 //! A tokenizer as GGUF's metadata, under the keys that llama.cpp reads.
 //!
-//! Only byte-level BPE whose cutting of text into words has a name in llama.cpp can be said so that the same text gives
-//! the same tokens.
+//! Two kinds of tokenizers can be said so that the same text gives the same tokens: byte-level BPE whose cutting of text
+//! into words has a name in llama.cpp, and SentencePiece's BPE ([`pieces`]).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use drydock_spec::FailureKind::{BadModel, UnsupportedModel};
 use drydock_spec::model::PRE_TOKENIZERS;
 use serde_json::Value as Json;
 
+use super::pieces;
 use crate::ending::{OrFail, Result, failed};
 use crate::gguf::{Metadata, Value};
 use crate::model::config::Config;
@@ -17,25 +18,40 @@ use crate::model::tokenizer::{Text, pre_tokenizer};
 /// llama.cpp's kinds of tokens.
 mod kind {
     pub(super) const NORMAL: i32 = 1;
+    pub(super) const UNKNOWN: i32 = 2;
     pub(super) const CONTROL: i32 = 3;
     pub(super) const USER_DEFINED: i32 = 4;
     pub(super) const UNUSED: i32 = 5;
+    pub(super) const BYTE: i32 = 6;
 }
 
 /// Adds what the metadata has to say about tokens, special ones and the chat template.
 pub fn describe(text: &Text, config: &Config, metadata: &mut Metadata) -> Result<()> {
     let json: Json = serde_json::from_str(&text.tokenizer_json).or_fail(BadModel, "tokenizer.json")?;
     let model = &json["model"];
-    if model["type"] != "BPE" || model["byte_fallback"] == true {
-        let message = "the tokenizer is no byte-level BPE, the only kind that is written into GGUF files here";
+    if model["type"] != "BPE" {
+        let kind = model["type"].as_str().unwrap_or("(none)");
+        let message = format!("the tokenizer is of the kind {kind}; only BPE is written into GGUF files");
         return failed(UnsupportedModel, message);
     }
     let tokens = Tokens::of(&json, config.vocabulary)?;
-    metadata.set("tokenizer.ggml.model", Value::text("gpt2"));
-    metadata.set("tokenizer.ggml.pre", Value::text(name_of_pre_tokenizer(&json)?));
-    metadata.set("tokenizer.ggml.tokens", Value::texts(tokens.texts));
-    metadata.set("tokenizer.ggml.token_type", Value::i32s(tokens.kinds));
-    metadata.set("tokenizer.ggml.merges", Value::texts(merges(model)?));
+    if model["byte_fallback"] == true {
+        let tokens = tokens.with_bytes(model);
+        let joined = tokens.texts.iter().zip(&tokens.kinds).filter(|(_, kind)| **kind == kind::NORMAL);
+        let joined: BTreeSet<&str> = joined.map(|(text, _)| text.as_str()).collect();
+        metadata.set("tokenizer.ggml.model", Value::text("llama"));
+        metadata.set("tokenizer.ggml.pre", Value::text("default"));
+        let space_prefix = pieces::space_prefix(&json)?;
+        let scores = pieces::scores(&tokens.texts, &merges(model)?, &joined)?;
+        metadata.set("tokenizer.ggml.scores", Value::f32s(scores));
+        metadata.set("tokenizer.ggml.add_space_prefix", Value::Bool(space_prefix));
+        tokens.describe(metadata);
+    } else {
+        metadata.set("tokenizer.ggml.model", Value::text("gpt2"));
+        metadata.set("tokenizer.ggml.pre", Value::text(name_of_pre_tokenizer(&json)?));
+        metadata.set("tokenizer.ggml.merges", Value::texts(merges(model)?));
+        tokens.describe(metadata);
+    }
     special_ids(text, config, metadata);
     if let Some(template) = &text.chat_template {
         metadata.set("tokenizer.chat_template", Value::text(template));
@@ -79,7 +95,11 @@ impl Tokens {
         for added in json["added_tokens"].as_array().into_iter().flatten() {
             let content = added["content"].as_str().unwrap_or_default().to_owned();
             let kind = if added["special"] == true { kind::CONTROL } else { kind::USER_DEFINED };
-            known.insert(whole(&added["id"])?, (content, kind));
+            let id = whole(&added["id"])?;
+            // The tokenizer of a family often knows tokens that its smaller models have no row for, nor any use.
+            if id < size {
+                known.insert(id, (content, kind));
+            }
         }
         if let Some((id, (token, _))) = known.last_key_value().filter(|(id, _)| **id >= size) {
             let message = format!("the tokenizer has token {id}, `{token}`; the model's vocabulary has {size}");
@@ -89,6 +109,24 @@ impl Tokens {
         let (texts, kinds) =
             (0..size).map(|id| known.remove(&id).unwrap_or_else(|| (format!("[PAD{id}]"), kind::UNUSED))).unzip();
         Ok(Self { texts, kinds })
+    }
+
+    /// Marks the tokens that spell single bytes, `<0x00>` to `<0xFF>`, and the one for what cannot be spelt.
+    fn with_bytes(mut self, model: &Json) -> Self {
+        let bytes: BTreeSet<String> = (0..=255u8).map(|byte| format!("<0x{byte:02X}>")).collect();
+        for (text, kind) in self.texts.iter().zip(&mut self.kinds) {
+            if bytes.contains(text) {
+                *kind = kind::BYTE;
+            } else if model["unk_token"] == text.as_str() {
+                *kind = kind::UNKNOWN;
+            }
+        }
+        self
+    }
+
+    fn describe(self, metadata: &mut Metadata) {
+        metadata.set("tokenizer.ggml.tokens", Value::texts(self.texts));
+        metadata.set("tokenizer.ggml.token_type", Value::i32s(self.kinds));
     }
 }
 

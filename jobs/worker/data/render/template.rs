@@ -18,6 +18,8 @@ pub const FALLBACK: &str = "{% for message in messages %}{{ message.role | capit
 /// Instructions that one rendering may take: a template comes with a model, and may be anything.
 const FUEL: u64 = 10_000_000;
 const RECURSION: usize = 100;
+/// Text that one rendering may write, in bytes: far more than any model's context holds.
+const MAX_OUTPUT: usize = 64 << 20;
 
 #[derive(Debug)]
 pub struct ChatTemplate {
@@ -55,8 +57,28 @@ impl ChatTemplate {
             documents => Value::from(()),
             ..tokens
         };
-        let rendered = self.environment.get_template("chat").and_then(|template| template.render(context));
-        rendered.map_err(|error| format!("the chat template refuses the row: {}", reason(&error)))
+        let mut output = Bounded(Vec::new());
+        let rendered = self.environment.get_template("chat");
+        let rendered = rendered.and_then(|template| template.render_captured_to(context, &mut output).map(|_| ()));
+        rendered.map_err(|error| format!("the chat template refuses the row: {}", reason(&error)))?;
+        String::from_utf8(output.0).map_err(|error| format!("the chat template writes no UTF-8: {error}"))
+    }
+}
+
+/// Takes what a template writes, until it is too much: each of its steps may write a long text anew.
+struct Bounded(Vec<u8>);
+
+impl std::io::Write for Bounded {
+    fn write(&mut self, text: &[u8]) -> std::io::Result<usize> {
+        if text.len() > MAX_OUTPUT - self.0.len() {
+            return Err(std::io::Error::other(format!("it writes more than {} MiB", MAX_OUTPUT >> 20)));
+        }
+        self.0.extend_from_slice(text);
+        Ok(text.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 
@@ -218,6 +240,19 @@ mod tests {
         let refusal = render("{{ raise_exception('Roles must alternate') }}").unwrap_err();
         assert_eq!(refusal, "the chat template refuses the row: Roles must alternate");
         assert!(render("{% for a in range(9999) %}{% for b in range(9999) %}{{ b }}{% endfor %}{% endfor %}").is_err());
+    }
+
+    #[test]
+    fn a_template_may_not_eat_memory() {
+        for hungry in [
+            "{{ 'x' * 1000000000 }}",
+            "{% for a in range(1000000000) %}{{ a }}{% endfor %}",
+            "{% set long = 'x' * 1000000 %}{% for a in range(99999) %}{{ long }}{% endfor %}",
+            "{% macro again(n) %}{{ again(n + 1) }}{% endmacro %}{{ again(0) }}",
+        ] {
+            let refusal = render(hungry).unwrap_err();
+            assert!(refusal.starts_with("the chat template refuses the row: "), "{refusal}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use drydock_spec::model::Architecture;
 
 use super::architecture::{self, window_pattern};
 use super::rope::Yarn;
-use super::{Biases, Config, Features, RopeConfig, RopeScaling};
+use super::{Biases, Config, Features, RopeConfig, RopeScaling, checked_layers};
 use crate::ending::{Result, failed};
 use crate::gguf::Metadata;
 use crate::kernels::attention::Heads;
@@ -34,7 +34,7 @@ impl Config {
         // Phi-3 may turn a part of each head only; elsewhere old files have no other trace of the heads' dimension.
         let dim = keys.count("attention.key_length").or(turning.filter(|_| architecture != Architecture::Phi3));
         let dim = dim.unwrap_or(hidden / query.max(1));
-        let layers = keys.required("block_count")?;
+        let layers = checked_layers(keys.required("block_count")?)?;
         let max_positions = keys.required("context_length")?;
         let rope = RopeConfig {
             theta: keys.number("rope.freq_base").unwrap_or(if architecture == Architecture::Gemma3 {

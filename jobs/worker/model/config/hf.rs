@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::architecture::{self, window_pattern};
 use super::rope::{Yarn, long_sharpening};
-use super::{Biases, Config, Features, RopeConfig, RopeScaling};
+use super::{Biases, Config, Features, RopeConfig, RopeScaling, checked_layers};
 use crate::ending::{OrFail, Result, failed};
 use crate::kernels::attention::Heads;
 use crate::kernels::gated::Activation;
@@ -87,7 +87,8 @@ impl Config {
             Some(usual) => fields.or(name, usual as usize),
             None => fields.required(name),
         };
-        let (hidden, layers) = (fields.required("hidden_size")?, fields.required("num_hidden_layers")?);
+        let (hidden, layers) =
+            (fields.required("hidden_size")?, checked_layers(fields.required("num_hidden_layers")?)?);
         let usual_heads = architecture.usual_heads();
         let query = number("num_attention_heads", usual_heads.map(|[query, _]| query))?;
         let heads = Heads {

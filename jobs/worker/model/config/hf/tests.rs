@@ -125,3 +125,27 @@ fn yarn_and_longrope_sharpen_attention_as_their_papers_say() {
     let want = (1.0 + 4f64.ln() / 64f64.ln()).sqrt();
     assert!((f64::from(long.rope.frequencies().factor) - want).abs() < 1e-6);
 }
+
+#[test]
+fn absurd_numbers_are_refused_before_anything_of_their_size_is_made() {
+    for change in [
+        json!({"hidden_size": 1u64 << 40}),
+        json!({"num_hidden_layers": 1_000_000_000}),
+        json!({"num_hidden_layers": u64::MAX}),
+        json!({"num_attention_heads": 1u64 << 63, "num_key_value_heads": 1u64 << 63}),
+        json!({"head_dim": 1u64 << 62}),
+        json!({"vocab_size": 1u64 << 50}),
+        json!({"intermediate_size": u64::MAX}),
+        json!({"max_position_embeddings": u64::MAX}),
+        json!({"rms_norm_eps": 1e300}),
+        json!({"rms_norm_eps": -1e-5}),
+        json!({"rms_norm_eps": 0}),
+        json!({"rope_theta": 1e-300}),
+        json!({"rope_scaling": {"rope_type": "linear", "factor": 1e-300}}),
+        json!({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "attention_factor": 1e300}}),
+    ] {
+        assert_eq!(failure(change.clone()).kind, BadModel, "{change}");
+    }
+    let deep = failure(json!({"num_hidden_layers": 1_000_000_000}));
+    assert_eq!(deep.message, "the model's configuration has 1000000000 layers; at most 4096 are believed");
+}
