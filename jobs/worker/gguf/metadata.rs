@@ -60,6 +60,11 @@ impl Value {
         Self::List(5, items.into_iter().map(Self::I32).collect())
     }
 
+    /// A list of numbers.
+    pub fn f32s(items: impl IntoIterator<Item = f32>) -> Self {
+        Self::List(6, items.into_iter().map(Self::F32).collect())
+    }
+
     pub fn as_text(&self) -> Option<&str> {
         match self {
             Self::Text(text) => Some(text),
