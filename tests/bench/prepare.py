@@ -43,6 +43,10 @@ def gguf_files(source: Path, folder: Path) -> None:
         if code != 0:
             sys.exit(f"llama.cpp could not quantize {source} to {target}: {code}")
 
+    # The file as it is, for what can train on its blocks.
+    (folder / "gguf").mkdir(exist_ok=True)
+    shutil.copy(folder / "model" / "tokenizer.json", folder / "gguf")
+    shutil.copy(source, folder / "gguf" / "model.gguf")
     widened = folder / "F32" / "model.gguf"
     for name, ftype in QUANT_TYPES.items():
         (folder / name).mkdir(exist_ok=True)
