@@ -52,10 +52,8 @@ impl Text {
             Value::Object(config) => config,
             _ => Map::new(),
         };
-        let template = match std::fs::read_to_string(folder.join("chat_template.jinja")) {
-            Ok(template) => Some(template),
-            Err(_) => chat_template(&config),
-        };
+        let jinja = folder.join("chat_template.jinja");
+        let template = if jinja.exists() { Some(read_text(&jinja)?) } else { chat_template(&config) };
         let mut text = Self::new(json, config, template)?;
         if let Some(stops) = optional("generation_config.json")?.get("eos_token_id") {
             let stops: Option<OneOrMany> = serde_json::from_value(stops.clone()).ok();
@@ -412,6 +410,21 @@ mod tests {
         assert_eq!(tokens.starts, [0, 2, 4, 5, 6]);
         assert_eq!(text.decode(&tokens.ids, true).unwrap(), "ab a12");
         assert_eq!((text.stops.as_slice(), text.tokenizer_config["pad_token"].as_str()), (&[1][..], Some("</s>")));
+    }
+
+    #[test]
+    fn a_chat_template_that_cannot_be_one_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("tokenizer.json"), parts("gpt-2").build().unwrap().tokenizer_json).unwrap();
+        let template = folder.path().join("chat_template.jinja");
+        std::fs::write(&template, [0xff]).unwrap();
+        let refused = || match Text::from_folder(folder.path()) {
+            Err(Ending::Failed(failure)) => failure.message,
+            _ => panic!("it was taken"),
+        };
+        assert!(refused().starts_with("cannot read chat_template.jinja"), "{}", refused());
+        std::fs::File::create(&template).unwrap().set_len((256 << 20) + 1).unwrap();
+        assert!(refused().contains("chat_template.jinja is longer than 256 MiB"), "{}", refused());
     }
 
     #[test]
