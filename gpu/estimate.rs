@@ -5,6 +5,7 @@
 
 use drydock_spec::finetune::TargetModule;
 use drydock_spec::quantize::TensorType;
+use drydock_spec::tape::LayerWidths;
 use serde::{Deserialize, Serialize};
 
 mod evaluate;
@@ -35,6 +36,9 @@ pub struct Decoder {
     /// further norms.
     #[serde(default)]
     pub layer_vectors: u32,
+    /// Whether what attention and MLP give goes through a norm before it joins the stream.
+    #[serde(default)]
+    pub norms_after: bool,
 }
 
 /// What a batch is made of.
@@ -128,22 +132,18 @@ impl Decoder {
         modules.iter().map(side).min().unwrap_or(0)
     }
 
-    /// Numbers that a forward pass makes of one token in one layer and a backward pass reads again:
-    ///
-    /// ```text
-    /// 6 * hidden           stream before, normed input to and output of attention and MLP
-    /// 2 * queries + 2 * kv queries, attention's output; keys, values
-    /// heads                log-sum of the attention weights
-    /// 3 * ffn              gate, up and their product
-    /// ```
-    fn saved_per_token(&self) -> u64 {
-        let [hidden, queries, kv, ffn] = [self.hidden, self.query_width(), self.kv_width(), self.ffn].map(u64::from);
-        6 * hidden + 2 * queries + 2 * kv + u64::from(self.heads) + 3 * ffn
+    /// What goes through a layer.
+    fn widths(&self) -> LayerWidths {
+        let [hidden, queries, keys, ffn] = [self.hidden, self.query_width(), self.kv_width(), self.ffn].map(u64::from);
+        LayerWidths { hidden, queries, keys, ffn, norms_after: self.norms_after }
     }
 
-    /// Numbers of one token that are under way through one layer.
+    /// Numbers of one token that are under way through a layer, beside those that it keeps: five of each width. About
+    /// three of them are alive at once; the rest is what the allocator holds back between buffers of different sizes
+    /// (measured, see the tests of `training`).
     fn passing_per_token(&self) -> u64 {
-        3 * u64::from(self.ffn) + 3 * u64::from(self.hidden)
+        let LayerWidths { hidden, queries, keys, ffn, .. } = self.widths();
+        5 * (hidden + queries + keys + ffn)
     }
 
     /// Bytes of the logits of so many tokens that are held at once.
@@ -194,6 +194,7 @@ pub(crate) const SMOLLM2_135M: Decoder = Decoder {
     vocabulary: 49152,
     tied: true,
     layer_vectors: 0,
+    norms_after: false,
 };
 
 #[cfg(test)]
@@ -213,6 +214,7 @@ mod tests {
             vocabulary: 128_256,
             tied: false,
             layer_vectors: 0,
+            norms_after: false,
         };
         assert_eq!(llama3_8b.parameters(), 8_030_261_248);
     }

@@ -17,7 +17,7 @@ pub struct Answering {
 ///
 /// ```text
 /// base + weights                                   in the form that they are stored in, where that is quantized
-///      + 4 * tokens * (saved + passing)            one layer of a forward pass
+///      + 4 * tokens * (kept + passing)             one layer of a forward pass
 ///      + 4 * 2 * kv * layers * rows * (length + new)   keys and values, where answers are written
 ///      + 4 * tokens * vocabulary                   logits, 64 MiB of them at a time
 /// ```
@@ -25,7 +25,7 @@ pub struct Answering {
 pub fn evaluate_memory(model: &Decoder, stored: Option<TensorType>, answering: Answering) -> u64 {
     let Answering { batch, new_tokens } = answering;
     let tokens = batch.tokens();
-    let layer = model.saved_per_token() + model.passing_per_token();
+    let layer = model.widths().kept() + model.passing_per_token();
     let remembered = match new_tokens {
         0 => 0,
         new => u64::from(batch.rows).saturating_mul(u64::from(batch.length) + u64::from(new)),

@@ -20,7 +20,7 @@ pub fn quantize_memory(model: &Decoder, spec: &QuantizeSpec) -> u64 {
         None => 0,
         Some(_) => {
             let tokens = Batch::new(1, IMATRIX_ROW).tokens();
-            let layer = model.saved_per_token() + model.passing_per_token();
+            let layer = model.widths().kept() + model.passing_per_token();
             model
                 .weights(TensorType::F32)
                 .saturating_add(F32.saturating_mul(tokens).saturating_mul(layer))

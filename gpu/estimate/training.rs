@@ -29,8 +29,8 @@ pub struct Training {
     model: Decoder,
     trained: u64,
     frozen_bytes: u64,
-    /// Numbers that adapters add to what a layer keeps of a token.
-    saved_by_adapters: u64,
+    /// Numbers of one token that adapters have under way through a layer.
+    passing_by_adapters: u64,
     /// What is held beside all that: one matrix with its adapter worked in, where its norm is needed.
     beside: u64,
     /// Rows of a pass for each row of the batch.
@@ -51,23 +51,14 @@ impl Training {
             Method::Qlora => model.weights(stored.unwrap_or(spec.base_quant_type)),
             Method::Full => F32.saturating_mul(model.parameters() - trained),
         };
-        let modules = spec.target_modules.len() as u64;
-        let (outputs, largest) = spec.target_modules.iter().fold((0, 0), |(outputs, largest), module| {
-            (outputs + u64::from(model.projection(*module).1), largest.max(model.projection_size(*module)))
-        });
-        let saved_by_adapters = match spec.method {
-            Method::Full => 0,
-            Method::Lora | Method::Qlora => modules * u64::from(spec.lora_r),
-            Method::Dora => modules * u64::from(spec.lora_r) + outputs,
-        };
         let adapter = if spec.keep.adapter() { F32.saturating_mul(trained) } else { 0 };
         let merged = if spec.keep.merged() { F32.saturating_mul(model.parameters()) } else { 0 };
         Self {
             model: *model,
             trained,
             frozen_bytes,
-            saved_by_adapters,
-            beside: if spec.method == Method::Dora { F32.saturating_mul(largest) } else { 0 },
+            passing_by_adapters: passing_by_adapters(model, spec),
+            beside: if spec.method == Method::Dora { F32.saturating_mul(largest(model, spec)) } else { 0 },
             sides: match spec.objective {
                 Objective::Sft | Objective::Kto => 1,
                 Objective::Dpo | Objective::Orpo => 2,
@@ -86,7 +77,7 @@ impl Training {
             model: *model,
             trained: model.parameters(),
             frozen_bytes: 0,
-            saved_by_adapters: 0,
+            passing_by_adapters: 0,
             beside: 0,
             sides: 1,
             checkpointed: recipe.gradient_checkpointing,
@@ -106,31 +97,30 @@ impl Training {
     /// ```text
     /// base + frozen weights                  4 bytes a number, or what their quantized form takes
     ///      + 16 * trained                    value, gradient, two moments
-    ///      + 4 * tokens * layers * saved     what the backward pass reads again; with gradient checkpointing
-    ///                                        4 * tokens * (layers * hidden + saved)
-    ///      + 4 * tokens * (3 * ffn + 3 * hidden)   gradients under way through one layer
+    ///      + 4 * tokens * taped              what the backward pass reads again ([`LayerWidths::taped`]); with gradient
+    ///                                        checkpointing also what one layer keeps
+    ///      + 4 * tokens * passing            gradients under way through one layer
     ///      + 4 * tokens * vocabulary         logits, 64 MiB of them at a time
     /// ```
     ///
-    /// An adapter adds its rank to what is saved for each projection that it sits on; DoRA (Liu et al. 2024) also the
-    /// projection's output, and one matrix at a time whose rows' norms it needs. DPO and ORPO pass two answers for each
-    /// row of the batch.
+    /// DoRA (Liu et al. 2024) has one matrix at a time beside it, whose rows' norms it needs. DPO and ORPO pass two
+    /// answers for each row of the batch.
+    ///
+    /// [`LayerWidths::taped`]: drydock_spec::tape::LayerWidths::taped
     #[must_use]
     pub fn memory(&self, batch: Batch) -> u64 {
         let tokens = batch.tokens().saturating_mul(self.sides);
-        let layers = u64::from(self.model.layers);
-        let saved = self.model.saved_per_token() + self.saved_by_adapters;
-        let kept = match self.checkpointed {
-            true => (layers * u64::from(self.model.hidden)).saturating_add(saved),
-            false => layers.saturating_mul(saved),
-        };
+        let widths = self.model.widths();
+        let taped = widths.taped(u64::from(self.model.layers), self.checkpointed);
+        let again = if self.checkpointed { widths.kept() } else { 0 };
+        let passing = self.model.passing_per_token().saturating_add(self.passing_by_adapters);
         let activations = F32.saturating_mul(tokens);
         sum([
             self.frozen_bytes,
             TRAINED.saturating_mul(self.trained),
             self.beside,
-            activations.saturating_mul(kept),
-            activations.saturating_mul(self.model.passing_per_token()),
+            activations.saturating_mul(taped.saturating_add(again)),
+            activations.saturating_mul(passing),
             self.model.logits(tokens),
         ])
     }
@@ -175,6 +165,26 @@ fn trainable(model: &Decoder, spec: &FinetuneSpec) -> u64 {
             (true, _) => 0,
         })
         .fold(0, u64::saturating_add)
+}
+
+/// Numbers of one token that adapters have under way, of one projection at a time: what A makes of the input and its
+/// gradient; with dropout what is left of the input, and its gradient; with DoRA what comes out, and its gradient.
+fn passing_by_adapters(model: &Decoder, spec: &FinetuneSpec) -> u64 {
+    if !spec.method.has_adapter() {
+        return 0;
+    }
+    let (inputs, outputs) = spec.target_modules.iter().fold((0, 0), |(inputs, outputs), module| {
+        let projection = model.projection(*module);
+        (projection.0.max(inputs), projection.1.max(outputs))
+    });
+    let dropped = if spec.lora_dropout > 0.0 { inputs } else { 0 };
+    let stretched = if spec.method == Method::Dora { outputs } else { 0 };
+    2 * (u64::from(spec.lora_r) + u64::from(dropped) + u64::from(stretched))
+}
+
+/// Numbers in the largest matrix that an adapter sits on.
+fn largest(model: &Decoder, spec: &FinetuneSpec) -> u64 {
+    spec.target_modules.iter().map(|module| model.projection_size(*module)).max().unwrap_or(0)
 }
 
 fn sum_of<const N: usize>(parts: [u64; N]) -> u64 {

@@ -19,6 +19,7 @@ pub mod quantize;
 pub mod recipe;
 pub mod report;
 pub mod state;
+pub mod tape;
 pub mod train;
 
 pub use contract::{AttemptSpec, Inputs, ModelInput};

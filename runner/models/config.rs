@@ -149,6 +149,7 @@ impl Config {
             vocabulary: fields.vocab_size.or(self.usual_vocabulary()).unwrap_or_default(),
             tied,
             layer_vectors: 0,
+            norms_after: self.architecture.norms_after(),
         };
         Decoder { layer_vectors: self.layout().layer_vectors(&decoder), ..decoder }
     }

@@ -335,6 +335,7 @@ pub(crate) fn decoder_of(spec: &TrainSpec, vocabulary: u32) -> Decoder {
         vocabulary,
         tied: shape.tie_word_embeddings,
         layer_vectors: 0,
+        norms_after: false,
     }
 }
 

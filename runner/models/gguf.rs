@@ -44,6 +44,7 @@ pub(super) fn read(file: impl Read + Seek, length: u64, tokenizer_beside: bool) 
     let mut decoder = header.decoder(&architecture, layout.architecture)?;
     architecture::check_decoder(&decoder)?;
     decoder.layer_vectors = layout.layer_vectors(&decoder);
+    decoder.norms_after = layout.architecture.norms_after();
     tensors::check(&decoder, &layout, &tensors::GGUF, &header.tensors)?;
     header.check_rope(&architecture)?;
     if !tokenizer_beside {
@@ -201,6 +202,7 @@ impl Header {
             // A GGUF file leaves the head's weight out when it is the embedding's.
             tied: !self.tensors.contains_key(&tensors::GGUF.head()),
             layer_vectors: 0,
+            norms_after: false,
         })
     }
 }

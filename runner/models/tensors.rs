@@ -290,6 +290,7 @@ mod tests {
             vocabulary: 32,
             tied: true,
             layer_vectors: 0,
+            norms_after: false,
         }
     }
 

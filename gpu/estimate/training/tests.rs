@@ -24,23 +24,33 @@ fn what_is_trained_is_counted_as_peft_counts_it() {
     assert_eq!(training(one_layer).trained(), 2_442_240 / 30);
 }
 
-/// Peaks of resident memory on SmolLM2-135M, of steps of so many tokens in all.
+/// Peaks of resident memory on SmolLM2-135M in f32, of steps of so many tokens in all. Where the values of the files are
+/// copied or quantized, the files' own pages are taken off the peak: the kernel takes them back when it needs room.
 #[test]
 fn the_estimate_is_at_least_what_was_measured_and_a_tenth_more_at_most() {
-    for (tokens, rank, dropout, measured) in [
-        (97, 8, 0.0, 0.751e9),
-        (783, 8, 0.0, 1.565e9),
-        (1024, 8, 0.0, 1.78e9),
-        (1867, 8, 0.0, 2.870e9),
-        (783, 64, 0.1, 1.916e9),
-    ] {
-        let training = training(|args| {
+    const FILE: f64 = 538.1e6;
+    const PROJECTIONS: f64 = 424.7e6;
+    let lora = |rank, dropout| {
+        training(|args| {
             args.lora_r = Some(rank);
             args.lora_dropout = Some(dropout);
-        });
+        })
+    };
+    let of = |method| training(|args| args.method = Some(method));
+    for (tokens, training, measured) in [
+        (97, lora(8, 0.0), 696.7e6),
+        (512, lora(8, 0.0), 1060.4e6),
+        (1024, lora(8, 0.0), 1445.5e6),
+        (1867, lora(8, 0.0), 2078.3e6),
+        (783, lora(64, 0.1), 1529.0e6),
+        (1867, lora(8, 0.0).with_gradient_checkpointing(), 915.2e6),
+        (783, of(Method::Dora), 1269.7e6),
+        (783, of(Method::Qlora), 1323.6e6 - PROJECTIONS),
+        (783, of(Method::Full), 3381.7e6 - FILE),
+    ] {
         let estimate = training.memory(Batch::new(1, tokens)) as f64;
         let ratio = estimate / measured;
-        assert!((1.0..1.1).contains(&ratio), "{tokens} tokens, rank {rank}: {estimate} is {ratio} of {measured}");
+        assert!((1.0..1.1).contains(&ratio), "{tokens} tokens, {training:?}: {estimate} is {ratio} of {measured}");
     }
 }
 
@@ -52,9 +62,9 @@ fn each_way_to_save_memory_saves_what_it_says() {
     assert!(qlora < lora && lora < dora && lora < full);
     // 30 layers with 3538944 numbers in their projections, in blocks of 18 bytes for 32 instead of 4 bytes each.
     assert_eq!(lora - qlora, 30 * 3_538_944 * 4 - 30 * 3_538_944 / 32 * 18);
-    assert_eq!(full - lora, 12 * 134_515_008 - 16 * 2_442_240 - 4 * 2048 * 30 * 7 * 8);
+    assert_eq!(full - lora, 12 * 134_515_008 - 16 * 2_442_240 - 4 * 2048 * 2 * 8);
     let checkpointing = training(|args| args.gradient_checkpointing = Some(true)).memory(batch);
-    assert!(checkpointing * 3 < lora, "{checkpointing} of {lora}");
+    assert!(checkpointing * 2 < lora, "{checkpointing} of {lora}");
     assert_eq!(checkpointing, training(|_| {}).with_gradient_checkpointing().memory(batch));
 }
 
@@ -127,7 +137,7 @@ proptest! {
     fn absurd_shapes_do_not_overflow(layers in 0..1u32 << 10, width in 0..1u32 << 22, rows: u32, length: u32) {
         let model = Decoder {
             layers, hidden: width, heads: 64, kv_heads: 64, head_dim: width / 64, ffn: width,
-            vocabulary: 1 << 24, tied: false, layer_vectors: 0,
+            vocabulary: 1 << 24, tied: false, layer_vectors: 0, norms_after: true,
         };
         for method in [Method::Lora, Method::Qlora, Method::Dora, Method::Full] {
             let training = Training::finetune(&model, &spec(|args| args.method = Some(method)), None);

@@ -321,3 +321,12 @@ impl<'a> Complete<'a> {
         if further { dmiddle } else { Vec::new() }
     }
 }
+
+#[cfg(test)]
+impl Kept {
+    /// How many numbers there is room for.
+    pub(super) fn numbers(&self) -> usize {
+        let Self { q, k, v, attended, attention_out, middle, gate, up, mlp_out } = self;
+        [q, k, v, attended, attention_out, middle, gate, up, mlp_out].iter().map(|values| values.capacity()).sum()
+    }
+}

@@ -114,3 +114,6 @@ fn ends_mut(gradients: &mut [Vec<f32>]) -> Ends<&mut [f32]> {
         _ => unreachable!("a model has a group for its embedding and one for its end"),
     }
 }
+
+#[cfg(test)]
+mod tests;

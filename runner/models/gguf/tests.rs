@@ -28,6 +28,7 @@ fn a_whole_file_is_understood() {
         vocabulary: 32,
         tied: true,
         layer_vectors: 0,
+        norms_after: false,
     };
     assert_eq!(facts.decoder, decoder);
     assert_eq!((facts.architecture.as_str(), facts.max_positions, facts.dtype.as_str()), ("llama", 128, "F32"));

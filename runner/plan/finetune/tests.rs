@@ -14,6 +14,7 @@ const SMOLLM2_135M: Decoder = Decoder {
     vocabulary: 49152,
     tied: true,
     layer_vectors: 0,
+    norms_after: false,
 };
 
 fn spec(rows: u32) -> FinetuneSpec {
@@ -53,7 +54,7 @@ fn number_after(text: &str, words: &str) -> Option<u32> {
 
 #[test]
 fn the_refusal_names_need_budget_and_every_way_out() {
-    let expected = "per_device_train_batch_size = 16: the job needs about 12.4 GiB, jobs may use 4.0 GiB on this host; \
+    let expected = "per_device_train_batch_size = 16: the job needs about 8.2 GiB, jobs may use 4.0 GiB on this host; \
                     set gradient_checkpointing to true, or lower per_device_train_batch_size to 4 and raise \
                     gradient_accumulation_steps to 4, or lower max_seq_length to 128";
     assert_eq!(refusal(&spec(16), 512, 4 << 30), expected);
