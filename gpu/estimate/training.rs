@@ -35,6 +35,8 @@ pub struct Training {
     beside: u64,
     /// Rows of a pass for each row of the batch.
     sides: u64,
+    /// Rows of a batch at least: KTO compares them.
+    least_rows: u32,
     checkpointed: bool,
     /// What is left behind, checkpoints aside.
     kept_bytes: u64,
@@ -63,6 +65,7 @@ impl Training {
                 Objective::Sft | Objective::Kto => 1,
                 Objective::Dpo | Objective::Orpo => 2,
             },
+            least_rows: if spec.objective == Objective::Kto { 2 } else { 1 },
             checkpointed: spec.recipe.gradient_checkpointing,
             kept_bytes: sum_of([adapter, merged, model.tokenizer(), SMALL_FILES]),
             checkpoints: checkpoints(&spec.recipe),
@@ -80,10 +83,17 @@ impl Training {
             passing_by_adapters: 0,
             beside: 0,
             sides: 1,
+            least_rows: 1,
             checkpointed: recipe.gradient_checkpointing,
             kept_bytes: sum_of([weights, model.tokenizer(), SMALL_FILES]),
             checkpoints: checkpoints(recipe),
         }
+    }
+
+    /// Rows that a batch has at least.
+    #[must_use]
+    pub fn least_rows(&self) -> u32 {
+        self.least_rows
     }
 
     /// Numbers that are trained.
@@ -192,14 +202,14 @@ fn sum_of<const N: usize>(parts: [u64; N]) -> u64 {
 }
 
 /// The largest batch, and then the longest rows, that fit when halved until `fits` says yes; nothing if not even the
-/// smallest do.
+/// smallest do. The batch keeps `least_rows`.
 #[must_use]
-pub fn shrink(recipe: &Recipe, length: u32, fits: impl Fn(Batch) -> bool) -> Option<Fit> {
+pub fn shrink(recipe: &Recipe, least_rows: u32, length: u32, fits: impl Fn(Batch) -> bool) -> Option<Fit> {
     let mut rows = recipe.per_device_train_batch_size;
     let mut accumulation = recipe.gradient_accumulation_steps;
     let mut length = length;
     while !fits(Batch::new(rows, length)) {
-        if rows > 1 {
+        if rows / 2 >= least_rows {
             accumulation = accumulation.saturating_mul(2).min(4096);
             rows /= 2;
         } else if length / 2 >= SHORTEST_SUGGESTION {

@@ -72,7 +72,7 @@ impl Room {
 
     /// A smaller batch, and where shorter rows alone would do, those as well.
     fn smaller_batch(&self, training: &Training, budget: u64) -> Option<String> {
-        let fit = shrink(&self.recipe, self.length, |batch| self.fits(training, budget, batch))?;
+        let fit = shrink(&self.recipe, training.least_rows(), self.length, |batch| self.fits(training, budget, batch))?;
         Some(match self.shorter(training, budget) {
             Some(length) if fit.max_seq_length == self.length => {
                 format!("{}, or lower max_seq_length to {length}", self.changes(&fit))
@@ -83,7 +83,7 @@ impl Room {
 
     /// The first change with whatever else it takes.
     fn together(&self, training: &Training, change: &str, budget: u64) -> Option<String> {
-        let fit = shrink(&self.recipe, self.length, |batch| self.fits(training, budget, batch))?;
+        let fit = shrink(&self.recipe, training.least_rows(), self.length, |batch| self.fits(training, budget, batch))?;
         let more = self.changes(&fit);
         Some(if more.is_empty() { change.to_owned() } else { format!("{change} and {more}") })
     }
@@ -108,6 +108,6 @@ impl Room {
         let rows = self.recipe.per_device_train_batch_size;
         let single = Recipe { per_device_train_batch_size: 1, ..self.recipe.clone() };
         let fits = |batch: Batch| self.fits(training, budget, Batch::new(rows, batch.length));
-        shrink(&single, self.length, fits).map(|fit| fit.max_seq_length)
+        shrink(&single, single.per_device_train_batch_size, self.length, fits).map(|fit| fit.max_seq_length)
     }
 }

@@ -90,17 +90,30 @@ fn the_disk_holds_what_is_kept_and_the_checkpoints() {
 
 #[test]
 fn a_job_that_never_fits_gets_no_suggestion() {
-    assert_eq!(shrink(&spec(|_| {}).recipe, 512, |_| false), None);
+    assert_eq!(shrink(&spec(|_| {}).recipe, 1, 512, |_| false), None);
 }
 
 #[test]
 fn the_batch_is_halved_before_the_length_and_a_step_keeps_its_rows() {
     let recipe = spec(|args| args.per_device_train_batch_size = Some(8)).recipe;
-    let fit = shrink(&recipe, 512, |batch| batch.rows * batch.length <= 2 * 512);
+    let fit = shrink(&recipe, 1, 512, |batch| batch.rows * batch.length <= 2 * 512);
     let expected = Fit { per_device_train_batch_size: 2, gradient_accumulation_steps: 4, max_seq_length: 512 };
     assert_eq!(fit, Some(expected));
-    let fit = shrink(&recipe, 512, |batch| batch.rows * batch.length <= 200).unwrap();
+    let fit = shrink(&recipe, 1, 512, |batch| batch.rows * batch.length <= 200).unwrap();
     assert_eq!((fit.per_device_train_batch_size, fit.max_seq_length), (1, 128));
+}
+
+#[test]
+fn rows_that_are_compared_keep_one_another() {
+    let kto = spec(|args| {
+        args.objective = Some(Objective::Kto);
+        args.per_device_train_batch_size = Some(5);
+    });
+    let least = Training::finetune(&SMOLLM2_135M, &kto, None).least_rows();
+    let fit = shrink(&kto.recipe, least, 512, |batch| batch.rows * batch.length <= 300).unwrap();
+    assert_eq!((fit.per_device_train_batch_size, fit.max_seq_length), (2, 128));
+    assert_eq!(shrink(&kto.recipe, least, 512, |batch| batch.rows < 2), None);
+    assert_eq!(training(|_| {}).least_rows(), 1);
 }
 
 proptest! {
@@ -127,7 +140,7 @@ proptest! {
         let spec = spec(|args| args.per_device_train_batch_size = Some(rows));
         let training = Training::finetune(&SMOLLM2_135M, &spec, None);
         let fits = |batch| training.memory(batch) <= budget;
-        if let Some(fit) = shrink(&spec.recipe, length, fits) {
+        if let Some(fit) = shrink(&spec.recipe, training.least_rows(), length, fits) {
             prop_assert!(fits(Batch::new(fit.per_device_train_batch_size, fit.max_seq_length)));
             prop_assert!(fit.per_device_train_batch_size <= rows && fit.max_seq_length <= length);
         }
