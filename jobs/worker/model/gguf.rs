@@ -9,7 +9,8 @@ use drydock_spec::model::TOKENIZERS;
 
 use super::config::{Asked, Config};
 use super::stored::Stored;
-use super::tokenizer::{GgufTokenizer, Method, Text};
+use super::tokenizer::Text;
+use super::tokenizer::gguf::{GgufTokenizer, Method};
 use crate::blocks::BlockKind;
 use crate::ending::{Result, failed};
 use crate::gguf::{Metadata, Value};

@@ -1,17 +1,21 @@
 //! From text to tokens and back, and what belongs to it: special tokens and the chat template.
 
+mod framing;
+pub mod gguf;
 mod pieces;
 
 use std::path::Path;
 
-use drydock_spec::FailureKind::{BadModel, UnsupportedModel};
-use drydock_spec::model::PRE_TOKENIZERS;
-use serde_json::{Map, Value, json};
+use drydock_spec::FailureKind::BadModel;
+use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
 
 use super::config::OneOrMany;
 use super::hf::{read_json, read_text};
 use crate::ending::{OrFail, Result, failed};
+
+/// Tokens that end a turn of a chat, by the names that models of the known architectures give them.
+pub const ENDS_OF_TURNS: [&str; 4] = ["<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>"];
 
 /// How a model reads and writes.
 pub struct Text {
@@ -69,6 +73,7 @@ impl Text {
         tokenizer.with_truncation(None).or_fail(BadModel, "tokenizer.json")?;
         tokenizer.with_padding(None);
         let [bos, eos, pad] = ["bos_token", "eos_token", "pad_token"].map(|name| special(&config, name));
+        framing::frame(&mut tokenizer, &config, bos.as_deref(), eos.as_deref())?;
         config.entry("tokenizer_class").or_insert_with(|| "PreTrainedTokenizerFast".into());
         if let Some(template) = &chat_template {
             config.insert("chat_template".into(), template.as_str().into());
@@ -175,6 +180,11 @@ impl Text {
         self.tokenizer.token_to_id(&special(&self.tokenizer_config, name)?)
     }
 
+    /// Whether this token ends a turn of a chat by its name.
+    pub fn ends_a_turn(&self, id: u32) -> bool {
+        self.tokenizer.id_to_token(id).is_some_and(|token| ENDS_OF_TURNS.contains(&token.as_str()))
+    }
+
     /// The texts of the tokens that end an answer.
     pub fn stop_texts(&self) -> Vec<String> {
         self.stops.iter().filter_map(|&id| self.tokenizer.id_to_token(id)).collect()
@@ -216,201 +226,14 @@ fn chat_template(config: &Map<String, Value>) -> Option<String> {
     }
 }
 
-/// A tokenizer as a GGUF's metadata has it.
-pub(super) struct GgufTokenizer {
-    pub method: Method,
-    pub tokens: Vec<String>,
-    /// llama.cpp's kinds: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte.
-    pub kinds: Vec<u64>,
-    pub bos: Option<u32>,
-    pub eos: Option<u32>,
-    pub eot: Option<u32>,
-    pub pad: Option<u32>,
-    pub unknown: Option<u32>,
-    pub add_bos: Option<bool>,
-    pub chat_template: Option<String>,
-}
-
-/// How text becomes tokens.
-pub(super) enum Method {
-    /// Bytes are merged, in text that was cut before by the rules that llama.cpp calls so.
-    Bytes { pre_tokenizer: String, merges: Vec<String> },
-    /// SentencePiece: characters are merged by the scores of what they make.
-    Pieces { scores: Vec<f32>, space_prefix: bool },
-}
-
-/// The patterns of Llama 3 and Qwen 2 differ in how many digits go together.
-fn split_pattern(digits: &str) -> String {
-    format!(
-        "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{{L}}\\p{{N}}]?\\p{{L}}+|{digits}| ?[^\\s\\p{{L}}\\p{{N}}]+[\\r\\n]*\
-         |\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
-    )
-}
-
-/// How text is cut before merging, as `tokenizer.json` says it, by the name that llama.cpp gave it.
-pub fn pre_tokenizer(name: &str) -> Option<Value> {
-    let bytes =
-        |regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex});
-    let after = |first: Value, regex: bool| json!({"type": "Sequence", "pretokenizers": [first, bytes(regex)]});
-    let split = |digits: &str| {
-        let pattern = json!({"Regex": split_pattern(digits)});
-        json!({"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": false})
-    };
-    match name {
-        "smollm" => Some(after(json!({"type": "Digits", "individual_digits": true}), true)),
-        "gpt-2" | "default" => Some(bytes(true)),
-        "llama-bpe" => Some(after(split("\\p{N}{1,3}"), false)),
-        "qwen2" => Some(after(split("\\p{N}"), false)),
-        _ => None,
-    }
-}
-
-/// The same, or its refusal.
-fn known_pre_tokenizer(name: &str) -> Result<Value> {
-    if let Some(known) = pre_tokenizer(name) {
-        return Ok(known);
-    }
-    let known = PRE_TOKENIZERS.join(", ");
-    let message = format!("the GGUF's pre-tokenizer is `{name}`; known are: {known}");
-    let failure = drydock_spec::Failure::new(UnsupportedModel, message);
-    Err(failure.with_hint("put the model's tokenizer.json beside the .gguf file").into())
-}
-
-impl GgufTokenizer {
-    /// The same as Hugging Face's files, then read like those.
-    pub(super) fn build(self) -> Result<Text> {
-        if self.kinds.len() != self.tokens.len() {
-            let (tokens, kinds) = (self.tokens.len(), self.kinds.len());
-            return failed(BadModel, format!("the GGUF's tokenizer has {tokens} tokens and {kinds} token types"));
-        }
-        let token = |id: Option<u32>| id.and_then(|id| self.tokens.get(id as usize)).cloned();
-        let mut json = json!({
-            "version": "1.0",
-            "truncation": null,
-            "padding": null,
-            "added_tokens": self.added_tokens(),
-            "post_processor": self.post_processor(),
-        });
-        match &self.method {
-            Method::Bytes { pre_tokenizer, merges } => {
-                json["normalizer"] = if pre_tokenizer == "qwen2" { json!({"type": "NFC"}) } else { Value::Null };
-                json["pre_tokenizer"] = known_pre_tokenizer(pre_tokenizer)?;
-                json["decoder"] =
-                    json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true});
-                json["model"] = self.byte_model(merges, pre_tokenizer == "llama-bpe")?;
-            }
-            Method::Pieces { scores, space_prefix } => {
-                if scores.len() != self.tokens.len() {
-                    let (tokens, scores) = (self.tokens.len(), scores.len());
-                    return failed(BadModel, format!("the GGUF's tokenizer has {tokens} tokens and {scores} scores"));
-                }
-                let unknown = token(self.unknown);
-                let parts = pieces::parts(&self.tokens, &self.kinds, scores, unknown.as_deref(), *space_prefix);
-                json["normalizer"] = parts.normalizer;
-                json["decoder"] = parts.decoder;
-                json["model"] = parts.model;
-            }
-        }
-        let mut config = Map::new();
-        for (name, id) in
-            [("bos_token", self.bos), ("eos_token", self.eos), ("pad_token", self.pad), ("unk_token", self.unknown)]
-        {
-            if let Some(token) = token(id) {
-                config.insert(name.into(), token.into());
-            }
-        }
-        config.insert("clean_up_tokenization_spaces".into(), false.into());
-        let mut text = Text::new(json.to_string(), config, self.chat_template)?;
-        text.also_stop_at(self.eot);
-        Ok(text)
-    }
-
-    fn byte_model(&self, merges: &[String], ignore_merges: bool) -> Result<Value> {
-        let vocabulary = self.tokens.iter().enumerate().map(|(id, token)| (token.clone(), id.into()));
-        let merges = merges.iter().map(|merge| merge.split_once(' ')).collect::<Option<Vec<_>>>();
-        Ok(json!({
-            "type": "BPE",
-            "dropout": null,
-            "unk_token": null,
-            "continuing_subword_prefix": null,
-            "end_of_word_suffix": null,
-            "fuse_unk": false,
-            "byte_fallback": false,
-            "ignore_merges": ignore_merges,
-            "vocab": vocabulary.collect::<Map<String, Value>>(),
-            "merges": merges.ok_or("a merge is not two tokens").or_fail(BadModel, "GGUF tokenizer")?,
-        }))
-    }
-
-    fn added_tokens(&self) -> Vec<Value> {
-        let added = self.tokens.iter().zip(&self.kinds).enumerate().filter(|(_, (_, kind))| matches!(kind, 2..=4));
-        // SentencePiece finds what users have defined in the text as it cuts it, with its own sign for spaces.
-        let cut_text = matches!(self.method, Method::Pieces { space_prefix: false, .. });
-        added
-            .map(|(id, (content, kind))| {
-                json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
-                       "normalized": cut_text && *kind == 4, "special": *kind != 4})
-            })
-            .collect()
-    }
-
-    /// Puts the beginning-of-text token before every text, where the model wants that; files of Llama 3 and of
-    /// SentencePiece often do not say so and mean it.
-    fn post_processor(&self) -> Value {
-        let wanted = self.add_bos.unwrap_or(match &self.method {
-            Method::Bytes { pre_tokenizer, .. } => pre_tokenizer == "llama-bpe",
-            Method::Pieces { .. } => true,
-        });
-        let Some((id, token)) = self.bos.filter(|_| wanted).and_then(|id| Some((id, self.tokens.get(id as usize)?)))
-        else {
-            return Value::Null;
-        };
-        let bos = |kind: u8| json!({"SpecialToken": {"id": token, "type_id": kind}});
-        let sequence = |name: &str, kind: u8| json!({"Sequence": {"id": name, "type_id": kind}});
-        let mut special = Map::new();
-        special.insert(token.clone(), json!({"id": token, "ids": [id], "tokens": [token]}));
-        json!({
-            "type": "TemplateProcessing",
-            "single": [bos(0), sequence("A", 0)],
-            "pair": [bos(0), sequence("A", 0), bos(1), sequence("B", 1)],
-            "special_tokens": special,
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
+    use super::gguf::GgufTokenizer;
+    use super::gguf::tests::parts;
     use super::*;
     use crate::ending::Ending;
-
-    /// Bytes, `<s>` and `</s>`, and one merge.
-    fn parts(pre_tokenizer: &str) -> GgufTokenizer {
-        let mut tokens: Vec<String> = ["<s>", "</s>", "a", "b", "1", "2", "Ġ", "ab"].map(str::to_owned).to_vec();
-        tokens.push("Ġa".into());
-        let merges = vec!["a b".into(), "Ġ a".into()];
-        GgufTokenizer {
-            method: Method::Bytes { pre_tokenizer: pre_tokenizer.into(), merges },
-            kinds: vec![3, 3, 1, 1, 1, 1, 1, 1, 1],
-            tokens,
-            bos: Some(0),
-            eos: Some(1),
-            eot: None,
-            pad: None,
-            unknown: None,
-            add_bos: Some(true),
-            chat_template: None,
-        }
-    }
-
-    #[test]
-    fn a_tokenizer_is_rebuilt_with_its_special_tokens() {
-        let text = parts("smollm").build().unwrap();
-        let tokens = text.encode("ab a12</s>", false).unwrap();
-        assert_eq!(tokens.ids, [7, 8, 4, 5, 1]);
-        assert_eq!(tokens.starts, [0, 2, 4, 5, 6]);
-        assert_eq!(text.decode(&tokens.ids, true).unwrap(), "ab a12");
-        assert_eq!((text.stops.as_slice(), text.tokenizer_config["pad_token"].as_str()), (&[1][..], Some("</s>")));
-    }
 
     #[test]
     fn a_chat_template_that_cannot_be_one_is_refused() {
@@ -436,12 +259,24 @@ mod tests {
     }
 
     #[test]
-    fn every_known_pre_tokenizer_builds_and_an_unknown_one_is_named() {
-        for known in PRE_TOKENIZERS {
-            assert_eq!(parts(known).build().unwrap().encode("ab", false).unwrap().ids, [7], "{known}");
-        }
-        let Err(Ending::Failed(failure)) = parts("tekken").build().map(|_| ()) else { panic!("it is accepted") };
-        assert_eq!(failure.kind, UnsupportedModel);
-        assert!(failure.message.starts_with("the GGUF's pre-tokenizer is `tekken`; known are: smollm"), "{failure}");
+    fn what_is_put_around_a_text_is_as_the_configuration_asks() {
+        let folder = tempfile::tempdir().unwrap();
+        let ids = |add_bos: Option<bool>, config: Value| {
+            let written = GgufTokenizer { add_bos, ..parts("gpt-2") }.build().unwrap().tokenizer_json;
+            std::fs::write(folder.path().join("tokenizer.json"), written).unwrap();
+            std::fs::write(folder.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+            Text::from_folder(folder.path()).unwrap().encode("ab", true).unwrap().ids
+        };
+        let both = json!({"bos_token": "<s>", "eos_token": "</s>"});
+        let with = |asked: Value| {
+            let mut config = both.clone();
+            asked.as_object().unwrap().iter().for_each(|(name, value)| config[name] = value.clone());
+            config
+        };
+        assert_eq!(ids(Some(true), both.clone()), [0, 7]);
+        assert_eq!(ids(Some(true), with(json!({"add_bos_token": false}))), [7]);
+        assert_eq!(ids(Some(false), with(json!({"add_bos_token": true}))), [0, 7]);
+        assert_eq!(ids(Some(true), with(json!({"add_eos_token": true}))), [0, 7, 1]);
+        assert_eq!(ids(Some(false), json!({"add_bos_token": true})), [7], "there is no token to begin with");
     }
 }

@@ -4,6 +4,9 @@
 //! score, whichever two these are. Both do the same if, and only if, the merges are ordered by the piece that they make,
 //! and no way to make a piece is left out. That holds for every file that was converted from a SentencePiece model, and
 //! is checked.
+//!
+//! What a GGUF cannot say: that only the very first text gets a space before it, and none that has one (Metaspace's
+//! scheme `first`, as in later files of Mistral's). llama.cpp puts one before every text between special tokens.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -43,7 +46,7 @@ pub(super) fn space_prefix(json: &Json) -> Result<bool> {
     if spaces { Ok(prefix) } else { unlike("leaves spaces as they are:", "no Metaspace") }
 }
 
-fn steps<'j>(part: &'j Json, list: &str) -> &'j [Json] {
+pub(super) fn steps<'j>(part: &'j Json, list: &str) -> &'j [Json] {
     part[list].as_array().map_or(std::slice::from_ref(part), Vec::as_slice)
 }
 

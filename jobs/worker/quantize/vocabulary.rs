@@ -13,7 +13,8 @@ use super::pieces;
 use crate::ending::{OrFail, Result, failed};
 use crate::gguf::{Metadata, Value};
 use crate::model::config::Config;
-use crate::model::tokenizer::{Text, pre_tokenizer};
+use crate::model::tokenizer::Text;
+use crate::model::tokenizer::gguf::pre_tokenizer;
 
 /// llama.cpp's kinds of tokens.
 mod kind {
@@ -67,8 +68,7 @@ fn special_ids(text: &Text, config: &Config, metadata: &mut Metadata) {
         ("eos", eos),
         ("unknown", id("unk_token")),
         ("padding", id("pad_token")),
-        // A model may end an answer otherwise than a text.
-        ("eot", text.stops.iter().copied().find(|stop| Some(*stop) != eos)),
+        ("eot", end_of_turn(text, eos)),
     ];
     for (name, id) in ids {
         if let Some(id) = id {
@@ -77,6 +77,13 @@ fn special_ids(text: &Text, config: &Config, metadata: &mut Metadata) {
     }
     let begins = text.encode("a", true).is_ok_and(|tokens| tokens.ids.first().copied() == text.bos_id());
     metadata.set("tokenizer.ggml.add_bos_token", Value::Bool(begins && text.bos_id().is_some()));
+}
+
+/// What ends an answer where that is not what ends a text. Of several the one that ends turns by its name; llama.cpp
+/// finds the others by theirs.
+fn end_of_turn(text: &Text, eos: Option<u32>) -> Option<u32> {
+    let others = || text.stops.iter().copied().filter(|stop| Some(*stop) != eos);
+    others().find(|stop| text.ends_a_turn(*stop)).or_else(|| others().next())
 }
 
 /// The vocabulary, token by token.
@@ -153,7 +160,7 @@ fn merges(model: &Json) -> Result<Vec<String>> {
 /// llama.cpp's name for how text is cut before merging.
 fn name_of_pre_tokenizer(json: &Json) -> Result<&'static str> {
     let found = cuts(&json["pre_tokenizer"]);
-    let normalizes = json["normalizer"]["type"] == "NFC";
+    let normalizes = is_normalized(json)?;
     let fits = |name: &&&'static str| {
         pre_tokenizer(name).is_some_and(|known| cuts(&known) == found) && normalizes == (**name == "qwen2")
     };
@@ -162,6 +169,19 @@ fn name_of_pre_tokenizer(json: &Json) -> Result<&'static str> {
         None => {
             let known = PRE_TOKENIZERS.join(", ");
             let message = format!("the tokenizer cuts text as none of these does, which GGUF has names for: {known}");
+            failed(UnsupportedModel, message)
+        }
+    }
+}
+
+/// Whether text is brought into Unicode's form NFC before it is cut. Any other change has no name in GGUF.
+fn is_normalized(json: &Json) -> Result<bool> {
+    let steps = pieces::steps(&json["normalizer"], "normalizers");
+    let kinds: Vec<&str> = steps.iter().filter_map(|step| step["type"].as_str()).collect();
+    match kinds.iter().find(|kind| **kind != "NFC") {
+        None => Ok(!kinds.is_empty()),
+        Some(other) => {
+            let message = format!("the tokenizer normalizes text by `{other}`; GGUF has a name for NFC only");
             failed(UnsupportedModel, message)
         }
     }
@@ -181,4 +201,54 @@ fn cuts(pre_tokenizer: &Json) -> Vec<(String, Json, bool, bool)> {
         }
     };
     steps.iter().map(step).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Map, json};
+
+    use super::*;
+
+    /// Single bytes of ASCII letters and tokens that end something.
+    fn text(normalizer: &Json) -> Text {
+        let token = |(id, content): (u32, &str)| {
+            json!({"id": id, "content": content, "single_word": false,
+            "lstrip": false, "rstrip": false, "normalized": false, "special": true})
+        };
+        let added: Vec<Json> = (3..).zip(["</s>", "<|assistant|>", "<|end|>"]).map(token).collect();
+        let json = json!({"version": "1.0", "added_tokens": added, "normalizer": normalizer,
+            "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+            "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+            "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}});
+        let config = Map::from_iter([("eos_token".to_owned(), json!("</s>"))]);
+        let mut text = Text::new(json.to_string(), config, None).unwrap();
+        text.also_stop_at([4, 5]);
+        text
+    }
+
+    fn described(normalizer: &Json) -> Result<Metadata> {
+        let config = Config::from_hf(&json!({"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "intermediate_size": 128, "vocab_size": 8, "max_position_embeddings": 256}));
+        let mut metadata = Metadata::default();
+        describe(&text(normalizer), &config.unwrap(), &mut metadata)?;
+        Ok(metadata)
+    }
+
+    #[test]
+    fn of_several_ends_the_one_of_a_turn_is_written() {
+        let metadata = described(&Json::Null).unwrap();
+        let id = |name: &str| metadata.count(&format!("tokenizer.ggml.{name}_token_id"));
+        assert_eq!((id("eos"), id("eot"), id("bos")), (Some(3), Some(5), None));
+    }
+
+    #[test]
+    fn what_is_done_to_text_before_it_is_cut_is_written_or_refused() {
+        let pre =
+            |normalizer: Json| described(&normalizer).map(|found| found.text("tokenizer.ggml.pre").map(str::to_owned));
+        assert_eq!(pre(json!({"type": "Sequence", "normalizers": []})).unwrap().as_deref(), Some("gpt-2"));
+        let lower = pre(json!({"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}]}));
+        assert!(format!("{lower:?}").contains("normalizes text by `Lowercase`"), "{lower:?}");
+        let composed = pre(json!({"type": "NFC"}));
+        assert!(format!("{composed:?}").contains("cuts text as none of these does"), "{composed:?}");
+    }
 }
