@@ -18,7 +18,7 @@ pub enum Architecture {
 pub const ARCHITECTURES: [&str; 8] = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "gemma3_text", "phi3"];
 
 /// Ways to stretch a model's context, as `rope_type` names them.
-pub const ROPE_SCALINGS: [&str; 5] = ["default", "linear", "llama3", "yarn", "longrope"];
+pub const ROPE_SCALINGS: [&str; 6] = ["default", "linear", "dynamic", "llama3", "yarn", "longrope"];
 
 /// Activations of the gate, as `hidden_act` names them.
 pub const ACTIVATIONS: [&str; 4] = ["silu", "swish", "gelu_pytorch_tanh", "gelu_new"];

@@ -40,8 +40,10 @@ struct Fields {
 
 #[derive(Debug, Clone, Deserialize)]
 struct Rope {
-    #[serde(alias = "type")]
     rope_type: Option<String>,
+    /// Its older name; some files have both.
+    #[serde(rename = "type")]
+    older_type: Option<String>,
     /// Gemma 3 has one for each kind of layer.
     full_attention: Option<Box<Rope>>,
 }
@@ -103,15 +105,19 @@ impl Config {
         if self.architecture.is_gemma() && fields.use_bidirectional_attention == Some(true) {
             return unsupported("the model reads in both directions; models that read forwards are known".into());
         }
-        let rope = fields.rope_parameters.as_ref().or(fields.rope_scaling.as_ref());
-        let rope = rope.map(|rope| rope.full_attention.as_deref().unwrap_or(rope));
-        match rope.and_then(|rope| rope.rope_type.as_deref()) {
-            // The first Phi-3 files call LongRoPE by the name of its forerunner.
-            Some("su") if self.architecture == Architecture::Phi3 => Ok(()),
-            Some(other) if !ROPE_SCALINGS.contains(&other) => {
+        let ropes = [&fields.rope_parameters, &fields.rope_scaling].into_iter().flatten();
+        let kinds = ropes.filter_map(|rope| {
+            let rope = rope.full_attention.as_deref().unwrap_or(rope);
+            rope.rope_type.as_deref().or(rope.older_type.as_deref())
+        });
+        // The first Phi-3 files call LongRoPE by the name of its forerunner.
+        let known =
+            |kind: &str| ROPE_SCALINGS.contains(&kind) || kind == "su" && self.architecture == Architecture::Phi3;
+        match kinds.into_iter().find(|kind| !known(kind)) {
+            Some(other) => {
                 unsupported(format!("the rope scaling is `{other}`; known are {}", ROPE_SCALINGS.join(", ")))
             }
-            _ => Ok(()),
+            None => Ok(()),
         }
     }
 
@@ -259,12 +265,42 @@ mod tests {
         assert_eq!(qwen.announced().layer_vectors, 64 + 32 + 32);
     }
 
+    #[derive(Deserialize)]
+    struct Published {
+        name: String,
+        published: Value,
+        /// The same as Transformers 5 writes it.
+        rewritten: Value,
+        parameters: u64,
+        max_positions: u32,
+    }
+
+    /// Against what Transformers counts (`tests/reference/make_configs.py`).
+    #[test]
+    fn published_files_are_planned_with_the_parameters_that_they_have() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/reference/configs.json");
+        let cases: Vec<Published> = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        for case in cases {
+            let [old, new] =
+                [&case.published, &case.rewritten].map(|json| Config::parse(json.to_string().as_bytes()).unwrap());
+            assert_eq!(old.announced().parameters(), case.parameters, "{}", case.name);
+            assert_eq!((old.announced(), old.max_positions()), (new.announced(), case.max_positions), "{}", case.name);
+            let mut whole = json!({"model_type": "gemma3", "text_config": case.published, "vision_config": {}});
+            if case.name == "gemma-3-4b-it" {
+                let refusal = Config::parse(whole.to_string().as_bytes()).unwrap_err().to_string();
+                assert!(refusal.contains("multimodal (it has a `vision_config`)"), "{refusal}");
+                whole["vision_config"] = Value::Null;
+                assert_eq!(Config::parse(whole.to_string().as_bytes()).unwrap().announced(), old.announced());
+            }
+        }
+    }
+
     #[test]
     fn what_the_worker_does_not_have_is_refused_by_name() {
         for (change, said) in [
             (json!({"model_type": "mamba"}), "the architecture is `mamba`; known are llama, mistral, qwen2"),
             (json!({"hidden_act": "gelu"}), "the activation is `gelu`"),
-            (json!({"rope_scaling": {"type": "dynamic", "factor": 4}}), "the rope scaling is `dynamic`"),
+            (json!({"rope_scaling": {"type": "axial", "factor": 4}}), "the rope scaling is `axial`"),
             (json!({"model_type": "gemma3", "vision_config": {}}), "multimodal (it has a `vision_config`)"),
             (json!({"model_type": "gemma2", "use_bidirectional_attention": true}), "both directions"),
             (json!({"vocab_size": null}), "missing field `vocab_size`"),

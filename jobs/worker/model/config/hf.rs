@@ -60,9 +60,14 @@ impl<'a> Fields<'a> {
         self.optional(name, None)?.ok_or("missing").or_fail(BadModel, format_args!("config.json: `{name}`"))
     }
 
-    /// An object within, empty where it is missing.
+    /// An object within; one that is empty says nothing.
     fn within(self, name: &str) -> Option<Fields<'a>> {
-        self.0.get(name).and_then(Value::as_object).map(Fields)
+        self.0.get(name).and_then(Value::as_object).filter(|object| !object.is_empty()).map(Fields)
+    }
+
+    /// Tokens that end a text.
+    fn ends(self) -> Result<Vec<u32>> {
+        Ok(self.optional::<OneOrMany>("eos_token_id", None)?.map(Vec::from).unwrap_or_default())
     }
 }
 
@@ -76,7 +81,11 @@ impl Config {
             None => Self::of_text(architecture, Fields::of(json)?),
             Some(text) => {
                 check_text_only(name, json)?;
-                Self::of_text(architecture, Fields::of(text)?)
+                let mut config = Self::of_text(architecture, Fields::of(text)?)?;
+                if config.eos.is_empty() {
+                    config.eos = Fields::of(json)?.ends()?;
+                }
+                Ok(config)
             }
         }
     }
@@ -116,7 +125,7 @@ impl Config {
             features: features(architecture, fields, hidden, heads.dim)?,
             max_positions,
             tied: fields.or("tie_word_embeddings", architecture.is_gemma())?,
-            eos: fields.optional::<OneOrMany>("eos_token_id", None)?.map(Vec::from).unwrap_or_default(),
+            eos: fields.ends()?,
         };
         config.checked()
     }
@@ -218,8 +227,10 @@ fn ropes(
     head_dim: usize,
     max_positions: usize,
 ) -> Result<(RopeConfig, Option<RopeConfig>)> {
-    // Transformers 5 writes everything into `rope_parameters`, for Gemma 3 once for each kind of layer.
-    let parameters = fields.within("rope_parameters").or_else(|| fields.within("rope_scaling"));
+    // Transformers 5 writes everything into `rope_parameters`, for Gemma 3 once for each kind of layer. Where a file has
+    // both names, the older one counts there, too.
+    let [older, newer] = ["rope_scaling", "rope_parameters"].map(|name| fields.within(name));
+    let parameters = if architecture == Architecture::Gemma3 { newer.or(older) } else { older.or(newer) };
     let rope = |parameters: Option<Fields<'_>>, theta: f64| {
         RopeReader { architecture, fields, parameters, head_dim, max_positions }.rope(theta)
     };
@@ -265,7 +276,8 @@ impl RopeReader<'_> {
             None => parameters.optional("type", None)?,
         };
         match kind.as_deref() {
-            None | Some("default") => Ok(RopeScaling::None),
+            // Only rows beyond the model's positions turn otherwise by dynamic NTK scaling, and there are none.
+            None | Some("default" | "dynamic") => Ok(RopeScaling::None),
             Some("linear") => Ok(RopeScaling::Linear { factor: self.above_zero("factor")? }),
             Some("llama3") => Ok(RopeScaling::Llama3 {
                 factor: self.above_zero("factor")?,
@@ -350,5 +362,7 @@ impl RopeReader<'_> {
     }
 }
 
+#[cfg(test)]
+mod published;
 #[cfg(test)]
 mod tests;

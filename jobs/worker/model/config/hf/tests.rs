@@ -66,10 +66,32 @@ fn gemma_3_turns_its_windows_in_their_own_way() {
 }
 
 #[test]
+fn up_to_its_positions_a_model_that_stretches_dynamically_turns_plainly() {
+    let dynamic = config(json!({"rope_scaling": {"type": "dynamic", "factor": 4.0}}));
+    assert_eq!(dynamic, config(json!({})));
+}
+
+#[test]
+fn of_two_names_for_the_turning_the_one_that_transformers_takes_counts() {
+    let linear = json!({"rope_type": "linear", "factor": 2.0});
+    let plain = json!({"rope_type": "default", "rope_theta": 5e5});
+    let both = config(json!({"rope_scaling": linear, "rope_parameters": plain}));
+    assert_eq!(both.rope.scaling, RopeScaling::Linear { factor: 2.0 });
+    for nothing in [json!(null), json!({})] {
+        let new = config(json!({"rope_scaling": nothing, "rope_parameters": plain}));
+        assert_eq!((new.rope.scaling, new.rope.theta), (RopeScaling::None, 5e5));
+    }
+}
+
+#[test]
 fn a_model_with_eyes_is_refused_and_one_without_is_read() {
     let text = with(json!({"model_type": "gemma3_text"}));
     let whole = json!({"model_type": "gemma3", "text_config": text});
     assert_eq!(Config::from_hf(&whole).unwrap(), Config::from_hf(&text).unwrap());
+    let mut silent = text.clone();
+    silent.as_object_mut().unwrap().remove("eos_token_id");
+    let outside = json!({"model_type": "gemma3", "text_config": silent, "eos_token_id": [2, 3]});
+    assert_eq!(Config::from_hf(&outside).unwrap(), Config::from_hf(&text).unwrap(), "the ends may stand outside");
     let seeing = failure(json!({"model_type": "gemma3", "text_config": text, "vision_config": {"patch_size": 14}}));
     assert_eq!(seeing.kind, UnsupportedModel);
     assert!(seeing.message.starts_with("the model `gemma3` is multimodal (it has a `vision_config`)"), "{seeing}");
@@ -81,9 +103,9 @@ fn what_the_decoder_does_not_have_is_refused_by_name() {
     assert_eq!(unknown.kind, UnsupportedModel);
     let known = "llama, mistral, qwen2, qwen3, gemma2, gemma3, gemma3_text, phi3";
     assert_eq!(unknown.message, format!("the model's architecture is `mamba`; known are: {known}"));
-    let dynamic = failure(json!({"rope_scaling": {"type": "dynamic", "factor": 4.0}}));
-    let known = "default, linear, llama3, yarn, longrope";
-    assert_eq!(dynamic.message, format!("the model's rope scaling is `dynamic`; known are: {known}"));
+    let axial = failure(json!({"rope_scaling": {"type": "axial", "factor": 4.0}}));
+    let known = "default, linear, dynamic, llama3, yarn, longrope";
+    assert_eq!(axial.message, format!("the model's rope scaling is `axial`; known are: {known}"));
     for change in [
         json!({"hidden_act": "gelu"}),
         json!({"partial_rotary_factor": 0.5}),
