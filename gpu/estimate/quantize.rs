@@ -34,16 +34,17 @@ pub fn quantize_memory(model: &Decoder, spec: &QuantizeSpec) -> u64 {
 #[must_use]
 pub fn file_bytes(model: &Decoder, quant_type: QuantType) -> u64 {
     let main = quant_type.main_type();
-    let mixed = matches!(
-        quant_type,
-        QuantType::Q3_K_M | QuantType::Q3_K_L | QuantType::Q4_K_M | QuantType::Q5_K_M | QuantType::Q2_K
-    );
+    let small = matches!(main, TensorType::Q2_K | TensorType::Q3_K);
+    let mixed = small || matches!(main, TensorType::Q4_K | TensorType::Q5_K);
     let layer: u64 = TargetModule::ALL
         .iter()
         .map(|module| {
-            // Values and the MLP's outputs are what mixes spend their bits on.
-            let chosen = matches!(module, TargetModule::VProj | TargetModule::DownProj);
-            let held = if mixed && chosen { better(main) } else { main };
+            // Values and the MLP's outputs are what mixes spend their bits on, the small ones on attention's, too.
+            let held = match module {
+                TargetModule::VProj | TargetModule::DownProj if mixed => better(main),
+                TargetModule::OProj if small => better(main),
+                _ => main,
+            };
             let (inputs, outputs) = model.projection(*module);
             bytes(held, inputs, u64::from(outputs))
         })

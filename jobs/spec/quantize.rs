@@ -107,6 +107,8 @@ pub enum QuantType {
     Q5_1,
     #[serde(alias = "q8_0")]
     Q8_0,
+    #[serde(alias = "q2_k_s")]
+    Q2_K_S,
     #[serde(alias = "q2_k")]
     Q2_K,
     #[serde(alias = "q3_k_s")]
@@ -128,7 +130,7 @@ pub enum QuantType {
 }
 
 impl QuantType {
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::F32,
         Self::F16,
         Self::BF16,
@@ -137,6 +139,7 @@ impl QuantType {
         Self::Q5_0,
         Self::Q5_1,
         Self::Q8_0,
+        Self::Q2_K_S,
         Self::Q2_K,
         Self::Q3_K_S,
         Self::Q3_K_M,
@@ -151,6 +154,7 @@ impl QuantType {
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
+            Self::Q2_K_S => "Q2_K_S",
             Self::Q3_K_S => "Q3_K_S",
             Self::Q3_K_M => "Q3_K_M",
             Self::Q3_K_L => "Q3_K_L",
@@ -174,7 +178,7 @@ impl QuantType {
             Self::Q5_0 => TensorType::Q5_0,
             Self::Q5_1 => TensorType::Q5_1,
             Self::Q8_0 => TensorType::Q8_0,
-            Self::Q2_K => TensorType::Q2_K,
+            Self::Q2_K_S | Self::Q2_K => TensorType::Q2_K,
             Self::Q3_K_S | Self::Q3_K_M | Self::Q3_K_L => TensorType::Q3_K,
             Self::Q4_K_S | Self::Q4_K_M => TensorType::Q4_K,
             Self::Q5_K_S | Self::Q5_K_M => TensorType::Q5_K,
@@ -252,6 +256,10 @@ impl QuantizeArgs {
             imatrix_tokens: self.imatrix_tokens.unwrap_or(65_536),
             imatrix_dataset: self.imatrix_dataset,
         };
+        wrong.require(spec.quant_type != QuantType::Q2_K_S || spec.imatrix_dataset.is_some(), || {
+            let problem = "so few bits need to know which values matter, as llama.cpp says too";
+            InvalidOption::new("quant_type", "Q2_K_S", problem, "give an imatrix_dataset, or choose Q2_K")
+        });
         wrong.within("imatrix_tokens", spec.imatrix_tokens, 512, 100_000_000);
         wrong.into_result(spec)
     }
@@ -288,6 +296,14 @@ mod tests {
     fn a_missing_type_is_answered_with_the_known_ones() {
         let wrong = QuantizeArgs { model: "m".into(), ..QuantizeArgs::default() }.parse().unwrap_err();
         assert!(wrong.to_string().starts_with("quant_type = \"\": missing; choose one of F32, F16"), "{wrong}");
+    }
+
+    #[test]
+    fn the_smallest_mix_wants_to_know_which_values_matter() {
+        let args = QuantizeArgs { model: "m".into(), quant_type: Some(QuantType::Q2_K_S), ..QuantizeArgs::default() };
+        let blind = args.clone().parse().unwrap_err().to_string();
+        assert!(blind.contains("quant_type = Q2_K_S: so few bits") && blind.contains("choose Q2_K"), "{blind}");
+        assert!(QuantizeArgs { imatrix_dataset: Some("d".into()), ..args }.parse().is_ok());
     }
 
     #[test]

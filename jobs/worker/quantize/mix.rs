@@ -121,7 +121,7 @@ fn mixed(mix: QuantType, model: &Model, name: &str, width: usize) -> BlockKind {
         },
         Part::Values => {
             let kind = match mix {
-                Mix::Q2_K if model.queries_per_key >= 4 => Q4K,
+                Mix::Q2_K_S | Mix::Q2_K if model.queries_per_key >= 4 => Q4K,
                 Mix::Q2_K => Q3K,
                 Mix::Q3_K_M if layer < 2 => Q5K,
                 Mix::Q3_K_M => Q4K,
@@ -133,6 +133,7 @@ fn mixed(mix: QuantType, model: &Model, name: &str, width: usize) -> BlockKind {
             if model.shares_values_widely() && matches!(kind, Q3K | Q4K) { Q5K } else { kind }
         }
         Part::Down => match mix {
+            Mix::Q2_K_S if early => Q4K,
             Mix::Q2_K => Q3K,
             Mix::Q3_K_M if layer < layers / 16 => Q5K,
             Mix::Q3_K_M => Q4K,
@@ -203,6 +204,7 @@ pub fn file_type(mix: QuantType) -> u32 {
         QuantType::Q5_0 => 8,
         QuantType::Q5_1 => 9,
         QuantType::Q2_K => 10,
+        QuantType::Q2_K_S => 21,
         QuantType::Q3_K_S => 11,
         QuantType::Q3_K_M => 12,
         QuantType::Q3_K_L => 13,
@@ -224,7 +226,9 @@ mod tests {
 
     fn spec(mix: QuantType, tensor_types: &[(&str, TensorType)]) -> QuantizeSpec {
         let types = tensor_types.iter().map(|(pattern, kind)| (pattern.to_string(), *kind)).collect();
-        let args = QuantizeArgs { model: "m".into(), quant_type: Some(mix), ..QuantizeArgs::default() };
+        let imatrix_dataset = (mix == QuantType::Q2_K_S).then(|| "d".to_owned());
+        let args =
+            QuantizeArgs { model: "m".into(), quant_type: Some(mix), imatrix_dataset, ..QuantizeArgs::default() };
         QuantizeArgs { tensor_types: Some(types), ..args }.parse().unwrap()
     }
 
@@ -247,6 +251,19 @@ mod tests {
         assert_eq!((of("output.weight"), of("token_embd.weight")), (BlockKind::Q6K, BlockKind::Q4K));
         assert_eq!(chosen(QuantType::Q4_K_S, &MODEL, "blk.3.attn_v.weight", 512), BlockKind::Q5K);
         assert_eq!(chosen(QuantType::Q4_K_S, &MODEL, "blk.4.attn_v.weight", 512), BlockKind::Q4K);
+    }
+
+    #[test]
+    fn the_smallest_mix_spares_values_that_many_heads_share_and_the_first_ways_down() {
+        let shared = Model { queries_per_key: 4, ..MODEL };
+        let of = |model: &Model, name: &str| chosen(QuantType::Q2_K_S, model, name, 512);
+        assert_eq!([&MODEL, &shared].map(|model| of(model, "blk.9.attn_v.weight")), [BlockKind::Q2K, BlockKind::Q4K]);
+        assert_eq!(
+            [1, 2].map(|layer| of(&MODEL, &format!("blk.{layer}.ffn_down.weight"))),
+            [BlockKind::Q4K, BlockKind::Q2K]
+        );
+        assert_eq!(of(&MODEL, "blk.0.attn_output.weight"), BlockKind::Q2K);
+        assert_eq!(file_type(QuantType::Q2_K_S), 21);
     }
 
     #[test]
