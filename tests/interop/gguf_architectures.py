@@ -7,9 +7,10 @@ and converted by the worker into F32 and Q8_0. Asserted: llama.cpp loads the fil
 tokenizer makes, and computes the logits of F32 within 2e-4 of the largest (Gemma 1e-2: llama.cpp looks GELU up in a
 table of half floats), those of Q8_0 within 8 %.
 
-Some things are as GGUF or llama.cpp takes them for granted: no windows in Mistral and Qwen 2; no window shorter than the
-row in Phi-3, which llama.cpp reads without; Gemma's attention scaled by its heads' dimension; the usual bounds of YaRN,
-as llama-cpp-python 0.3.36 computes with these whatever the file says.
+Some things are as GGUF or llama.cpp takes them for granted: text in Unicode's form NFC, into which llama.cpp does not
+bring it for Qwen; no windows in Mistral and Qwen 2; no window shorter than the row in Phi-3, which llama.cpp reads
+without; Gemma's attention scaled by its heads' dimension; the usual bounds of YaRN, as llama-cpp-python 0.3.36 computes
+with these whatever the file says.
 """
 
 import argparse
@@ -30,7 +31,8 @@ from make_architectures import CASES, SMALL, make_model, mix
 
 VOCABULARY = 320
 ROW = 23
-TEXTS = ["the sea is calm", " she  sees 1999 teas\n", "ü 海 🙂", ""]
+TEXTS = ["the sea is calm", " she  sees 1999 teas\n", "ü 海 🙂", "", "  ", "two  three   four    spaces", "\t\ttabs\n\n\nlines\n",
+         "<s>the</s>\nsea", "👩‍👩‍👧 é", "\u00a0no break\u2028", "seatheseathe" * 9]
 YARN = {**CASES["llama_yarn"]["rope_parameters"], "beta_fast": 32.0, "beta_slow": 1.0}
 EXPRESSIBLE = {
     "llama_yarn": dict(rope_parameters=YARN),
