@@ -2,9 +2,10 @@
 
     prepare.py MODEL.gguf FOLDER
 
-The model's weights are those of the GGUF, widened to f32: as a Hugging Face folder for PyTorch and drydock, and as GGUF
-files of several types, quantized by llama.cpp itself, for llama.cpp and drydock. The text is the reference manual that
-every Python carries (`pydoc_data.topics`).
+The model's weights are those of the GGUF, rounded to bf16, the form that models are published in: as a Hugging Face
+folder for PyTorch, which widens them to f32 when it loads them, and for drydock, which uses them where they lie; and as
+GGUF files of several types, made of the same values by llama.cpp itself, for llama.cpp and drydock. The text is the
+reference manual that every Python carries (`pydoc_data.topics`).
 """
 
 import ctypes
@@ -14,6 +15,7 @@ import sys
 from pathlib import Path
 
 QUANT_TYPES = {"F32": 0, "Q4_0": 2, "Q8_0": 7, "Q4_K_M": 15}
+BF16 = 32
 
 
 def hugging_face_folder(gguf: Path, folder: Path) -> None:
@@ -29,7 +31,8 @@ def hugging_face_folder(gguf: Path, folder: Path) -> None:
     config = model.config.to_dict()
     config.pop("quantization_config", None)
     (folder / "config.json").write_text(json.dumps(config | {"architectures": ["LlamaForCausalLM"]}, indent=2))
-    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
+    tensors = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in model.state_dict().items()
+               if name != "lm_head.weight"}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -47,17 +50,20 @@ def gguf_files(source: Path, folder: Path) -> None:
     (folder / "gguf").mkdir(exist_ok=True)
     shutil.copy(folder / "model" / "tokenizer.json", folder / "gguf")
     shutil.copy(source, folder / "gguf" / "model.gguf")
-    widened = folder / "F32" / "model.gguf"
+    rounded, widened = folder / "bf16.gguf", folder / "F32" / "model.gguf"
+    quantize(source, rounded, BF16)
     for name, ftype in QUANT_TYPES.items():
         (folder / name).mkdir(exist_ok=True)
         # Both sides are to cut the text into the same tokens.
         shutil.copy(folder / "model" / "tokenizer.json", folder / name)
-        quantize(source if name == "F32" else widened, folder / name / "model.gguf", ftype)
+        quantize(rounded if name == "F32" else widened, folder / name / "model.gguf", ftype)
+    rounded.unlink()
 
 
 def main() -> None:
     gguf, folder = Path(sys.argv[1]), Path(sys.argv[2])
-    ready = folder / "ready"
+    # Not the name that it had while the folder held f32.
+    ready = folder / "ready-bf16"
     if ready.exists():
         return
     folder.mkdir(parents=True, exist_ok=True)

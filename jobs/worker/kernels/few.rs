@@ -33,7 +33,7 @@ pub(super) unsafe fn forward(weight: Weight<'_>, x: &[f32], y: Parts<'_>) {
         for index in rows {
             let row = match held {
                 Held::F32(values) => &values[index * width..(index + 1) * width],
-                Held::Bf16(_) | Held::Blocks(_) => {
+                Held::Blocks(_) => {
                     weight.row(index, &mut widened);
                     &widened
                 }

@@ -37,6 +37,7 @@ pub enum Precision {
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Values<'a> {
     F32(&'a [f32]),
+    /// Packed as they are, without a detour over f32.
     Bf16(&'a [bf16]),
     /// Of the right operand where [`takes_blocks`] says so.
     Blocks(Blocks<'a>),

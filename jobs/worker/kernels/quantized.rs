@@ -23,11 +23,14 @@ use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::OnceLock;
 
+use half::bf16;
+
 use self::dot::rows_times;
 use self::lanes::{Instructions, ROWS};
 use self::rounded::Rounded;
 use self::tile::{Form, Tile};
 pub use self::turned::Turned;
+use super::matrix::Values;
 use super::memory::{Parts, by_rows};
 use crate::blocks::BlockKind;
 
@@ -81,6 +84,15 @@ impl<'a> Blocks<'a> {
         for (row, into) in rows.zip(into.chunks_exact_mut(columns.len())) {
             self.kind.decode(&row[bytes.clone()], into);
         }
+    }
+
+    /// As the operand of a product that takes blocks. What is packed in the form that it has already, bf16, is lent in
+    /// that form where it can be: a file may begin a tensor anywhere.
+    pub(super) fn values(self) -> Values<'a> {
+        // SAFETY: any two bytes are a bf16.
+        let (before, values, after) = unsafe { self.bytes.align_to::<bf16>() };
+        let lies_right = before.is_empty() && after.is_empty() && cfg!(target_endian = "little");
+        if self.kind == BlockKind::Bf16 && lies_right { Values::Bf16(values) } else { Values::Blocks(self) }
     }
 
     /// Whether there are codes to multiply; floats have none.

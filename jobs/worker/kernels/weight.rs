@@ -3,8 +3,6 @@
 //! What a product computes with is one thing ([`Precision`]), what its weight is held in another ([`Held`]): a frozen
 //! weight may lie in memory in the form of its file and is widened on the way into a product.
 
-use half::bf16;
-
 use super::few::{self, FEW};
 pub use super::matrix::Precision;
 use super::matrix::{Matrix, MatrixMut, Values, Write, sum, summed, takes_blocks};
@@ -12,7 +10,7 @@ use super::memory::{Fresh, Parts};
 use super::quantized::Blocks;
 use crate::blocks::BlockKind;
 
-/// Values of a block at most for a product to widen columns of it where it packs them: a strip of 48 columns needs two
+/// Values of a block at most for a product to widen columns of it where it packs them: a strip of 96 columns is three
 /// blocks of this length, but of a longer one it would use a small part.
 const SHORT: usize = 32;
 
@@ -20,9 +18,7 @@ const SHORT: usize = 32;
 #[derive(Debug, Clone, Copy)]
 pub enum Held<'a> {
     F32(&'a [f32]),
-    /// Half of the memory; exact where the model's files are in bf16.
-    Bf16(&'a [bf16]),
-    /// As in a GGUF file: quantized, or floats of 16 bits.
+    /// In a file's blocks: quantized, or floats of 16 bits.
     Blocks(Blocks<'a>),
 }
 
@@ -39,12 +35,6 @@ impl<'a> Weight<'a> {
     pub fn f32(values: &'a [f32], width: usize) -> Self {
         assert!(values.len().is_multiple_of(width), "{} values in rows of {width}", values.len());
         Self { held: Held::F32(values), out: values.len() / width, width }
-    }
-
-    /// Rows of `width` values without gaps.
-    pub fn bf16(values: &'a [bf16], width: usize) -> Self {
-        assert!(values.len().is_multiple_of(width), "{} values in rows of {width}", values.len());
-        Self { held: Held::Bf16(values), out: values.len() / width, width }
     }
 
     /// The blocks of a file, row after row.
@@ -99,11 +89,10 @@ impl<'a> Weight<'a> {
             }
             // SAFETY: by this function's contract.
             (_, Precision::F32 | Precision::Int8) if few => return unsafe { few::forward(self, x, y) },
-            (Held::Blocks(blocks), _) if takes_blocks(precision) => Values::Blocks(blocks),
+            (Held::Blocks(blocks), _) if takes_blocks(precision) => blocks.values(),
             // SAFETY: by this function's contract.
             (Held::Blocks(blocks), _) => return unsafe { blocks.forward(x, self.width, adapter, y, precision) },
             (Held::F32(values), _) => Values::F32(values),
-            (Held::Bf16(values), _) => Values::Bf16(values),
         };
         let mut terms = vec![(Matrix::new(x, self.width), Matrix::of(values, self.width).t())];
         terms.extend(adapter.map(|(r, b)| {
@@ -129,10 +118,7 @@ impl<'a> Weight<'a> {
     fn add(self, dy: &[f32], adapter: Option<(&[f32], &[f32])>, dx: &mut Vec<f32>, precision: Precision) {
         let values = match self.held {
             Held::F32(values) => Values::F32(values),
-            Held::Bf16(values) => Values::Bf16(values),
-            Held::Blocks(blocks) if takes_blocks(precision) && blocks.kind.block_len() <= SHORT => {
-                Values::Blocks(blocks)
-            }
+            Held::Blocks(blocks) if takes_blocks(precision) && blocks.kind.block_len() <= SHORT => blocks.values(),
             Held::Blocks(blocks) => return blocks.backward(dy, self.width, adapter, dx, precision),
         };
         let mut terms = vec![(Matrix::new(dy, self.out), Matrix::of(values, self.width))];
@@ -146,10 +132,8 @@ impl<'a> Weight<'a> {
 
     /// Row `index` in f32.
     pub fn row(self, index: usize, into: &mut [f32]) {
-        let at = index * self.width..(index + 1) * self.width;
         match self.held {
-            Held::F32(values) => into.copy_from_slice(&values[at]),
-            Held::Bf16(values) => into.iter_mut().zip(&values[at]).for_each(|(into, value)| *into = value.to_f32()),
+            Held::F32(values) => into.copy_from_slice(&values[index * self.width..(index + 1) * self.width]),
             Held::Blocks(blocks) => blocks.row(index, into),
         }
     }

@@ -156,9 +156,7 @@ impl Decoder {
         mut attend: impl FnMut(usize, &[f32], &[f32], &[f32]) -> Vec<f32> + Send,
     ) -> candle_core::Result<Vec<f32>> {
         let arithmetic = Arithmetic { precision: self.scoring, ..Default::default() };
-        // As one of the pool's own threads: from outside, each of a layer's products would wake the pool and sleep until
-        // it is done, which for a single token takes as long as the product.
-        rayon::scope(|_| {
+        in_pool(|| {
             for (index, layer) in self.layers.iter().enumerate() {
                 x = self.lent(self.layer_group(index), |trained| {
                     let layer = layer.with(trained, arithmetic);
@@ -239,6 +237,13 @@ impl Decoder {
     pub(super) fn with_ends<R>(&self, f: impl FnOnce(&Ends<&[f32]>) -> R) -> candle_core::Result<R> {
         self.lent(Self::EMBEDDING_GROUP, |embedding| self.lent(self.last_group(), |last| f(&Ends { embedding, last })))?
     }
+}
+
+/// Calls `f` as one of the pool's own threads. From outside, each of a layer's many products would wake the pool and
+/// sleep until it is done, which for a single token takes as long as the product, and in a training step puts all threads
+/// to sleep and wakes them thousands of times.
+pub(super) fn in_pool<R: Send>(f: impl FnOnce() -> R + Send) -> R {
+    rayon::scope(|_| f())
 }
 
 fn load_layer(files: &ModelFiles, index: usize) -> Result<Layer> {

@@ -43,7 +43,7 @@ impl Parameter {
     pub fn vector<'a>(&'a self, trained: &'a [f32]) -> &'a [f32] {
         match self.matrix(trained).held {
             Held::F32(values) => values,
-            Held::Bf16(_) | Held::Blocks(_) => unreachable!("vectors are read as f32"),
+            Held::Blocks(_) => unreachable!("vectors are read as f32"),
         }
     }
 

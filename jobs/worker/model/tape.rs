@@ -7,7 +7,7 @@ use candle_core::Result;
 use drydock_spec::Recipe;
 use drydock_spec::recipe::DType;
 
-use super::decoder::Decoder;
+use super::decoder::{Decoder, in_pool};
 use super::head::Ends;
 use super::layer::{Arithmetic, Kept};
 use super::parameter::Gradients;
@@ -59,6 +59,10 @@ struct Entry {
 impl<'d> Tape<'d> {
     /// The forward pass of a batch, up to where its losses begin.
     pub fn record(decoder: &'d Decoder, batch: &'d Batch, pass: Pass) -> Result<Self> {
+        in_pool(|| Self::forward(decoder, batch, pass))
+    }
+
+    fn forward(decoder: &'d Decoder, batch: &'d Batch, pass: Pass) -> Result<Self> {
         let mut layers = Vec::with_capacity(decoder.layers.len());
         let mut stream = decoder.embed(&batch.ids)?;
         for (index, layer) in decoder.layers.iter().enumerate() {
@@ -79,8 +83,11 @@ impl<'d> Tape<'d> {
 
     /// Adds the gradients of the sum over the targets of `scales` times their losses, and returns the losses.
     pub fn backward(self, scales: &[f32], gradients: &mut Gradients) -> Result<Vec<f64>> {
+        in_pool(|| self.back(scales, gradients.groups_mut()))
+    }
+
+    fn back(self, scales: &[f32], gradients: &mut [Vec<f32>]) -> Result<Vec<f64>> {
         let Self { decoder, batch, pass, layers, stream } = self;
-        let gradients = gradients.groups_mut();
         let mut dstream = vec![0.0; stream.len()];
         let losses = decoder.with_ends(|trained| {
             let head = decoder.last.head(&decoder.embedding, trained, pass.precision);

@@ -1,9 +1,9 @@
 //! Our own matrix product for CPUs with AVX-512: both operands packed, the right one strip by strip in the cache.
 //!
 //! The plan is that of GotoBLAS (Goto and van de Geijn 2008), with the roles that suit training: the left operand (a
-//! batch's tokens) is packed once for all threads; the right one is cut into strips of 48 columns, each of which is
-//! packed by the thread that is about to use it, a block of its depth at a time, and stays in that core's cache while
-//! all rows pass by. Rounding to bf16 and widening from it, or from a file's blocks, happen in packing, so they cost no
+//! batch's tokens) is packed once for all threads; the right one is cut into strips of 96 columns, two tiles wide, each
+//! of which is packed by the thread that is about to use it, a block of its depth at a time, and stays in that core's
+//! cache while all rows pass by. Rounding to bf16 and widening from it, or from a file's blocks, happen in packing, so they cost no
 //! pass of their own.
 //!
 //! Every value of the result is summed in the order of depth, whoever computes it: the bits do not depend on the number
@@ -21,9 +21,12 @@ use super::widen::widened;
 use super::{Matrix, MatrixMut, Precision, Threads, Values, Write};
 use crate::kernels::simd::{Level, level};
 
-/// Cells of depth that a strip is packed for at a time: 144 KiB. Longer than the first-level cache would like, but each
+/// Cells of depth that a strip is packed for at a time: 288 KiB. Longer than the first-level cache would like, but each
 /// block costs a pass over the result, and that is dearer.
 const BLOCK: usize = 768;
+/// Groups of columns in a strip. Two tiles meet the rows while these are in the first-level cache, and no blocks of 32
+/// columns are cut, which would be widened twice.
+const STRIP_GROUPS: usize = 2 * GROUPS;
 /// Cells of depth for which the left operand is packed at a time, and groups of its rows: 8 MiB at most, and mostly
 /// less, so that it stays in the last cache while strip after strip meets it.
 const SPAN: usize = 2048;
@@ -45,7 +48,7 @@ pub(super) fn sum(
     let rows: Vec<Lines<'_>> = terms.iter().map(|(a, _)| a.lines()).collect();
     let cols: Vec<Lines<'_>> = terms.iter().map(|(_, b)| b.t().lines()).collect();
     let cells: usize = rows.iter().map(|lines| lines.cells(precision)).sum();
-    let strips = out.cols.div_ceil(GROUPS * GROUP);
+    let strips = out.cols.div_ceil(STRIP_GROUPS * GROUP);
     for groups in even_ranges(out.rows.div_ceil(GROUP), ROW_GROUPS) {
         let pieces = row_pieces(groups.clone(), strips, threads);
         for span in even_ranges(cells, SPAN) {
@@ -205,8 +208,8 @@ impl SpanOfProduct<'_> {
     /// One strip of columns, for some groups of rows.
     fn strip(&self, strip: usize, row_groups: Range<usize>) {
         let rows = row_groups.start * GROUP..(row_groups.end * GROUP).min(self.out.rows);
-        let first = strip * GROUPS;
-        let groups = (self.out.cols.div_ceil(GROUP) - first).min(GROUPS);
+        let first = strip * STRIP_GROUPS;
+        let groups = (self.out.cols.div_ceil(GROUP) - first).min(STRIP_GROUPS);
         STRIP.with_borrow_mut(|(packed, room)| {
             packed.resize(packed.len().max(groups * BLOCK.min(self.span.len()) * GROUP), MaybeUninit::uninit());
             for block in even_ranges(self.span.len(), BLOCK) {
@@ -215,29 +218,32 @@ impl SpanOfProduct<'_> {
                 let into = &mut packed[..groups * len];
                 pack_strip(self.cols, self.precision, first..first + groups, cells, into, room);
                 for row in rows.clone().step_by(ROWS) {
-                    let packed = Packed {
-                        rows: self.left.at(row, block.start),
-                        cols: packed.as_ptr().cast(),
-                        group_step: len,
-                        cells: block.len(),
-                    };
-                    let place = Place {
-                        first: self.out.values.get().wrapping_add(row * self.out.row_step + first * GROUP),
-                        row_step: self.out.row_step,
-                        rows: (rows.end - row).min(ROWS),
-                        cols: self.out.cols - first * GROUP,
-                        add: block.start > 0 || self.write == Write::Add,
-                    };
-                    // SAFETY: `available` has found the instructions; both operands are packed for these cells; no two
-                    // strips share a value of the result, whose bounds `MatrixMut` has checked.
-                    unsafe {
-                        match (self.precision, groups) {
-                            (Precision::F32 | Precision::Int8, 1) => tile::single::<1>(packed, place),
-                            (Precision::F32 | Precision::Int8, 2) => tile::single::<2>(packed, place),
-                            (Precision::F32 | Precision::Int8, _) => tile::single::<3>(packed, place),
-                            (Precision::Bf16, 1) => tile::pairs::<1>(packed, place),
-                            (Precision::Bf16, 2) => tile::pairs::<2>(packed, place),
-                            (Precision::Bf16, _) => tile::pairs::<3>(packed, place),
+                    for (tile, cols) in packed[..groups * len].chunks(GROUPS * len).enumerate() {
+                        let packed = Packed {
+                            rows: self.left.at(row, block.start),
+                            cols: cols.as_ptr().cast(),
+                            group_step: len,
+                            cells: block.len(),
+                        };
+                        let column = (first + tile * GROUPS) * GROUP;
+                        let place = Place {
+                            first: self.out.values.get().wrapping_add(row * self.out.row_step + column),
+                            row_step: self.out.row_step,
+                            rows: (rows.end - row).min(ROWS),
+                            cols: self.out.cols - column,
+                            add: block.start > 0 || self.write == Write::Add,
+                        };
+                        // SAFETY: `available` has found the instructions; both operands are packed for these cells; no
+                        // two strips share a value of the result, whose bounds `MatrixMut` has checked.
+                        unsafe {
+                            match (self.precision, cols.len() / len) {
+                                (Precision::F32 | Precision::Int8, 1) => tile::single::<1>(packed, place),
+                                (Precision::F32 | Precision::Int8, 2) => tile::single::<2>(packed, place),
+                                (Precision::F32 | Precision::Int8, _) => tile::single::<3>(packed, place),
+                                (Precision::Bf16, 1) => tile::pairs::<1>(packed, place),
+                                (Precision::Bf16, 2) => tile::pairs::<2>(packed, place),
+                                (Precision::Bf16, _) => tile::pairs::<3>(packed, place),
+                            }
                         }
                     }
                 }

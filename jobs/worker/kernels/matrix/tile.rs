@@ -17,6 +17,10 @@ pub(super) const GROUP: usize = 16;
 pub(super) const ROWS: usize = 8;
 /// Most groups of columns in a tile.
 pub(super) const GROUPS: usize = 3;
+/// Cells from one in use to the one of the same rows that is asked for. Rows come from the last cache, and at the begin
+/// of a tile the CPU has not yet noticed that it is to fetch them in time: without asking, a tenth of the time is
+/// waiting.
+const AHEAD: usize = 128;
 
 /// Where a tile's sums go.
 #[derive(Clone, Copy)]
@@ -70,6 +74,7 @@ macro_rules! tile {
                     let cols: [__m512i; V] =
                         std::array::from_fn(|group| _mm512_loadu_si512(cols.add(group * packed.group_step).cast()));
                     let rows = packed.rows.add(cell * GROUP);
+                    _mm_prefetch::<_MM_HINT_T0>(rows.wrapping_add(AHEAD * GROUP).cast::<i8>());
                     for (row, sums) in sums.iter_mut().enumerate() {
                         let $row = _mm512_set1_epi32(*rows.add(row) as i32);
                         for ($sum, &$col) in sums.iter_mut().zip(&cols) {

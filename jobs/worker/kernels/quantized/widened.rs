@@ -115,6 +115,23 @@ mod tests {
     }
 
     #[test]
+    fn bf16_that_begins_at_an_odd_byte_gives_the_same_products() {
+        let (out, width, tokens) = (37, 96, 9);
+        let bytes = some_blocks(BlockKind::Bf16, out, width);
+        let x = some_activations(tokens, width);
+        for shift in 0..2 {
+            let shifted = [vec![0; shift], bytes.clone()].concat();
+            let [blocks, want] = [&shifted[shift..], &bytes].map(|bytes| Weight::blocks(BlockKind::Bf16, bytes, width));
+            let y = blocks.forward(&x, Precision::F32);
+            assert_same(&y, &want.forward(&x, Precision::F32), "forward");
+            let (mut dx, mut want_dx) = (Vec::new(), Vec::new());
+            blocks.backward(&y, &mut dx, Precision::F32);
+            want.backward(&y, &mut want_dx, Precision::F32);
+            assert_same(&dx, &want_dx, "backward");
+        }
+    }
+
+    #[test]
     fn products_are_those_of_the_widened_matrix() {
         for kind in KINDS.into_iter().chain([BlockKind::F16, BlockKind::Bf16]) {
             // The middle one has several tiles, forward and backward; the last is for a few tokens.
