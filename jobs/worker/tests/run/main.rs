@@ -5,6 +5,7 @@
 mod preferences;
 mod resume;
 mod scene;
+mod template;
 #[path = "../fixture/tiny.rs"]
 mod tiny;
 mod trouble;
