@@ -9,7 +9,7 @@ target := $(or $(CARGO_TARGET_DIR),target)
 host = $(shell rustc -vV | sed -n 's/^host: //p')
 export DRYDOCK_TARGET := $(target)
 
-.PHONY: help demo test check build worker image engine interop bench conformance clean
+.PHONY: help demo test check build worker image engine interop bench conformance fuzz clean
 
 help: ## List the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -45,6 +45,12 @@ bench: compiler venv ## Measure the worker beside PyTorch, PEFT, Transformers an
 
 conformance: compiler venv ## Run the MCP conformance suite
 	@tests/conformance/run.sh
+
+fuzz: compiler ## Fuzz what reads other people's files: TARGET=gguf SECONDS=300; the targets are in jobs/worker/fuzz
+	@cp Cargo.lock jobs/worker/fuzz/Cargo.lock
+	cd jobs/worker/fuzz && mkdir -p corpus/$(or $(TARGET),gguf) && \
+		cargo run --release --quiet --bin $(or $(TARGET),gguf) -- corpus/$(or $(TARGET),gguf) seeds/$(or $(TARGET),gguf) \
+		-max_total_time=$(or $(SECONDS),300) -rss_limit_mb=2048 -max_len=8192 -artifact_prefix=corpus/$(or $(TARGET),gguf)-
 
 clean: ## Remove what was built, and the demo's state
 	cargo clean

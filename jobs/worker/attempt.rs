@@ -11,7 +11,7 @@ use drydock_spec::{AttemptSpec, Failure, FailureKind, JobSpec, Report};
 use crate::ending::{Ending, Result};
 use crate::kernels::simd;
 use crate::report::Reporter;
-use crate::{evaluate, finetune, preview, quantize, stop, train};
+use crate::{evaluate, finetune, foreign, preview, quantize, stop, train};
 
 /// What is to be done with a spec.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +38,7 @@ pub fn carry_out(attempt: AttemptSpec, purpose: Purpose) -> anyhow::Result<i32> 
         .with_context(|| format!("cannot append to the events file {}", attempt.events.display()))?;
     let reporter = Arc::new(reporter);
     report_panics(reporter.clone());
+    report_excess(reporter.clone());
     stop::listen();
     start_threads(attempt.threads)?;
     reporter.report(Report::Started(Started {
@@ -93,20 +94,32 @@ fn last_report(result: Result<Finished>, reporter: &Reporter) -> i32 {
     }
 }
 
-/// A panic on any thread becomes a report with the place where it happened.
+/// A panic on any thread becomes a report with the place where it happened, unless somebody is there to catch it.
 fn report_panics(reporter: Arc<Reporter>) {
     let default = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
+        // The error will say what the panic says; and a backtrace takes memory, of which there may be little left.
+        if foreign::is_contained() {
+            return;
+        }
         let failure = Failure::new(FailureKind::Crashed, format!("the worker panicked: {panic}"));
         reporter.report(Report::Failed(failure.at(reporter.current_stage())));
         default(panic);
     }));
 }
 
-/// Starts the threads that the kernels compute with.
+/// What takes more than its ration is the last thing that is reported.
+fn report_excess(reporter: Arc<Reporter>) {
+    foreign::set_last_words(move |failure| {
+        reporter.report(Report::Failed(failure.at(reporter.current_stage())));
+    });
+}
+
+/// Starts the threads that the kernels compute with, and that rows are rendered on.
 pub fn start_threads(count: u32) -> anyhow::Result<()> {
     let threads = usize::try_from(count.max(1)).context("the spec's `threads`")?;
-    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("cannot start threads")
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).stack_size(STACK_BYTES);
+    pool.build_global().context("cannot start threads")
 }
 
 #[cfg(test)]

@@ -69,6 +69,7 @@ pub fn prepare(
         reporter.warn(code, message);
     }
     let held_out = eval.as_ref().map(|eval: &Examples| lessons(&eval.examples)).transpose()?;
+    held_out.iter().try_for_each(|held_out| held_out.check(max_length))?;
     let split = split(trained, held_out, spec.test_size, spec.recipe.seed)?;
     let (format, rows) = (train.format, train.examples.len());
     Ok(Prepared { format, rows, tokenized: rows.min(cap), chat, split, renderer, max_length })

@@ -8,6 +8,7 @@ pub mod data;
 pub mod ending;
 pub mod evaluate;
 pub mod finetune;
+pub mod foreign;
 pub mod generate;
 pub mod gguf;
 pub mod kernels;

@@ -85,7 +85,7 @@ impl ModelFiles {
             Weights::Start { .. } => return failed(FailureKind::BadModel, "a model at its start has no tokenizer"),
         };
         text.end_with(&self.config.eos);
-        text.limit(self.config.vocabulary);
+        text.fit(self.config.vocabulary)?;
         Ok(text)
     }
 

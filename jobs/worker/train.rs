@@ -35,7 +35,8 @@ const MODEL: &str = "from nothing";
 pub fn train(attempt: &AttemptSpec, spec: &TrainSpec, reporter: &Reporter) -> Result<Finished> {
     reporter.stage(Stage::Tokenize);
     let texts = Texts::read(&attempt.inputs, spec)?;
-    let text = tokenizer_of(attempt, spec, &texts)?;
+    let mut text = tokenizer_of(attempt, spec, &texts)?;
+    text.fit(text.vocabulary())?;
     let rows = texts.learnable(&text, spec, reporter)?;
     reporter.report(Report::Dataset(rows.report.clone()));
 

@@ -27,7 +27,7 @@ use drydock_spec::{Failure, FailureKind, Recipe, Report};
 use serde::Serialize;
 
 use crate::data::lesson::Lesson;
-use crate::ending::{Ending, OrFail, Result, write_failed};
+use crate::ending::{Ending, OrFail, Result, failed, write_failed};
 use crate::kernels::read;
 use crate::model::decoder::Decoder;
 use crate::model::parameter::Trainable;
@@ -148,6 +148,14 @@ impl<'a> Trainer<'a> {
     pub fn go_on_from(&mut self, folder: &Path) -> Result<()> {
         let Checkpoint { state, values, moments, best, reference } =
             checkpoint::read(folder, &self.course.origin, self.course.trainables)?;
+        for (material, reference) in [&self.train, &self.held_out].into_iter().zip(&reference) {
+            let wanted = if self.course.aim.needs_reference() { material.lessons.len() } else { 0 };
+            if reference.len() != wanted {
+                let message =
+                    format!("the checkpoint knows the reference of {} rows, not of {wanted}", reference.len());
+                return failed(FailureKind::ContractBroken, message);
+            }
+        }
         self.set_values(values)?;
         let steps = i32::try_from(state.steps).or_fail(FailureKind::ContractBroken, "the checkpoint's steps")?;
         self.stepper.optimizer.go_on(moments, steps);

@@ -1,7 +1,13 @@
 //! A dataset's files, read into examples.
+//!
+//! Nobody has looked at them before: no row, and no file that has to be held in one piece, is longer than a limit, and
+//! what is longer is told before it is in memory.
 
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
+use drydock_spec::Failure;
 use drydock_spec::FailureKind::BadDataset;
 use drydock_spec::dataset::{Columns, Example, Format, squad};
 use serde_json::Value;
@@ -29,9 +35,24 @@ pub struct Examples {
 /// Characters around a mistake that are shown.
 const CONTEXT_CHARS: usize = 60;
 
+/// What is read into memory in one piece, in MiB. A row becomes several times its size in tokens before it is cut.
+#[derive(Clone, Copy)]
+struct Limits {
+    /// A line of a `.jsonl` file.
+    line: u64,
+    /// A `.json` or a `.txt` file.
+    file: u64,
+}
+
+const LIMITS: Limits = Limits { line: 32, file: 512 };
+
 /// Reads every `.jsonl`, `.json` and `.txt` file of the folder in the order of their names. A `.jsonl` holds a row a
 /// line; a `.json` holds a list of rows, or a document in SQuAD's form; a `.txt` is one text.
 pub fn read(folder: &Path, columns: &Columns) -> Result<Examples> {
+    read_within(LIMITS, folder, columns)
+}
+
+fn read_within(limits: Limits, folder: &Path, columns: &Columns) -> Result<Examples> {
     let mut paths = Vec::new();
     for entry in std::fs::read_dir(folder).or_fail(BadDataset, "cannot read the dataset folder")? {
         paths.push(entry.or_fail(BadDataset, "cannot read the dataset folder")?.path());
@@ -40,17 +61,13 @@ pub fn read(folder: &Path, columns: &Columns) -> Result<Examples> {
     let mut all = Examples { format: Format::Messages, examples: Vec::new() };
     for path in paths {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let read_file: fn(&str, &str, &Columns) -> Result<Examples> =
-            match path.extension().and_then(|extension| extension.to_str()) {
-                Some("jsonl") => lines,
-                Some("json") => document,
-                Some("txt") => plain_text,
-                _ => continue,
-            };
-        let bytes = std::fs::read(&path).or_fail(BadDataset, format_args!("cannot read {name}"))?;
-        let text = String::from_utf8(bytes).map_err(|error| error.utf8_error());
-        let text = text.or_fail(BadDataset, format_args!("{name} is not UTF-8"))?;
-        let file = read_file(&name, text.trim_start_matches('\u{feff}'), columns)?;
+        let open = || File::open(&path).or_fail(BadDataset, format_args!("cannot read {name}"));
+        let file = match path.extension().and_then(|extension| extension.to_str()) {
+            Some("jsonl") => lines(&name, BufReader::new(open()?), limits.line, columns)?,
+            Some("json") => document(&name, &whole(&name, open()?, limits.file)?, columns)?,
+            Some("txt") => plain_text(&name, whole(&name, open()?, limits.file)?),
+            _ => continue,
+        };
         if all.examples.is_empty() {
             all.format = file.format;
         }
@@ -62,32 +79,63 @@ pub fn read(folder: &Path, columns: &Columns) -> Result<Examples> {
     Ok(all)
 }
 
-/// One text; an empty file is passed over.
-fn plain_text(name: &str, text: &str, _columns: &Columns) -> Result<Examples> {
-    let example = || Placed { example: Example::Text(text.to_owned()), accepted: Vec::new(), place: name.to_owned() };
-    let examples = if text.trim().is_empty() { Vec::new() } else { vec![example()] };
-    Ok(Examples { format: Format::Text, examples })
+/// A file's text, without the mark that some editors put before it.
+fn whole(name: &str, file: File, limit: u64) -> Result<String> {
+    let mut bytes = Vec::new();
+    let read = file.take((limit << 20) + 1).read_to_end(&mut bytes);
+    read.or_fail(BadDataset, format_args!("cannot read {name}"))?;
+    if bytes.len() as u64 > limit << 20 {
+        let message = format!("{name} is longer than {limit} MiB; one text or document may be as long as that");
+        let hint = "split the file, or write a row a line into a .jsonl file";
+        return Err(Failure::new(BadDataset, message).with_hint(hint).into());
+    }
+    let text = String::from_utf8(bytes).map_err(|error| error.utf8_error());
+    let mut text = text.or_fail(BadDataset, format_args!("{name} is not UTF-8"))?;
+    if text.starts_with(MARK) {
+        text.drain(..MARK.len_utf8());
+    }
+    Ok(text)
 }
 
-/// A row a line; empty lines are passed over.
-fn lines(name: &str, text: &str, columns: &Columns) -> Result<Examples> {
+/// What some editors put before a text.
+const MARK: char = '\u{feff}';
+
+/// One text; an empty file is passed over.
+fn plain_text(name: &str, text: String) -> Examples {
+    let is_empty = text.trim().is_empty();
+    let placed = Placed { example: Example::Text(text), accepted: Vec::new(), place: name.to_owned() };
+    Examples { format: Format::Text, examples: if is_empty { Vec::new() } else { vec![placed] } }
+}
+
+/// A row a line, of at most `limit` MiB; empty lines are passed over.
+pub fn lines(name: &str, mut file: impl BufRead, limit: u64, columns: &Columns) -> Result<Examples> {
     let mut format = None;
     let mut examples = Vec::new();
-    let mut offset = 0;
-    for (index, line) in text.split_inclusive('\n').enumerate() {
-        let start = offset;
-        offset += line.len();
+    let (mut bytes, mut start) = (Vec::new(), 0);
+    for number in 1u64.. {
+        start += bytes.len();
+        bytes.clear();
+        let place = || format!("{name}, line {number}");
+        let read = file.by_ref().take((limit << 20) + 1).read_until(b'\n', &mut bytes);
+        if read.or_fail(BadDataset, format_args!("cannot read {name}"))? == 0 {
+            break;
+        }
+        if bytes.len() as u64 > limit << 20 {
+            let message =
+                format!("{} (byte {start}) is longer than {limit} MiB, which is more than a row may have", place());
+            return Err(Failure::new(BadDataset, message).with_hint("split the row, or leave it out").into());
+        }
+        let line = str::from_utf8(&bytes).or_fail(BadDataset, format_args!("{} is not UTF-8", place()))?;
+        // The mark is no space to JSON.
+        let line = if number == 1 { line.trim_start_matches(MARK) } else { line };
         if line.trim().is_empty() {
             continue;
         }
-        let place = || format!("{name}, line {}", index + 1);
+        let start = start + (bytes.len() - line.len());
         let row: Value = serde_json::from_str(line).map_err(|error| {
             let column = error.column().saturating_sub(1);
             let (byte, near) = (start + column, excerpt(line, column));
-            drydock_spec::Failure::new(
-                BadDataset,
-                format!("{} (byte {byte}): {}; near `{near}`", place(), bare(&error)),
-            )
+            Failure::new(BadDataset, format!("{} (byte {byte}): {}; near `{near}`", place(), bare(&error)))
         })?;
         let format = match format {
             Some(format) => format,
@@ -95,7 +143,7 @@ fn lines(name: &str, text: &str, columns: &Columns) -> Result<Examples> {
         };
         let example = columns.example(format, &row).map_err(|error| {
             let message = format!("{} (byte {start}): {error}; near `{}`", place(), excerpt(line, 0));
-            drydock_spec::Failure::new(BadDataset, message)
+            Failure::new(BadDataset, message)
         })?;
         examples.push(Placed { example, accepted: Vec::new(), place: place() });
     }
@@ -110,12 +158,12 @@ fn form(columns: &Columns, row: &Value, place: &str) -> Result<Format> {
 }
 
 /// A list of rows, or SQuAD's document.
-fn document(name: &str, text: &str, columns: &Columns) -> Result<Examples> {
+pub fn document(name: &str, text: &str, columns: &Columns) -> Result<Examples> {
     let document: Value = serde_json::from_str(text).map_err(|error| {
         let line_start: usize = text.split_inclusive('\n').take(error.line().saturating_sub(1)).map(str::len).sum();
         let byte = line_start + error.column().saturating_sub(1);
         let message = format!("{name} (byte {byte}): {}; near `{}`", bare(&error), excerpt(text, byte));
-        drydock_spec::Failure::new(BadDataset, message)
+        Failure::new(BadDataset, message)
     })?;
     let Value::Array(rows) = &document else {
         if columns.detect(&document).or_fail(BadDataset, name)? != Format::Squad {
@@ -140,7 +188,7 @@ fn document(name: &str, text: &str, columns: &Columns) -> Result<Examples> {
         };
         let example = columns.example(format, row).map_err(|error| {
             let near = row.to_string();
-            drydock_spec::Failure::new(BadDataset, format!("{place}: {error}; near `{}`", excerpt(&near, 0)))
+            Failure::new(BadDataset, format!("{place}: {error}; near `{}`", excerpt(&near, 0)))
         })?;
         examples.push(Placed { example, accepted: Vec::new(), place });
     }
@@ -211,6 +259,48 @@ mod tests {
         );
         let cut = message(&[("a.json", "[{\"text\": \"1\"},\n{\"text\"")]);
         assert!(cut.starts_with("a.json (byte 22): EOF while parsing"), "{cut}");
+    }
+
+    #[test]
+    fn what_is_too_long_is_told_without_being_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let refused = |name: &str, before: &str| {
+            // Ten GiB of zeros that take no room on the disk: nobody could wait until they are read.
+            let path = folder.path().join(name);
+            std::fs::write(&path, before).unwrap();
+            File::options().write(true).open(&path).unwrap().set_len(10 << 30).unwrap();
+            let limits = Limits { line: 1, file: 2 };
+            let Err(Ending::Failed(failure)) = read_within(limits, folder.path(), &Columns::default()) else {
+                panic!()
+            };
+            std::fs::remove_file(path).unwrap();
+            assert_eq!(failure.kind, BadDataset);
+            (failure.message, failure.hint)
+        };
+        let (line, hint) = refused("a.jsonl", "{\"text\": \"1\"}\n{\"text\": \"");
+        assert_eq!(line, "a.jsonl, line 2 (byte 14) is longer than 1 MiB, which is more than a row may have");
+        assert_eq!(hint, "split the row, or leave it out");
+        for name in ["a.json", "a.txt"] {
+            let (file, hint) = refused(name, "[");
+            assert!(file.starts_with(&format!("{name} is longer than 2 MiB")), "{file}");
+            assert!(hint.starts_with("split the file"), "{hint}");
+        }
+    }
+
+    #[test]
+    fn what_is_nested_without_end_is_a_bad_line() {
+        let deep = format!("{{\"text\": {}", "[".repeat(1_000_000));
+        let nested = message(&[("a.jsonl", &deep)]);
+        assert!(nested.starts_with("a.jsonl, line 1 (byte 135): recursion limit exceeded"), "{nested}");
+        assert!(message(&[("a.json", &deep)]).starts_with("a.json (byte 135): recursion limit exceeded"));
+    }
+
+    #[test]
+    fn a_line_that_is_no_text_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("a.jsonl"), b"{\"text\": \"1\"}\n\xff\n").unwrap();
+        let Err(Ending::Failed(failure)) = read(folder.path(), &Columns::default()) else { panic!("it was read") };
+        assert!(failure.message.starts_with("a.jsonl, line 2 is not UTF-8"), "{}", failure.message);
     }
 
     #[test]

@@ -127,8 +127,9 @@ impl Renderer {
         let mut learnt: Vec<Range<usize>> = Vec::new();
         for (index, message) in messages.iter().enumerate().filter(|(_, message)| message.role == Role::Assistant) {
             let searched = learnt.last().map_or(0, |range| range.end);
+            let silent = message.content.trim().is_empty();
             let range = match self.turn_by_prefixes(messages, index, &text) {
-                Some(range) if range.start >= searched => range,
+                Some(range) if range.start >= searched && (silent || !range.is_empty()) => range,
                 _ => self.turn_by_content(&message.content, &text, searched).ok_or_else(|| {
                     let shown: String = message.content.chars().take(60).collect();
                     format!("the chat template does not show the assistant's turn {} (`{shown}`)", index + 1)

@@ -251,7 +251,7 @@ impl Lessons {
         odd
     }
 
-    /// Refuses a dataset of which no row is left, and says why.
+    /// Refuses a dataset of which no row is left, and says why: without rows nothing is learnt, or measured.
     pub fn check(&self, max_length: usize) -> Result<()> {
         if !self.lessons.is_empty() {
             return Ok(());

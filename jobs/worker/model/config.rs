@@ -138,6 +138,10 @@ impl Config {
             };
             return failed(FailureKind::BadModel, message);
         }
+        // A row of one token has nothing to predict, and no window could slide over a longer one.
+        if self.max_positions < 2 {
+            return failed(FailureKind::BadModel, "the model's configuration has 1 positions; at least 2 are needed");
+        }
         if !query.is_multiple_of(key_value) || !dim.is_multiple_of(2) {
             let message = format!("{query} attention heads of {dim} values do not fit {key_value} key-value heads");
             return failed(FailureKind::BadModel, message);

@@ -76,6 +76,10 @@ impl Shards {
         let map = unsafe { Mmap::map(&file) }.or_fail(BadModel, format_args!("cannot map {}", name(&path)))?;
         for (tensor, place) in shard::places(&map).or_fail(BadModel, name(&path))? {
             let what = format!("{}: tensor `{tensor}`", name(&path));
+            // The format knows such tensors, but no model has a use for one.
+            if place.shape.contains(&0) {
+                return failed(BadModel, format!("{what} is {:?}, and holds nothing", place.shape));
+            }
             if self.tensors.insert(tensor, (self.files.len(), place)).is_some() {
                 return failed(BadModel, format!("{what} is in another file of the folder as well"));
             }
@@ -202,6 +206,18 @@ mod tests {
         assert!(message(Shards::open(folder.path())).contains("a header of 18446744073709551615 bytes"));
         std::fs::remove_file(&path).unwrap();
         assert!(message(Shards::open(folder.path())).contains("neither a .gguf nor any .safetensors"));
+    }
+
+    #[test]
+    fn a_tensor_without_values_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        for shape in [(0, 2), (2, 0)] {
+            let nothing = Tensor::zeros(shape, DType::BF16, &Device::Cpu).unwrap();
+            let path = folder.path().join("model.safetensors");
+            candle_core::safetensors::save(&HashMap::from([("x".to_string(), nothing)]), path).unwrap();
+            let refused = message(Shards::open(folder.path()));
+            assert!(refused.starts_with("model.safetensors: tensor `x` is [") && refused.ends_with("holds nothing"));
+        }
     }
 
     #[test]

@@ -1,23 +1,24 @@
 //! Adapters: which projections have one, what it starts from, and how PEFT writes it down.
 
+mod config;
+
 use std::ops::Range;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use drydock_spec::FailureKind::{BadModel, UnsupportedModel};
 use drydock_spec::finetune::TargetModule;
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use super::decoder::Decoder;
 use super::fused;
 use super::hf::{Shards, read_json};
 use super::layer::{Adapter, Projection, RowLengths};
 use super::parameter::{Group, Trainable};
-use crate::ending::{OrFail, Result, failed};
+use crate::ending::{Result, failed};
 use crate::kernels::dora::{row_norms, row_squares};
 use crate::kernels::linear::Lora;
 use crate::random::Chance;
+pub use config::AdapterConfig;
 
 /// What all adapters of a model share.
 #[derive(Debug, Clone, PartialEq)]
@@ -175,93 +176,6 @@ fn within(place: &Range<usize>, rows: &Range<usize>, width: usize) -> Range<usiz
     place.start + rows.start * width..place.start + rows.end * width
 }
 
-/// `adapter_config.json`, as PEFT reads it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct AdapterConfig {
-    pub peft_type: String,
-    #[serde(default)]
-    pub task_type: Option<String>,
-    pub base_model_name_or_path: Option<String>,
-    pub r: usize,
-    pub lora_alpha: serde_json::Number,
-    #[serde(default)]
-    pub lora_dropout: f32,
-    #[serde(default)]
-    pub use_dora: bool,
-    pub target_modules: Vec<String>,
-    pub bias: String,
-    pub fan_in_fan_out: bool,
-    pub inference_mode: bool,
-}
-
-/// Options of PEFT that would change an adapter's arithmetic in ways that are not known here.
-const UNKNOWN_OPTIONS: [&str; 7] = [
-    "use_rslora",
-    "rank_pattern",
-    "alpha_pattern",
-    "modules_to_save",
-    "lora_bias",
-    "fan_in_fan_out",
-    "trainable_token_indices",
-];
-
-impl AdapterConfig {
-    pub fn new(shape: &LoraShape, model_name: &str) -> Self {
-        Self {
-            peft_type: "LORA".into(),
-            task_type: Some("CAUSAL_LM".into()),
-            base_model_name_or_path: Some(model_name.into()),
-            r: shape.rank,
-            // PEFT's own type is a whole number; a fraction is written only where there is one.
-            lora_alpha: if shape.alpha.fract() == 0.0 {
-                (shape.alpha as u64).into()
-            } else {
-                serde_json::Number::from_f64(shape.alpha).unwrap_or(1.into())
-            },
-            lora_dropout: shape.dropout,
-            use_dora: shape.dora,
-            target_modules: shape.targets.clone(),
-            bias: "none".into(),
-            fan_in_fan_out: false,
-            inference_mode: true,
-        }
-    }
-
-    /// Of somebody's adapter; refused where it is not understood in full.
-    fn parse(json: &Value) -> Result<Self> {
-        let kind = json.get("peft_type").and_then(Value::as_str).unwrap_or("(none)");
-        if kind != "LORA" {
-            return failed(UnsupportedModel, format!("the adapter's peft_type is `{kind}`; `LORA` is known"));
-        }
-        let set = |value: &Value| match value {
-            Value::Null | Value::Bool(false) => false,
-            Value::Array(items) => !items.is_empty(),
-            Value::Object(fields) => !fields.is_empty(),
-            _ => true,
-        };
-        if let Some(option) = UNKNOWN_OPTIONS.into_iter().find(|option| json.get(option).is_some_and(set)) {
-            let message = format!("the adapter was made with {option} = {}, which is not known here", json[option]);
-            return failed(UnsupportedModel, message);
-        }
-        let config: Self = serde_json::from_value(json.clone()).or_fail(BadModel, "adapter_config.json")?;
-        if config.bias != "none" || config.r == 0 {
-            let message = format!("the adapter's bias is `{}` and its r {}", config.bias, config.r);
-            return failed(UnsupportedModel, format!("{message}; known are `none` and from 1 on"));
-        }
-        Ok(config)
-    }
-
-    pub fn shape(&self) -> LoraShape {
-        LoraShape {
-            rank: self.r,
-            alpha: self.lora_alpha.as_f64().unwrap_or(1.0),
-            dropout: self.lora_dropout,
-            dora: self.use_dora,
-            targets: self.target_modules.clone(),
-        }
-    }
-}
-
 /// An adapter in PEFT's form, opened but not read.
 pub struct SavedAdapter {
     pub shape: LoraShape,
@@ -300,7 +214,6 @@ impl SavedAdapter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ending::Ending;
     use crate::model::names::projection_name;
 
     fn shape() -> LoraShape {
@@ -320,22 +233,5 @@ mod tests {
         assert!(targets(0, TargetModule::QProj) && targets(7, TargetModule::QProj));
         assert!(targets(1, TargetModule::UpProj) && !targets(11, TargetModule::UpProj));
         assert!(!LoraShape { targets: vec!["proj".into()], ..shape() }.targets("model.layers.0.self_attn.q_proj"));
-    }
-
-    #[test]
-    fn a_whole_alpha_is_written_as_a_whole_number() {
-        let json = serde_json::to_value(AdapterConfig::new(&shape(), "m")).unwrap();
-        assert_eq!(json["lora_alpha"].to_string(), "16");
-        assert_eq!(json["target_modules"][0], "q_proj");
-        assert_eq!(AdapterConfig::parse(&json).unwrap().shape(), shape());
-    }
-
-    #[test]
-    fn an_adapter_that_is_not_understood_is_refused() {
-        let mut json = serde_json::to_value(AdapterConfig::new(&shape(), "m")).unwrap();
-        json["use_rslora"] = true.into();
-        let Err(Ending::Failed(failure)) = AdapterConfig::parse(&json) else { panic!("it was taken") };
-        assert_eq!(failure.kind, UnsupportedModel);
-        assert_eq!(failure.message, "the adapter was made with use_rslora = true, which is not known here");
     }
 }

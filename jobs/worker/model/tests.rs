@@ -195,6 +195,9 @@ fn a_text_with_a_token_that_the_model_has_no_row_for_is_refused() {
     larger["added_tokens"][0]["id"] = VOCABULARY.into();
     larger["model"]["vocab"] = json!({"a": 0, "b": 1, "ab": 3, "<s>": VOCABULARY});
     fs::write(folder.path().join("tokenizer.json"), larger.to_string()).unwrap();
+    let unending = format!("{:?}", ModelFiles::open(folder.path()).unwrap().text().map(|_| ()));
+    assert!(unending.contains("texts end with the token 8; the model's vocabulary has 8"), "{unending}");
+    fs::write(folder.path().join("tokenizer_config.json"), "{}").unwrap();
     let text = ModelFiles::open(folder.path()).unwrap().text().unwrap();
     assert_eq!(text.encode("ab", true).unwrap().ids, [3]);
     let refused = format!("{:?}", text.encode("ab<s>", true).map(|_| ()));

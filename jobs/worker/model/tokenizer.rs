@@ -12,7 +12,8 @@ use tokenizers::Tokenizer;
 
 use super::config::OneOrMany;
 use super::hf::{read_json, read_text};
-use crate::ending::{OrFail, Result, failed};
+use crate::ending::{OrFail, Result};
+use crate::foreign;
 
 /// Tokens that end a turn of a chat, by the names that models of the known architectures give them.
 pub const ENDS_OF_TURNS: [&str; 4] = ["<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>"];
@@ -67,12 +68,18 @@ impl Text {
     }
 
     /// From the contents of `tokenizer.json` and `tokenizer_config.json`.
-    pub(crate) fn new(json: String, mut config: Map<String, Value>, chat_template: Option<String>) -> Result<Self> {
+    pub fn new(json: String, mut config: Map<String, Value>, chat_template: Option<String>) -> Result<Self> {
         let mut tokenizer = parsed(&json)?;
         // Some files carry the cutting and padding of the day they were saved; rows are cut here, and never padded.
         tokenizer.with_truncation(None).or_fail(BadModel, "tokenizer.json")?;
         tokenizer.with_padding(None);
         let [bos, eos, pad] = ["bos_token", "eos_token", "pad_token"].map(|name| special(&config, name));
+        // As a text of several tokens it would be taught, and never be met.
+        for (name, token) in [("bos_token", &bos), ("eos_token", &eos)] {
+            if let Some(token) = token.as_ref().filter(|token| tokenizer.token_to_id(token).is_none()) {
+                return misfit(format!("tokenizer_config.json has the {name} `{token}`, which tokenizer.json lacks"));
+            }
+        }
         framing::frame(&mut tokenizer, &config, bos.as_deref(), eos.as_deref())?;
         config.entry("tokenizer_class").or_insert_with(|| "PreTrainedTokenizerFast".into());
         if let Some(template) = &chat_template {
@@ -98,9 +105,16 @@ impl Text {
     }
 
     /// Refuses texts from now on that have a token without a row in the model's embedding. That such tokens exist is no
-    /// fault yet: the tokenizer of a family often knows tokens that its smaller models lack.
-    pub(super) fn limit(&mut self, rows: usize) {
+    /// fault yet: the tokenizer of a family often knows tokens that its smaller models lack. But one of those that end
+    /// texts must be there, if there are any.
+    pub fn fit(&mut self, rows: usize) -> Result<()> {
         self.rows = rows;
+        match self.stops.first() {
+            Some(stop) if self.stops.iter().all(|stop| *stop as usize >= rows) => {
+                misfit(format!("texts end with the token {stop}; the model's vocabulary has {rows}"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Adds tokens that end an answer.
@@ -123,22 +137,24 @@ impl Text {
         }
     }
 
-    /// Tokens that there are, special ones included.
+    /// Rows that an embedding for all tokens needs, special ones included: between two of them there may be numbers
+    /// that are none.
     pub fn vocabulary(&self) -> usize {
-        self.tokenizer.get_vocab_size(true)
+        self.tokenizer.get_vocab(true).into_values().max().map_or(0, |last| last as usize + 1)
     }
 
     /// The tokens of a text. `special`: with the beginning (and end) that the tokenizer adds by itself, but never with
     /// two where the text has its own.
     pub fn encode(&self, text: &str, special: bool) -> Result<Tokens> {
-        let encoding = self.tokenizer.encode(text, special).or_fail(BadModel, "the tokenizer refuses a text")?;
+        const REFUSED: &str = "the tokenizer refuses a text";
+        let encoding = foreign::contained(|| self.tokenizer.encode(text, special)).or_fail(BadModel, REFUSED)?;
+        let encoding = encoding.or_fail(BadModel, REFUSED)?;
         let mut ids = encoding.get_ids().to_vec();
         if let Some(at) = ids.iter().position(|id| *id as usize >= self.rows) {
             let (token, id, rows) = (&encoding.get_tokens()[at], ids[at], self.rows);
-            let message =
-                format!("the tokenizer makes token {id}, `{token}`, of a text; the model's vocabulary has {rows}");
-            let failure = drydock_spec::Failure::new(BadModel, message);
-            return Err(failure.with_hint("take the tokenizer files that belong to the model").into());
+            return misfit(format!(
+                "the tokenizer makes token {id}, `{token}`, of a text; the model's vocabulary has {rows}"
+            ));
         }
         let mut starts: Vec<usize> = encoding.get_offsets().iter().map(|offsets| offsets.0).collect();
         let id = |token: &Option<String>| token.as_deref().and_then(|token| self.tokenizer.token_to_id(token));
@@ -167,7 +183,9 @@ impl Text {
     }
 
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        self.tokenizer.decode(ids, skip_special).or_fail(BadModel, "the tokenizer cannot write its own tokens")
+        const REFUSED: &str = "the tokenizer cannot write its own tokens";
+        let text = foreign::contained(|| self.tokenizer.decode(ids, skip_special)).or_fail(BadModel, REFUSED)?;
+        text.or_fail(BadModel, REFUSED)
     }
 
     /// The token that begins a text.
@@ -201,10 +219,14 @@ impl Text {
 /// panic in there is the file's fault, and leaves nothing behind but the file's text.
 fn parsed(json: &str) -> Result<Tokenizer> {
     serde_json::from_str::<serde::de::IgnoredAny>(json).or_fail(BadModel, "tokenizer.json")?;
-    match std::panic::catch_unwind(|| json.parse::<Tokenizer>()) {
-        Ok(tokenizer) => tokenizer.or_fail(BadModel, "tokenizer.json"),
-        Err(_) => failed(BadModel, "tokenizer.json describes no tokenizer that can be made"),
-    }
+    let tokenizer = foreign::contained(|| json.parse::<Tokenizer>()).or_fail(BadModel, "tokenizer.json")?;
+    tokenizer.or_fail(BadModel, "tokenizer.json")
+}
+
+/// Files that do not belong together.
+fn misfit<T>(message: String) -> Result<T> {
+    let failure = drydock_spec::Failure::new(BadModel, message);
+    Err(failure.with_hint("take the tokenizer files that belong to the model").into())
 }
 
 /// A special token's text: written as it is, or as an object with `content`.
@@ -248,6 +270,30 @@ mod tests {
         assert!(refused().starts_with("cannot read chat_template.jinja"), "{}", refused());
         std::fs::File::create(&template).unwrap().set_len((256 << 20) + 1).unwrap();
         assert!(refused().contains("chat_template.jinja is longer than 256 MiB"), "{}", refused());
+    }
+
+    #[test]
+    fn a_tokenizer_that_its_crate_cannot_bear_is_the_files_fault() {
+        let whole: Value = serde_json::from_str(&parts("smollm").build().unwrap().tokenizer_json).unwrap();
+        let message = |json: String| match Text::new(json, Map::new(), None) {
+            Err(Ending::Failed(failure)) if failure.kind == BadModel => failure.message,
+            _ => panic!("it was taken"),
+        };
+        let json = whole.to_string();
+        assert!(message(json[..json.len() / 2].to_owned()).starts_with("tokenizer.json: EOF while parsing"));
+        let mut named = Map::new();
+        named.insert("eos_token".into(), "</end>".into());
+        let Err(Ending::Failed(failure)) = Text::new(json, named, None) else { panic!("it was taken") };
+        assert_eq!(failure.message, "tokenizer_config.json has the eos_token `</end>`, which tokenizer.json lacks");
+        assert_eq!(failure.hint, "take the tokenizer files that belong to the model");
+    }
+
+    #[test]
+    fn numbers_that_no_token_has_need_a_row_all_the_same() {
+        let mut json: Value = serde_json::from_str(&parts("gpt-2").build().unwrap().tokenizer_json).unwrap();
+        assert_eq!(Text::new(json.to_string(), Map::new(), None).unwrap().vocabulary(), 9);
+        json["model"]["vocab"]["c"] = 40.into();
+        assert_eq!(Text::new(json.to_string(), Map::new(), None).unwrap().vocabulary(), 41);
     }
 
     #[test]

@@ -366,6 +366,35 @@ fn what_cannot_be_measured_is_told() {
 }
 
 #[test]
+fn rows_that_answer_nothing_are_told_by_their_place() {
+    let turns = |answer: &str| json!([{"role": "user", "content": "q"}, {"role": "assistant", "content": answer}]);
+    let choice = |choices: Value, answer: Value| json!({"question": "q", "choices": choices, "answer": answer});
+    for (options, row, told) in [
+        (json!({}), choice(json!(["a", "b"]), json!(2)), "column `answer` holds 2, which is none of the 2 choices"),
+        (json!({}), choice(json!(["a", "b"]), json!(-1)), "column `answer` holds -1, which is none of the 2 choices"),
+        (json!({}), choice(json!([]), json!(0)), "column `choices` holds 0 choices; at least 2 are expected"),
+        (json!({}), choice(json!(["a"]), json!(0)), "column `choices` holds 1 choices; at least 2 are expected"),
+        (json!({}), json!({"question": "q", "choices": ["a", "b"]}), "column `answer` is missing"),
+        (json!({}), json!({"prompt": "p"}), "no known columns; found `prompt`"),
+        (json!({}), json!({"messages": [{"role": "user", "content": "q"}]}), "hold no assistant turn"),
+        (
+            json!({"measures": ["exact_match"]}),
+            json!({"messages": turns(" ")}),
+            "rows.jsonl, line 1 has an empty answer",
+        ),
+        (json!({"measures": ["numeric_match"]}), json!({"messages": turns("four")}), "an answer without a number"),
+    ] {
+        let failure = Scene::new(options, &lines([row])).failure();
+        assert!(matches!(failure.kind, FailureKind::BadDataset | FailureKind::BadOption), "{failure:?}");
+        assert!(failure.message.contains("rows.jsonl, line 1") && failure.message.contains(told), "{failure:?}");
+        assert!(!failure.hint.is_empty());
+    }
+    let empty = Scene::new(json!({}), "\n\n").failure();
+    assert_eq!(empty.kind, FailureKind::BadDataset);
+    assert!(empty.message.starts_with("the dataset has no rows"), "{empty:?}");
+}
+
+#[test]
 fn a_question_that_does_not_fit_is_cut_and_counted() {
     let scene = Scene::new(json!({"measures": ["exact_match"], "max_seq_length": 40, "max_new_tokens": 16}), &sums());
     let (_, results) = scene.results();

@@ -11,12 +11,13 @@ use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
-use drydock_spec::FailureKind::{BadOption, ContractBroken, Crashed};
+use drydock_spec::FailureKind::{BadOption, ContractBroken};
 use memmap2::Mmap;
 use safetensors::tensor::View;
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 
 use super::state::State;
 use crate::ending::{OrFail, Result, failed, write_failed};
@@ -24,7 +25,7 @@ use crate::kernels::{self, adamw::Moments};
 use crate::model::parameter::Trainable;
 
 /// The form of the files; another is refused.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 const FOLDER: &str = "checkpoints";
 const STATE: &str = "checkpoint.json";
 const TENSORS: &str = "checkpoint.safetensors";
@@ -127,6 +128,8 @@ pub struct Lent<'a> {
 struct Described<O, S> {
     format: u32,
     worker: String,
+    /// SHA-256 of the other file: what a disk has changed is not to be trained on.
+    tensors: String,
     of: O,
     state: S,
 }
@@ -136,10 +139,11 @@ struct Described<O, S> {
 pub fn write(output: &Path, origin: &Origin, trainables: &[Trainable], lent: &Lent<'_>) -> Result<(String, u64)> {
     let name = format!("{FOLDER}/step-{}", lent.state.steps);
     let (target, partial) = (output.join(&name), output.join(format!("{name}.partial")));
-    let described =
-        Described { format: FORMAT, worker: crate::NAME_AND_VERSION.to_owned(), of: origin, state: lent.state };
-    let json = serde_json::to_vec_pretty(&described).or_fail(Crashed, "the checkpoint's state")?;
-    let written = write_folder(&partial, &json, tensors(trainables, lent))
+    let state = |tensors| {
+        let worker = crate::NAME_AND_VERSION.to_owned();
+        serde_json::to_vec_pretty(&Described { format: FORMAT, worker, tensors, of: origin, state: lent.state })
+    };
+    let written = write_folder(&partial, tensors(trainables, lent), state)
         .and_then(|bytes| put_in_place(&partial, &target).map(|()| bytes));
     let bytes = written.map_err(|error| {
         // What is left over would take the room that is lacking; that it cannot be removed changes nothing.
@@ -150,17 +154,24 @@ pub fn write(output: &Path, origin: &Origin, trainables: &[Trainable], lent: &Le
     Ok((name, bytes))
 }
 
-fn write_folder(folder: &Path, json: &[u8], tensors: Vec<(String, Bytes<'_>)>) -> io::Result<u64> {
+/// Writes both files; `state` makes the first of the second's digest.
+fn write_folder(
+    folder: &Path,
+    tensors: Vec<(String, Bytes<'_>)>,
+    state: impl FnOnce(String) -> serde_json::Result<Vec<u8>>,
+) -> io::Result<u64> {
     if folder.exists() {
         fs::remove_dir_all(folder)?;
     }
     fs::create_dir_all(folder)?;
-    fs::write(folder.join(STATE), json)?;
     let path = folder.join(TENSORS);
     safetensors::serialize_to_file(tensors, None, &path).map_err(|error| match error {
         safetensors::SafeTensorError::IoError(error) => error,
         other => io::Error::other(other.to_string()),
     })?;
+    // SAFETY: nobody knows of the file yet.
+    let written = unsafe { Mmap::map(&File::open(&path)?) }?;
+    fs::write(folder.join(STATE), state(digest(&written))?)?;
     let mut bytes = 0;
     for name in [STATE, TENSORS] {
         let file = File::open(folder.join(name))?;
@@ -169,6 +180,10 @@ fn write_folder(folder: &Path, json: &[u8], tensors: Vec<(String, Bytes<'_>)>) -
     }
     File::open(folder)?.sync_all()?;
     Ok(bytes)
+}
+
+fn digest(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn put_in_place(partial: &Path, target: &Path) -> io::Result<()> {
@@ -272,7 +287,7 @@ pub fn read(folder: &Path, origin: &Origin, trainables: &[Trainable]) -> Result<
         let found = format.get("format").map_or("none".to_owned(), Value::to_string);
         return failed(ContractBroken, format!("the checkpoint is of format {found}; this worker knows {FORMAT}"));
     }
-    let Described { of, state, .. }: Described<Origin, State> =
+    let Described { of, state, tensors: digest_then, .. }: Described<Origin, State> =
         serde_json::from_slice(&json).or_fail(ContractBroken, what(STATE))?;
     let differences = of.differences(origin);
     if !differences.is_empty() {
@@ -284,6 +299,10 @@ pub fn read(folder: &Path, origin: &Origin, trainables: &[Trainable]) -> Result<
     let file = File::open(folder.join(TENSORS)).or_fail(ContractBroken, what(TENSORS))?;
     // SAFETY: nobody changes the file while it is mapped: it is an input, or was renamed into place by this worker.
     let map = unsafe { Mmap::map(&file) }.or_fail(ContractBroken, what(TENSORS))?;
+    if digest(&map) != digest_then {
+        let message = format!("the checkpoint's {TENSORS} is not as it was written: its SHA-256 was {digest_then}");
+        return failed(ContractBroken, message);
+    }
     let tensors = SafeTensors::deserialize(&map).or_fail(ContractBroken, what(TENSORS))?;
     let found = Found { tensors: &tensors, trainables };
     let best = if state.patience.best().is_some() && tensors.names().iter().any(|name| name.starts_with("best.")) {
@@ -322,6 +341,11 @@ impl Found<'_> {
                         return failed(ContractBroken, message);
                     }
                     let values = found.data().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
+                    if let Some(value) = values.clone().find(|value| !value.is_finite()) {
+                        let message =
+                            format!("the checkpoint's tensor `{name}` holds {value}, with which nothing is learnt");
+                        return failed(ContractBroken, message);
+                    }
                     group[tensor.range.clone()].iter_mut().zip(values).for_each(|(to, value)| *to = value);
                 }
                 Ok(group)
@@ -334,6 +358,9 @@ impl Found<'_> {
             return Ok(Vec::new());
         }
         let found = self.tensors.tensor(name).or_fail(ContractBroken, name)?;
+        if found.dtype() != Dtype::F64 {
+            return failed(ContractBroken, format!("the checkpoint's tensor `{name}` is {:?}, not F64", found.dtype()));
+        }
         let numbers: Vec<f64> = found.data().as_chunks().0.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect();
         Ok(numbers.as_chunks().0.to_vec())
     }

@@ -8,7 +8,8 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Value};
 use minijinja::{Environment, Error, ErrorKind, context};
 
-use crate::ending::{OrFail, Result};
+use crate::ending::{OrFail, Result, failed};
+use crate::foreign::{self, Ration};
 
 /// For models without a chat template of their own: roles in words, and each answer ended.
 pub const FALLBACK: &str = "{% for message in messages %}{{ message.role | capitalize }}: {{ message.content }}\
@@ -16,10 +17,23 @@ pub const FALLBACK: &str = "{% for message in messages %}{{ message.role | capit
     {% if add_generation_prompt %}Assistant: {% endif %}";
 
 /// Instructions that one rendering may take: a template comes with a model, and may be anything.
-const FUEL: u64 = 10_000_000;
+const FUEL: u64 = 2_000_000;
 const RECURSION: usize = 100;
-/// Text that one rendering may write, in bytes: far more than any model's context holds.
-const MAX_OUTPUT: usize = 64 << 20;
+/// Far above what any template has.
+const MAX_SOURCE: usize = 1 << 20;
+/// Text that one rendering may write, in bytes, and for each byte that is rendered: a template tells the row, and some
+/// words around each turn.
+const OUTPUT: (usize, usize) = (4 << 20, 4);
+/// Memory that one rendering may take, in bytes, and for each byte that is rendered. Instructions alone are no measure:
+/// one may join two texts of any length, and twenty such make a million of one byte.
+const MEMORY: (usize, usize) = (32 << 20, 16);
+
+/// What one rendering may take for rows of so many bytes.
+fn ration(bytes: usize) -> Ration {
+    let bytes = bytes.saturating_mul(MEMORY.1).saturating_add(MEMORY.0);
+    let hint = "mend the model's chat template, or give the model one of its family that is well";
+    Ration { who: "the model's chat template", bytes, hint }
+}
 
 #[derive(Debug)]
 pub struct ChatTemplate {
@@ -30,20 +44,15 @@ pub struct ChatTemplate {
 impl ChatTemplate {
     /// `tokens` are the special tokens that the template may name.
     pub fn new<'a>(source: &str, tokens: impl IntoIterator<Item = (&'static str, &'a Option<String>)>) -> Result<Self> {
-        let mut environment = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.or_fail(BadModel, "the chat template's syntax")?);
-        environment.set_fuel(Some(FUEL));
-        environment.set_recursion_limit(RECURSION);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_function("raise_exception", raise_exception);
-        environment.add_function("strftime_now", |format: &str| strftime(format, seconds_now()));
-        environment.add_filter("tojson", tojson);
-        environment
-            .add_template_owned("chat", source.to_owned())
-            .or_fail(BadModel, "the model's chat template is no valid Jinja")?;
+        if source.len() > MAX_SOURCE {
+            let (bytes, most) = (source.len(), MAX_SOURCE);
+            return failed(BadModel, format!("the model's chat template has {bytes} bytes; at most {most} are read"));
+        }
         let globals = tokens.into_iter().map(|(name, token)| (name, token.clone())).collect();
-        Ok(Self { environment, globals })
+        // What is constant in a template is computed here already.
+        let environment = foreign::rationed(ration(source.len()), || environment(source));
+        let environment = environment.or_fail(BadModel, "the model's chat template")?;
+        Ok(Self { environment: environment.or_fail(BadModel, "the model's chat template is no valid Jinja")?, globals })
     }
 
     /// The chat as text; with a generation prompt it ends where the assistant would speak.
@@ -57,23 +66,66 @@ impl ChatTemplate {
             documents => Value::from(()),
             ..tokens
         };
-        let mut output = Bounded(Vec::new());
-        let rendered = self.environment.get_template("chat");
-        let rendered = rendered.and_then(|template| template.render_captured_to(context, &mut output).map(|_| ()));
-        rendered.map_err(|error| format!("the chat template refuses the row: {}", reason(&error)))?;
-        String::from_utf8(output.0).map_err(|error| format!("the chat template writes no UTF-8: {error}"))
+        let row: usize = messages.iter().map(|message| message.content.len()).sum();
+        // What it takes apart at its end is its own as well: values lie in each other as deep as it likes.
+        let rendered = foreign::rationed(ration(row), || {
+            let mut output = Bounded { text: Vec::new(), room: OUTPUT.0.saturating_add(row.saturating_mul(OUTPUT.1)) };
+            let template = self.environment.get_template("chat")?;
+            template.render_captured_to(context, &mut output).map(|_| output.text)
+        });
+        let rendered = rendered.map_err(|panic| format!("the chat template and the row: {panic}"))?;
+        let text = rendered.map_err(|error| format!("the chat template refuses the row: {}", reason(&error)))?;
+        String::from_utf8(text).map_err(|error| format!("the chat template writes no UTF-8: {error}"))
     }
 }
 
-/// Takes what a template writes, until it is too much: each of its steps may write a long text anew.
-struct Bounded(Vec<u8>);
+/// A template as Transformers would run it.
+fn environment(source: &str) -> Result<Environment<'static>, Error> {
+    let mut environment = Environment::new();
+    environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
+    environment.set_fuel(Some(FUEL));
+    environment.set_recursion_limit(RECURSION);
+    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.add_function("raise_exception", raise_exception);
+    environment.add_function("strftime_now", |format: &str| strftime(format, seconds_now()));
+    environment.add_filter("tojson", tojson);
+    environment.add_template_owned("chat", without_marks(source))?;
+    Ok(environment)
+}
+
+/// `{% generation %}` and its end mark what Transformers is to learn from, and write nothing. Here that is found without
+/// them, and the engine does not know them: they become a condition that always holds.
+fn without_marks(source: &str) -> String {
+    let (mut out, mut rest) = (String::with_capacity(source.len()), source);
+    while let Some(start) = rest.find("{%") {
+        let (before, tag) = rest.split_at(start + 2);
+        out.push_str(before);
+        let end = tag.find("%}").unwrap_or(tag.len());
+        let (inside, after) = tag.split_at(end);
+        match inside.trim_matches(['-', '+']).trim() {
+            "generation" => out.push_str(&inside.replacen("generation", "if true", 1)),
+            "endgeneration" => out.push_str(&inside.replacen("endgeneration", "endif", 1)),
+            _ => out.push_str(inside),
+        }
+        rest = after;
+    }
+    out + rest
+}
+
+/// Takes what a template writes, until it is too much.
+struct Bounded {
+    text: Vec<u8>,
+    /// Bytes that may still come.
+    room: usize,
+}
 
 impl std::io::Write for Bounded {
     fn write(&mut self, text: &[u8]) -> std::io::Result<usize> {
-        if text.len() > MAX_OUTPUT - self.0.len() {
-            return Err(std::io::Error::other(format!("it writes more than {} MiB", MAX_OUTPUT >> 20)));
-        }
-        self.0.extend_from_slice(text);
+        self.room = self.room.checked_sub(text.len()).ok_or_else(|| {
+            let most = (self.text.len() + self.room) >> 20;
+            std::io::Error::other(format!("it writes more than {most} MiB"))
+        })?;
+        self.text.extend_from_slice(text);
         Ok(text.len())
     }
 
@@ -93,6 +145,9 @@ fn turn(message: &Message) -> Value {
 
 /// What a template says when it raises; otherwise what the engine says.
 fn reason(error: &Error) -> String {
+    if error.kind() == ErrorKind::OutOfFuel {
+        return format!("it takes more than {FUEL} instructions");
+    }
     error.detail().map_or_else(|| error.to_string(), str::to_owned)
 }
 
@@ -221,6 +276,17 @@ mod tests {
     }
 
     #[test]
+    fn marks_of_what_is_learnt_write_nothing() {
+        let marked = "{% for m in messages %}{%- generation -%} {{ m.role }} {%- endgeneration %} {% endfor %}{%";
+        assert_eq!(
+            without_marks("{%generation%}a{% endgeneration +%}{{ generation }}"),
+            "{%if true%}a{% endif +%}{{ generation }}"
+        );
+        assert_eq!(render(marked.trim_end_matches("{%")).unwrap(), "user ");
+        assert!(ChatTemplate::new(marked, []).is_err(), "a tag without an end is nobody's");
+    }
+
+    #[test]
     fn blocks_leave_no_lines_behind() {
         assert_eq!(
             render("{% for m in messages %}\n  {% if true %}\nx\n  {% endif %}\n{% endfor %}\n").unwrap(),
@@ -253,6 +319,14 @@ mod tests {
             let refusal = render(hungry).unwrap_err();
             assert!(refusal.starts_with("the chat template refuses the row: "), "{refusal}");
         }
+    }
+
+    #[test]
+    fn a_template_longer_than_any_is_refused() {
+        let Err(crate::ending::Ending::Failed(failure)) = ChatTemplate::new(&"x".repeat(MAX_SOURCE + 1), []) else {
+            panic!()
+        };
+        assert_eq!(failure.message, "the model's chat template has 1048577 bytes; at most 1048576 are read");
     }
 
     #[test]

@@ -8,6 +8,9 @@ use super::framing::post_processor;
 use super::{ENDS_OF_TURNS, Text, pieces};
 use crate::ending::{OrFail, Result, failed};
 
+/// Far above what any token has. Every way to cut a piece in two is looked at.
+const MAX_TOKEN_BYTES: usize = 1024;
+
 /// A tokenizer as a GGUF's metadata has it.
 pub(in crate::model) struct GgufTokenizer {
     pub method: Method,
@@ -74,6 +77,23 @@ impl GgufTokenizer {
         if self.kinds.len() != self.tokens.len() {
             let (tokens, kinds) = (self.tokens.len(), self.kinds.len());
             return failed(BadModel, format!("the GGUF's tokenizer has {tokens} tokens and {kinds} token types"));
+        }
+        if let Some((id, token)) = self.tokens.iter().enumerate().find(|(_, token)| token.len() > MAX_TOKEN_BYTES) {
+            let bytes = token.len();
+            return failed(
+                BadModel,
+                format!("the GGUF's token {id} has {bytes} bytes; at most {MAX_TOKEN_BYTES} are read"),
+            );
+        }
+        let named = [("bos", self.bos), ("eos", self.eos), ("eot", self.eot)];
+        if let Some((name, Some(id))) =
+            named.into_iter().find(|(_, id)| id.is_some_and(|id| id as usize >= self.tokens.len()))
+        {
+            let tokens = self.tokens.len();
+            return failed(
+                BadModel,
+                format!("GGUF metadata `tokenizer.ggml.{name}_token_id`: {id}; there are {tokens} tokens"),
+            );
         }
         let token = |id: Option<u32>| id.and_then(|id| self.tokens.get(id as usize)).cloned();
         let mut json = json!({
@@ -217,5 +237,32 @@ pub(super) mod tests {
         let Err(Ending::Failed(failure)) = parts("tekken").build().map(|_| ()) else { panic!("it is accepted") };
         assert_eq!(failure.kind, UnsupportedModel);
         assert!(failure.message.starts_with("the GGUF's pre-tokenizer is `tekken`; known are: smollm"), "{failure}");
+    }
+
+    #[test]
+    fn a_tokenizer_that_does_not_fit_is_refused() {
+        let refused = |change: fn(&mut GgufTokenizer)| {
+            let mut parts = parts("gpt-2");
+            change(&mut parts);
+            match parts.build() {
+                Err(Ending::Failed(failure)) if failure.kind == BadModel => failure.message,
+                _ => panic!("it was taken"),
+            }
+        };
+        let beyond = refused(|parts| parts.eos = Some(9));
+        assert_eq!(beyond, "GGUF metadata `tokenizer.ggml.eos_token_id`: 9; there are 9 tokens");
+        assert!(refused(|parts| parts.tokens[4] = "1".repeat(1025)).contains("token 4 has 1025 bytes"));
+        assert!(refused(|parts| parts.kinds.truncate(8)).contains("9 tokens and 8 token types"));
+        let merges = |merges: &[&str]| Method::Bytes {
+            pre_tokenizer: "gpt-2".into(),
+            merges: merges.iter().map(|merge| merge.to_string()).collect(),
+        };
+        let mut unknown = parts("gpt-2");
+        unknown.method = merges(&["a z"]);
+        assert!(matches!(unknown.build(), Err(Ending::Failed(failure)) if failure.kind == BadModel));
+        let mut text = parts("gpt-2").build().unwrap();
+        let Err(Ending::Failed(failure)) = text.fit(1) else { panic!("it was taken") };
+        assert_eq!(failure.message, "texts end with the token 1; the model's vocabulary has 1");
+        assert!(text.encode("ab", false).is_err(), "a token without a row in the embedding");
     }
 }

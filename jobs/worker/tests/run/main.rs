@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
+mod damage;
 mod preferences;
 mod resume;
 mod scene;
+mod template;
 #[path = "../fixture/tiny.rs"]
 mod tiny;
 mod trouble;

@@ -171,3 +171,9 @@ fn absurd_numbers_are_refused_before_anything_of_their_size_is_made() {
     let deep = failure(json!({"num_hidden_layers": 1_000_000_000}));
     assert_eq!(deep.message, "the model's configuration has 1000000000 layers; at most 4096 are believed");
 }
+
+#[test]
+fn a_model_that_takes_a_single_token_is_refused() {
+    let refused = failure(json!({"max_position_embeddings": 1}));
+    assert_eq!(refused.message, "the model's configuration has 1 positions; at least 2 are needed");
+}
