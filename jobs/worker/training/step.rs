@@ -58,7 +58,7 @@ impl<'a> Stepper<'a> {
             epsilon: recipe.adam_epsilon,
             weight_decay: recipe.weight_decay,
         };
-        let optimizer = AdamW::new(constants, &variables);
+        let optimizer = AdamW::new(constants, trainables.iter().map(Trainable::stretches).collect());
         Self { decoder, recipe, aim, gradients: Gradients::of(trainables), optimizer, variables }
     }
 
