@@ -287,7 +287,7 @@ fn generate(
         let mut pieces: Vec<Piece<'_>> = rows.map(|(conversation, ids)| Piece { conversation, ids }).collect();
         let taken_in = pieces.iter().map(|piece| piece.ids.len()).sum();
         let logits = decoder.next_logits(&mut pieces)?;
-        next = logits.chunks_exact(vocabulary).map(|logits| vec![likeliest(logits)]).collect();
+        next = logits.chunks_exact(vocabulary).map(|logits| likeliest(logits).into_iter().collect()).collect();
         Ok((taken_in, None))
     })
 }
