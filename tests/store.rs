@@ -97,6 +97,7 @@ fn metrics_line(step: u64) -> ReportLine {
         total_steps: 10,
         epoch: 0.5,
         loss: 1.5,
+        preferences: None,
         learning_rate: 1e-4,
         grad_norm: 0.5,
         tokens_per_second: 100.0,

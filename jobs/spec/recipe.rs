@@ -130,7 +130,7 @@ macro_rules! training_args {
             /// The same as a share of all steps, 0 to 1. Default 0.03.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub warmup_ratio: Option<f64>,
-            /// Decoupled weight decay of AdamW, 0 to 1. Default 0; training from nothing 0.1.
+            /// Decoupled weight decay of AdamW, 0 to 1; not of norms and biases. Default 0; training from nothing 0.1.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub weight_decay: Option<f64>,
             /// AdamW's decay of the first moment, 0 to below 1. Default 0.9.

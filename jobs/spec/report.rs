@@ -119,8 +119,11 @@ pub struct Metrics {
     pub total_steps: u64,
     /// Passes over the training rows so far.
     pub epoch: f64,
-    /// Mean loss per supervised token since the last metrics report, in nats.
+    /// Mean loss per supervised token since the last metrics report, in nats; per row, where answers are compared.
     pub loss: f64,
+    /// Where answers are compared: their rewards since the last metrics report.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preferences: Option<Preferences>,
     pub learning_rate: f64,
     /// L2 norm of the gradients before clipping.
     pub grad_norm: f64,
@@ -139,12 +142,32 @@ pub struct Evaluation {
     /// Optimizer steps taken, where it was measured while training.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub step: Option<u64>,
-    /// Mean loss per supervised token of the held-out rows, in nats.
+    /// Mean loss per supervised token of the held-out rows, in nats; per row, where answers are compared.
     pub loss: f64,
     /// exp(loss).
     pub perplexity: f64,
     /// Supervised tokens that were measured.
     pub tokens: u64,
+    /// Where answers are compared: their rewards on the held-out rows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preferences: Option<Preferences>,
+}
+
+/// Means of the rewards that a model gives implicitly to answers, by the names that TRL has for them.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Preferences {
+    /// Of better answers.
+    #[serde(rename = "rewards/chosen")]
+    pub chosen: f64,
+    /// Of worse answers.
+    #[serde(rename = "rewards/rejected")]
+    pub rejected: f64,
+    /// Share of the pairs whose better answer has the higher reward; there are none of single answers.
+    #[serde(rename = "rewards/accuracies", default, skip_serializing_if = "Option::is_none")]
+    pub accuracies: Option<f64>,
+    /// By how much better answers are ahead of worse ones.
+    #[serde(rename = "rewards/margins")]
+    pub margins: f64,
 }
 
 /// An answer of the model.

@@ -56,10 +56,9 @@ pub fn prepare(
     let renderer = Renderer::new(text, spec.completion_only_loss)?;
     let objective = spec.objective;
     let tokenizing = Tokenizing { renderer: &renderer, text, objective, max_length, vocabulary: config.vocabulary };
-    let total = train.examples.len() as u64;
     let lessons = |examples: &[Placed]| {
         tokenizing.lessons(&examples[..examples.len().min(cap)], |done| {
-            reporter.progress(done as u64, total);
+            reporter.progress(done as u64, examples.len() as u64);
             stop::check()
         })
     };
@@ -69,7 +68,10 @@ pub fn prepare(
         reporter.warn(code, message);
     }
     let held_out = eval.as_ref().map(|eval: &Examples| lessons(&eval.examples)).transpose()?;
-    held_out.iter().try_for_each(|held_out| held_out.check(max_length))?;
+    if let Some(held_out) = &held_out {
+        // Without any, what was asked for would silently not be measured.
+        held_out.check(max_length).map_err(|ending| ending.about("eval_dataset"))?;
+    }
     let split = split(trained, held_out, spec.test_size, spec.recipe.seed)?;
     let (format, rows) = (train.format, train.examples.len());
     Ok(Prepared { format, rows, tokenized: rows.min(cap), chat, split, renderer, max_length })

@@ -22,6 +22,17 @@ impl From<Failure> for Ending {
     }
 }
 
+impl Ending {
+    /// Says in front of a failure what it is about.
+    #[must_use]
+    pub fn about(self, what: &str) -> Self {
+        match self {
+            Self::Failed(failure) => Failure { message: format!("{what}: {}", failure.message), ..failure }.into(),
+            Self::Stopped => Self::Stopped,
+        }
+    }
+}
+
 /// candle complains about shapes and types only, all of which are checked before it sees them: a fault of the worker.
 impl From<candle_core::Error> for Ending {
     fn from(error: candle_core::Error) -> Self {

@@ -28,7 +28,7 @@ use serde_json::Value;
 
 use crate::data::render::{Renderer, template};
 use crate::data::rows::Tokenizing;
-use crate::ending::{Result, input};
+use crate::ending::{Ending, Result, input};
 use crate::kernels::weight::Precision;
 use crate::model::ModelFiles;
 use crate::model::config::Config;
@@ -210,6 +210,12 @@ impl Subject<'_> {
         let free = names.find(|name| outcomes.iter().all(|outcome| outcome.model != *name));
         free.unwrap_or(name)
     }
+}
+
+/// What is made of a row is no number: then nothing of the model can be measured.
+fn no_number(what: &str, row: usize) -> Ending {
+    let message = format!("{what} of row {} is no number: the model's weights are damaged or out of range", row + 1);
+    Failure::new(FailureKind::BadModel, message).into()
 }
 
 fn model_report(decoder: &Decoder) -> ModelReport {

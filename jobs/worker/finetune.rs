@@ -126,7 +126,7 @@ impl Left<'_> {
         }
 
         reporter.stage(Stage::Evaluate);
-        let held_out = trainer.evaluate(Phase::After)?;
+        trainer.evaluate(Phase::After)?;
         let answers = answer_all(decoder, text, questions, Phase::After, reporter)?;
         trainer.state.samples.extend(answers);
 
@@ -139,7 +139,6 @@ impl Left<'_> {
             dataset: &prepared.split.report,
             evaluations: &trainer.state.evaluations,
             samples: &trainer.state.samples,
-            held_out_preferences: held_out.and_then(|held_out| held_out.preferences),
             training: trained,
         })?;
         trainer.clear_checkpoints()?;

@@ -21,7 +21,6 @@ use crate::model::tokenizer::Text;
 use crate::report::Reporter;
 use crate::stop;
 use crate::training::Trained;
-use crate::training::objective::Preferences;
 use atomic::write_whole;
 use model::{WholeModel, Writing, pretty};
 use shards::SavedAs;
@@ -46,9 +45,6 @@ pub struct Summary<'a, O> {
     pub evaluations: &'a [Evaluation],
     /// Before and after.
     pub samples: &'a [Sample],
-    /// Where answers are compared: their rewards on held-out rows, afterwards.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub held_out_preferences: Option<Preferences>,
     pub training: &'a Trained,
 }
 

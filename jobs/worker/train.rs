@@ -177,7 +177,6 @@ impl Model<'_> {
             dataset: &self.rows.report,
             evaluations: &trainer.state.evaluations,
             samples: &trainer.state.samples,
-            held_out_preferences: None,
             training: trained,
         })?;
         trainer.clear_checkpoints()?;

@@ -18,11 +18,12 @@ pub mod step;
 mod trouble;
 
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 use drydock_spec::finetune::Objective;
 use drydock_spec::recipe::OnDivergence;
-use drydock_spec::report::{Checkpoint as CheckpointReport, Evaluation, Finished, Phase};
+use drydock_spec::report::{Checkpoint as CheckpointReport, Evaluation, Finished, Phase, Preferences};
 use drydock_spec::{Failure, FailureKind, Recipe, Report};
 use serde::Serialize;
 
@@ -35,9 +36,9 @@ use crate::report::{Reporter, resident_bytes};
 use crate::schedule::Schedule;
 use crate::stop;
 use checkpoint::{Checkpoint, Lent, Origin};
-use divergence::Verdict;
+use divergence::{Verdict, Watch};
 use evaluation::HeldOut;
-use objective::{Aim, Material, Portion, Preferences};
+use objective::{Aim, Material, Portion};
 use order::{Order, Pass, fixed_passes};
 use pace::{LastStep, Pace};
 use patience::Best;
@@ -188,7 +189,7 @@ impl<'a> Trainer<'a> {
     /// Takes every step that is left. Where it is asked to stop, it leaves a checkpoint behind.
     pub fn train(&mut self) -> Result<Trained> {
         self.reporter.step_done(self.state.steps);
-        self.pace.look(&mut self.state, false);
+        self.pace = Pace::new();
         match self.take_steps() {
             Err(Ending::Stopped) => {
                 self.keep()?;
@@ -204,7 +205,7 @@ impl<'a> Trainer<'a> {
                 self.evaluate_on_the_way()?;
             }
             if self.is_done() {
-                if self.checkpoint_is_due() {
+                if self.checkpoint_is_due(&self.state.watch) {
                     self.save()?;
                 }
                 return self.use_best();
@@ -238,14 +239,14 @@ impl<'a> Trainer<'a> {
             self.state.watch = watch;
             return self.diverged(since, &passes, &portions, &measured, learning_rate);
         }
-        // Only now is it known that the values can be gone on from: the step before may have ruined them.
-        if self.checkpoint_is_due() {
+        // Only now is it known that the values can be gone on from: the step before may have ruined them, and the loss
+        // that shows it is in the new watch only.
+        if self.checkpoint_is_due(&watch) {
             self.save()?;
         }
         self.state.watch = watch;
         self.stepper.apply(&measured, learning_rate)?;
         self.state.step_taken(&measured);
-        self.pace.look(&mut self.state, true);
         self.reporter.step_done(self.state.steps);
         self.report_metrics(&measured, learning_rate);
         Ok(())
@@ -253,7 +254,7 @@ impl<'a> Trainer<'a> {
 
     fn report_metrics(&mut self, measured: &Measured, learning_rate: f64) {
         let step = LastStep { learning_rate, grad_norm: measured.grad_norm, tokens: measured.tokens };
-        self.pace.step_taken(&step);
+        self.pace.step_taken(&mut self.state, &step);
         let total = self.schedule.total_steps;
         let every = u64::from(self.course.recipe.logging_steps);
         if self.state.steps.is_multiple_of(every) || self.state.steps == total {
@@ -271,7 +272,7 @@ impl<'a> Trainer<'a> {
 
     /// The held-out loss while training: whether it is the best so far, and whether to wait any longer.
     fn evaluate_on_the_way(&mut self) -> Result<()> {
-        let (steps, recipe) = (self.state.steps, self.course.recipe);
+        let (steps, recipe, began) = (self.state.steps, self.course.recipe, Instant::now());
         let measured = self.evaluate(Phase::During)?;
         self.state.evaluated = Some(steps);
         let is_best = measured.is_some_and(|measured| {
@@ -280,7 +281,7 @@ impl<'a> Trainer<'a> {
         if is_best && recipe.load_best_model_at_end {
             self.best = Some(self.values()?);
         }
-        self.pace.look(&mut self.state, false);
+        self.pace.leave_out(began);
         Ok(())
     }
 
@@ -298,11 +299,12 @@ impl<'a> Trainer<'a> {
             self.reporter.progress(done_before.unwrap_or(done), total);
             stop::check()
         })?;
-        let HeldOut { loss, tokens, .. } = measured;
+        let HeldOut { loss, tokens, preferences } = measured;
         if !loss.is_finite() {
             return Err(no_number(phase, loss));
         }
-        let evaluation = Evaluation { phase, step: done_before, loss, perplexity: loss.exp().min(f64::MAX), tokens };
+        let perplexity = loss.exp().min(f64::MAX);
+        let evaluation = Evaluation { phase, step: done_before, loss, perplexity, tokens, preferences };
         self.reporter.report(Report::Evaluation(evaluation.clone()));
         // An attempt that was stopped after the last step measures once more.
         self.state.evaluations.retain(|earlier| (earlier.phase, earlier.step) != (phase, done_before));
@@ -310,8 +312,9 @@ impl<'a> Trainer<'a> {
         Ok(Some(measured))
     }
 
-    /// Every `save_steps`; without them, often enough to have something to roll back to, where that is asked for.
-    fn checkpoint_is_due(&self) -> bool {
+    /// Every `save_steps`; without them, often enough to have something to roll back to, where that is asked for. What
+    /// the watch doubts is not saved.
+    fn checkpoint_is_due(&self, watch: &Watch) -> bool {
         let (recipe, steps) = (self.course.recipe, self.state.steps);
         let rolls_back = recipe.on_divergence == OnDivergence::RollBack;
         let every = match recipe.save_steps {
@@ -320,7 +323,7 @@ impl<'a> Trainer<'a> {
             None => return false,
         };
         let due = steps.is_multiple_of(every) && (steps > 0 || rolls_back);
-        due && self.saved.as_ref().is_none_or(|(saved, _)| *saved != steps) && !self.state.watch.in_doubt()
+        due && self.saved.as_ref().is_none_or(|(saved, _)| *saved != steps) && !watch.in_doubt()
     }
 
     /// Leaves a checkpoint behind, unless there is one of this very step.
@@ -333,6 +336,7 @@ impl<'a> Trainer<'a> {
     }
 
     fn save(&mut self) -> Result<()> {
+        let began = Instant::now();
         self.use_last()?;
         let lent = Lent {
             state: &self.state,
@@ -344,7 +348,7 @@ impl<'a> Trainer<'a> {
         let (path, bytes) = checkpoint::write(output, origin, trainables, &lent)?;
         self.saved = Some((self.state.steps, output.join(&path)));
         self.reporter.report(Report::Checkpoint(CheckpointReport { step: self.state.steps, path, bytes }));
-        self.pace.look(&mut self.state, false);
+        self.pace.leave_out(began);
         Ok(())
     }
 

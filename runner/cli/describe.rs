@@ -114,8 +114,9 @@ pub(super) fn metrics(metrics: &Metrics) -> String {
         0 => String::new(),
         ms => format!("  {} left", span(Duration::from_millis(ms))),
     };
+    let margin = metrics.preferences.map_or_else(String::new, |rewards| format!("  margin {:.4}", rewards.margins));
     format!(
-        "loss {:.4}  learning rate {:.2e}  {:.0} tokens/s{left}",
+        "loss {:.4}{margin}  learning rate {:.2e}  {:.0} tokens/s{left}",
         metrics.loss, metrics.learning_rate, metrics.tokens_per_second
     )
 }

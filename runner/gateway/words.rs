@@ -201,8 +201,9 @@ pub(super) fn metrics(id: JobId, points: &[MetricsPoint], next_after: i64) -> St
     let mut lines = vec![format!("{} metrics of job {id}", points.len())];
     lines.extend(points.iter().map(|point| {
         let metrics = &point.metrics;
+        let margin = metrics.preferences.map_or_else(String::new, |rewards| format!(" margin {:.4}", rewards.margins));
         format!(
-            "step {}/{} epoch {:.2} loss {:.4} lr {:.2e} grad_norm {:.3} {:.0} tokens/s",
+            "step {}/{} epoch {:.2} loss {:.4}{margin} lr {:.2e} grad_norm {:.3} {:.0} tokens/s",
             metrics.step,
             metrics.total_steps,
             metrics.epoch,

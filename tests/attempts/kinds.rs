@@ -134,8 +134,9 @@ async fn a_worker_finds_every_input_where_its_spec_says() {
 
 #[tokio::test]
 async fn a_training_tells_of_its_checkpoints_and_leaves_them_behind() {
-    let evaluation =
-        |phase, step, loss| Report::Evaluation(Evaluation { phase, step, loss, perplexity: 1.0, tokens: 1 });
+    let evaluation = |phase, step, loss| {
+        Report::Evaluation(Evaluation { phase, step, loss, perplexity: 1.0, tokens: 1, preferences: None })
+    };
     let checkpoint = Checkpoint { step: 10, path: format!("{CHECKPOINTS}/step-10"), bytes: 12 };
     let says = [
         evaluation(Phase::Before, None, 4.0),

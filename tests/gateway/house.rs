@@ -187,6 +187,7 @@ pub(crate) fn metrics(step: u64) -> Metrics {
         total_steps: 10,
         epoch: step as f64 / 10.0,
         loss: 2.0 / step as f64,
+        preferences: None,
         learning_rate: 2e-4,
         grad_norm: 1.0,
         tokens_per_second: 100.0,

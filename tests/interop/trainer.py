@@ -3,7 +3,7 @@
     trainer.py WORKER FOLDER [--rows GSM8K.jsonl]
 
 FOLDER is the one that tests/bench/venv.sh has prepared. Adapters go to PEFT, merged models to Transformers, GGUF files to
-llama.cpp; logits and perplexities are compared. With rows of GSM8K's train split, the same recipe is also trained with
+llama.cpp; logits and perplexities are compared. What is measured of a model is measured by lm-evaluation-harness, too. With rows of GSM8K's train split, the same recipe is also trained with
 PEFT and compared where it ends (half an hour). Exits with 1 at the first thing that is not as it should be.
 """
 
@@ -78,11 +78,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         merged = finetunes(args.worker, model, Path(folder))
         quantizations(args.worker, merged, args.folder / "text.txt", Path(folder))
+    print("interop: choices, texts and problems, beside lm-evaluation-harness", flush=True)
+    script("harness.py", args.worker, model, args.folder / "text.txt")
     if args.rows:
         script("convergence.py", args.worker, model, args.rows)
     else:
         print("interop: skipped: convergence beside PEFT; it needs --rows with GSM8K's train split")
-    print("interop: PEFT, Transformers and llama.cpp agree with the trainer")
+    print("interop: PEFT, Transformers, llama.cpp and lm-evaluation-harness agree with the trainer")
 
 
 if __name__ == "__main__":

@@ -5,5 +5,6 @@ cd "$(dirname "$0")/../.."
 
 target=${DRYDOCK_TARGET:-target}
 folder=$(tests/bench/venv.sh)
+"$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check -r tests/interop/requirements.txt
 worker=$(realpath "$target/$(rustc -vV | sed -n 's/^host: //p')/release/drydock-worker")
 "$folder/venv/bin/python" tests/interop/trainer.py "$worker" "$folder" ${ROWS:+--rows "$ROWS"}

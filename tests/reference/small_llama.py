@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaForCausalLM, get_linear_schedule_with_warmup
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, get_linear_schedule_with_warmup
 
 # Odd lengths on purpose: one token, less than a vector register, more than a block of queries.
 ROW_LENGTHS = [7, 65, 1, 12, 33, 18]
@@ -62,14 +62,23 @@ def summed_loss(model, row: dict) -> tuple[torch.Tensor, int]:
     return torch.nn.functional.cross_entropy(logits, targets, ignore_index=-100, reduction="sum"), supervised
 
 
+def decaying(model, parameters: dict) -> list[dict]:
+    """AdamW's groups as Transformers' Trainer makes them: norms and biases do not decay."""
+    names = set(Trainer.get_decay_parameter_names(None, model))
+    decays = {id(parameter) for name, parameter in model.named_parameters() if name in names}
+    groups = [[p for p in parameters.values() if (id(p) in decays) == decay] for decay in (True, False)]
+    return [
+        {"params": group, "weight_decay": decay}
+        for group, decay in zip(groups, (OPTIONS["weight_decay"], 0.0)) if group
+    ]
+
+
 def train(model, parameters: dict, rows: list[dict]) -> tuple[dict, dict]:
     """Some steps of AdamW, each over all rows, one row at a time: no row sees another, and nothing is padded.
 
     Returns what goes into `reference.json`, and the gradients of the first step.
     """
-    optimizer = torch.optim.AdamW(
-        parameters.values(), lr=OPTIONS["learning_rate"], weight_decay=OPTIONS["weight_decay"]
-    )
+    optimizer = torch.optim.AdamW(decaying(model, parameters), lr=OPTIONS["learning_rate"])
     schedule = get_linear_schedule_with_warmup(optimizer, OPTIONS["warmup_steps"], OPTIONS["max_steps"])
     losses, norms, rates, gradients = [], [], [], {}
     model.train()

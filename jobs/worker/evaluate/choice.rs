@@ -2,7 +2,7 @@
 //!
 //! A choice's likelihood is that of its tokens after the question's, with a space between them (none in a chat), as
 //! lm-evaluation-harness measures it. `acc` takes the choice with the largest sum of log-likelihoods, `acc_norm` the
-//! one with the largest per byte of the choice: long choices are not to lose for being long.
+//! one with the largest per character of the choice, `acc_bytes` per byte: long choices are not to lose for being long.
 
 use drydock_spec::FailureKind::BadDataset;
 use drydock_spec::dataset::Example;
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::prompt::Prompter;
 use super::rows::{Question, Rows};
 use super::statistics::Series;
-use super::{Measured, Metric, Session};
+use super::{Measured, Metric, Session, no_number};
 use crate::data::read::Placed;
 use crate::data::rows::check_ids;
 use crate::ending::{Result, failed};
@@ -31,8 +31,8 @@ pub struct Choices {
     tails: Vec<Tail>,
     /// The right one.
     answer: usize,
-    /// Bytes of each choice.
-    bytes: Vec<usize>,
+    /// Characters and bytes of each choice.
+    lengths: Vec<(usize, usize)>,
     pub cut: bool,
 }
 
@@ -59,7 +59,7 @@ impl Choices {
             shared: rows[0][..shared].to_vec(),
             tails: rows.iter().map(tail).collect(),
             answer: 0,
-            bytes: Vec::new(),
+            lengths: Vec::new(),
             cut: cut > 0,
         }
     }
@@ -93,8 +93,8 @@ fn choices_of(rows: &Rows, index: usize, placed: &Placed, by: &Prompter<'_>) -> 
         return failed(BadDataset, format!("{}: no multiple choice", placed.place));
     };
     let rendered = by.rendered(rows, index, &question)?;
-    // White space at a question's end belongs to the token that follows it.
-    let context = by.text.encode_prompt(rendered.text.trim_end_matches([' ', '\t']), rendered.special)?.ids.len();
+    // White space at a question's end belongs to what follows it, as in lm-eval: it may share a token with it.
+    let context = by.text.encode_prompt(rendered.text.trim_end(), rendered.special)?.ids.len();
     if context == 0 {
         return failed(BadDataset, format!("{}: the question has no tokens", placed.place));
     }
@@ -112,8 +112,8 @@ fn choices_of(rows: &Rows, index: usize, placed: &Placed, by: &Prompter<'_>) -> 
         let message = format!("{}: a choice has {longest} tokens; the window has {}", placed.place, by.window);
         return failed(BadDataset, message);
     }
-    let bytes = choices.iter().map(String::len).collect();
-    Ok(Choices { answer: *answer, bytes, ..Choices::new(whole, context, by.window) })
+    let lengths = choices.iter().map(|choice| (choice.chars().count(), choice.len())).collect();
+    Ok(Choices { answer: *answer, lengths, ..Choices::new(whole, context, by.window) })
 }
 
 /// Measures a model on its questions.
@@ -124,21 +124,33 @@ pub fn measure(session: &Session<'_>, questions: &[Choices]) -> Result<Measured>
         likelihoods.extend(log_likelihoods(session.decoder, group, || session.check())?);
     }
     session.done(1, 1)?;
-    let judged: Vec<(bool, bool)> = questions.iter().zip(&likelihoods).map(|(q, sums)| judged(q, sums)).collect();
-    let share = |hit: fn(&(bool, bool)) -> bool| Series::mean(judged.iter().map(|judged| f64::from(hit(judged))));
-    let metrics = vec![Metric::plain("acc", share(|j| j.0)), Metric::plain("acc_norm", share(|j| j.1))];
+    if let Some(row) = likelihoods.iter().position(|sums| sums.iter().any(|sum| !sum.is_finite())) {
+        return Err(no_number("the log-likelihood of a choice", row));
+    }
+    let judged: Vec<[bool; 3]> = questions.iter().zip(&likelihoods).map(|(q, sums)| judged(q, sums)).collect();
+    let share = |at: usize| Series::mean(judged.iter().map(|judged| f64::from(judged[at])));
+    let metrics = METRICS.into_iter().enumerate().map(|(at, name)| Metric::plain(name, share(at))).collect();
     let samples = likelihoods.iter().zip(&judged).map(|(sums, judged)| sample(sums, *judged)).collect();
     Ok(Measured { measure: Measure::MultipleChoice, metrics, samples })
 }
 
-/// Whether the right choice has the largest sum, and the largest per byte.
-fn judged(question: &Choices, sums: &[f64]) -> (bool, bool) {
-    let per_byte: Vec<f64> = sums.iter().zip(&question.bytes).map(|(sum, &bytes)| sum / bytes as f64).collect();
-    (largest(sums) == question.answer, largest(&per_byte) == question.answer)
+const METRICS: [&str; 3] = ["acc", "acc_norm", "acc_bytes"];
+
+/// Whether the right choice is taken, by each of [`METRICS`].
+fn judged(question: &Choices, sums: &[f64]) -> [bool; 3] {
+    let right_per = |length: fn(&(usize, usize)) -> usize| {
+        let per: Vec<f64> = sums.iter().zip(&question.lengths).map(|(sum, of)| sum / length(of) as f64).collect();
+        largest(&per) == question.answer
+    };
+    [right_per(|_| 1), right_per(|&(characters, _)| characters), right_per(|&(_, bytes)| bytes)]
 }
 
-fn sample(sums: &[f64], (acc, acc_norm): (bool, bool)) -> Value {
-    json!({ "resps": sums, "filtered_resps": largest(sums), "acc": u8::from(acc), "acc_norm": u8::from(acc_norm) })
+fn sample(sums: &[f64], judged: [bool; 3]) -> Value {
+    let mut sample = json!({ "resps": sums, "filtered_resps": largest(sums) });
+    for (name, right) in METRICS.into_iter().zip(judged) {
+        sample[name] = u8::from(right).into();
+    }
+    sample
 }
 
 /// The index of the largest; the first of several.
@@ -192,4 +204,22 @@ pub fn log_likelihoods(
         }
     }
     Ok(sums)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_choices_do_not_lose_for_being_long() {
+        let question = |answer, lengths: &[(usize, usize)]| Choices {
+            answer,
+            lengths: lengths.to_vec(),
+            ..Choices::new(vec![vec![1, 2], vec![1, 3]], 1, 8)
+        };
+        // -3 for two letters, -4 for four: the sum prefers the first, both shares the second.
+        assert_eq!(judged(&question(1, &[(2, 2), (4, 4)]), &[-3.0, -4.0]), [false, true, true]);
+        // Two letters of which one has three bytes.
+        assert_eq!(judged(&question(0, &[(2, 4), (3, 3)]), &[-3.0, -3.0]), [true, false, true]);
+    }
 }

@@ -13,7 +13,7 @@ use drydock_spec::evaluate::Measure;
 use serde_json::{Value, json};
 
 use super::statistics::{Kind, Series};
-use super::{Measured, Metric, Session};
+use super::{Measured, Metric, Session, no_number};
 use crate::data::batch::Batch;
 use crate::data::read::Placed;
 use crate::data::render::{Rendered, Renderer};
@@ -146,6 +146,9 @@ pub fn measure(session: &Session<'_>, windows: &[Window], rows: usize) -> Result
         losses.extend(sums);
     }
     session.done(1, 1)?;
+    if let Some((window, _)) = windows.iter().zip(&losses).find(|(_, loss)| !loss.is_finite()) {
+        return Err(no_number("the loss", window.row));
+    }
     let tokens = |window: &Window| window.tokens.supervised() as f64;
     let series = |kind, units: &dyn Fn(&Window) -> f64| {
         Series::losses(kind, windows.iter().zip(&losses).map(|(window, &loss)| (loss, units(window))))
@@ -159,6 +162,8 @@ pub fn measure(session: &Session<'_>, windows: &[Window], rows: usize) -> Result
             Metric::plain("byte_perplexity", series(Kind::Perplexity, &bytes)),
             Metric::plain("bits_per_byte", series(Kind::Bits, &bytes)),
         ]);
+        // A text may have no words, or such as are as long as it is: then a word's perplexity is beyond all numbers.
+        metrics.retain(|metric| metric.series.is_finite());
     }
     let mut samples: Vec<(f64, usize)> = vec![(0.0, 0); rows];
     for (window, loss) in windows.iter().zip(&losses) {

@@ -70,7 +70,7 @@ impl Metric {
     /// Whether more of it is better; nothing where neither is.
     fn higher_is_better(&self) -> Option<bool> {
         match self.name {
-            "acc" | "acc_norm" | "exact_match" | "f1" | "stopped" => Some(true),
+            "acc" | "acc_norm" | "acc_bytes" | "exact_match" | "f1" | "stopped" => Some(true),
             "perplexity" | "word_perplexity" | "byte_perplexity" | "bits_per_byte" | "looping" => Some(false),
             _ => None,
         }
@@ -200,7 +200,6 @@ fn config(measure: Measure, spec: &EvaluateSpec, subject: &Outcome) -> Value {
     });
     if measure == Measure::MultipleChoice {
         config["target_delimiter"] = if settings.chat { "" } else { " " }.into();
-        config["acc_norm"] = "by bytes of the choice".into();
     } else {
         config["generation_kwargs"] = json!({
             "until": answers::until(spec, settings.chat),

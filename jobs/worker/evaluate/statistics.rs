@@ -27,7 +27,7 @@ pub struct Series {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Estimate {
     pub value: f64,
-    /// Nothing where a single row was measured.
+    /// Nothing where a single row was measured, or where resampled rows came to no number.
     pub stderr: Option<f64>,
 }
 
@@ -42,6 +42,11 @@ impl Series {
         Self { kind, rows: rows.into_iter().collect() }
     }
 
+    /// Whether the number is one: it may be too large, or over no units at all.
+    pub fn is_finite(&self) -> bool {
+        self.value(0..self.rows.len()).is_finite()
+    }
+
     /// The number. Its standard error is that of the mean (from the sample's deviation), or else bootstrapped over the
     /// rows (Efron 1979), always with the same seed.
     pub fn estimate(&self, seed: u64) -> Estimate {
@@ -50,7 +55,7 @@ impl Series {
             Kind::Mean => mean_stderr(&self.rows.iter().map(|row| row.0).collect::<Vec<_>>()),
             _ => self.bootstrap(seed, |rows| self.value(rows)),
         });
-        Estimate { value, stderr }
+        Estimate { value, stderr: stderr.filter(|stderr| stderr.is_finite()) }
     }
 
     /// How much larger this series is than another over the same rows, from the differences row by row: what rows have
@@ -70,6 +75,7 @@ impl Series {
             }
             _ => self.bootstrap(seed, |rows| difference(rows.collect())),
         });
+        let stderr = stderr.filter(|stderr| stderr.is_finite());
         Some(Estimate { value: difference(all.collect()), stderr })
     }
 

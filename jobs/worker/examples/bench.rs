@@ -251,7 +251,7 @@ fn train(
 ) -> anyhow::Result<Vec<Measured>> {
     let variables: Vec<_> = trainables.iter().map(|trainable| trainable.var.clone()).collect();
     let constants = Constants { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 };
-    let mut optimizer = AdamW::new(constants, &variables);
+    let mut optimizer = AdamW::new(constants, trainables.iter().map(Trainable::stretches).collect());
     let mut gradients = Gradients::of(trainables);
     let rate = if options.work == "full" { 1e-5 } else { 2e-4 };
     let pass = Pass { precision: options.precision, dropout_seed: 0, gradient_checkpointing: options.checkpointing };
@@ -287,7 +287,7 @@ fn generate(
         let mut pieces: Vec<Piece<'_>> = rows.map(|(conversation, ids)| Piece { conversation, ids }).collect();
         let taken_in = pieces.iter().map(|piece| piece.ids.len()).sum();
         let logits = decoder.next_logits(&mut pieces)?;
-        next = logits.chunks_exact(vocabulary).map(|logits| vec![likeliest(logits)]).collect();
+        next = logits.chunks_exact(vocabulary).map(|logits| likeliest(logits).into_iter().collect()).collect();
         Ok((taken_in, None))
     })
 }

@@ -3,7 +3,9 @@
 //! Rows of different lengths share every pass without padding. One that is finished leaves, and a waiting one takes its
 //! place in the next pass.
 
-use crate::ending::Result;
+use drydock_spec::FailureKind::BadModel;
+
+use crate::ending::{Result, failed};
 use crate::model::conversation::{Conversation, Piece};
 use crate::model::decoder::Decoder;
 use crate::model::tokenizer::Text;
@@ -114,7 +116,11 @@ impl Greedy<'_> {
         let mut pieces: Vec<Piece<'_>> =
             rows.iter_mut().zip(&news).map(|(row, ids)| Piece { conversation: &mut row.conversation, ids }).collect();
         let logits = self.decoder.next_logits(&mut pieces)?;
-        Ok(logits.chunks_exact(self.decoder.config.vocabulary).map(likeliest).collect())
+        let next: Option<Vec<u32>> = logits.chunks_exact(self.decoder.config.vocabulary).map(likeliest).collect();
+        match next {
+            Some(next) => Ok(next),
+            None => failed(BadModel, "the model answers with logits that are no numbers: its weights are damaged"),
+        }
     }
 
     /// Adds the next token to a row's answer, unless it ends it.
@@ -138,11 +144,24 @@ impl Greedy<'_> {
     }
 }
 
-/// The index of the largest logit; the first of several.
-pub fn likeliest(logits: &[f32]) -> u32 {
+/// The index of the largest logit, the first of several; nothing where none is a number.
+pub fn likeliest(logits: &[f32]) -> Option<u32> {
     let best = logits
         .iter()
         .enumerate()
         .fold((0, f32::NEG_INFINITY), |best, (index, &logit)| if logit > best.1 { (index, logit) } else { best });
-    u32::try_from(best.0).expect("token ids are u32")
+    let index = u32::try_from(best.0).expect("token ids are u32");
+    best.1.is_finite().then_some(index)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::likeliest;
+
+    #[test]
+    fn the_first_of_the_largest_is_taken_and_nothing_of_no_numbers() {
+        assert_eq!(likeliest(&[0.0, 2.0, f32::NAN, 2.0]), Some(1));
+        assert_eq!(likeliest(&[f32::NAN, f32::NAN]), None);
+        assert_eq!(likeliest(&[f32::NEG_INFINITY; 3]), None);
+    }
 }

@@ -1,4 +1,5 @@
-//! AdamW (Loshchilov and Hutter 2019) in place, with moments that can be looked at and kept.
+//! AdamW (Loshchilov and Hutter 2019) in place, with moments that can be looked at and kept. What decays is told by
+//! [`Stretch`]es, so that a variable may hold tensors of either kind.
 
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Var};
 use rayon::prelude::*;
@@ -25,8 +26,18 @@ pub struct Moments {
     pub second: Vec<f32>,
 }
 
+/// So many values of a variable, one after the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stretch {
+    pub len: usize,
+    /// Whether weight decay falls on them.
+    pub decays: bool,
+}
+
 pub struct AdamW {
     constants: Constants,
+    /// Of each variable, from its first value to its last.
+    stretches: Vec<Vec<Stretch>>,
     moments: Vec<Moments>,
     steps: i32,
 }
@@ -57,6 +68,7 @@ dispatched! {
 /// The update of one variable.
 struct Update<'a> {
     gradient: &'a [f32],
+    stretches: &'a [Stretch],
     moments: std::cell::RefCell<&'a mut Moments>,
     coefficients: Coefficients,
 }
@@ -69,23 +81,29 @@ impl InplaceOp1 for Update<'_> {
     fn cpu_fwd(&self, storage: &mut CpuStorage, _layout: &Layout) -> Result<()> {
         let CpuStorage::F32(values) = storage else { candle_core::bail!("f32 is expected") };
         let moments = &mut **self.moments.borrow_mut();
-        let coefficients = self.coefficients;
-        let pieces = values.par_chunks_mut(PIECE).zip(self.gradient.par_chunks(PIECE));
-        let moments = moments.first.par_chunks_mut(PIECE).zip(moments.second.par_chunks_mut(PIECE));
-        pieces.zip(moments).for_each(|((values, gradient), (first, second))| {
-            update(values, gradient, first, second, coefficients);
-        });
+        let mut from = 0;
+        for stretch in self.stretches {
+            let range = from..from + stretch.len;
+            let decay = if stretch.decays { self.coefficients.decay } else { 1.0 };
+            let coefficients = Coefficients { decay, ..self.coefficients };
+            let (first, second) = (&mut moments.first[range.clone()], &mut moments.second[range.clone()]);
+            let moments = first.par_chunks_mut(PIECE).zip(second.par_chunks_mut(PIECE));
+            let pieces = values[range.clone()].par_chunks_mut(PIECE).zip(self.gradient[range].par_chunks(PIECE));
+            pieces.zip(moments).for_each(|((values, gradient), (first, second))| {
+                update(values, gradient, first, second, coefficients);
+            });
+            from += stretch.len;
+        }
         Ok(())
     }
 }
 
 impl AdamW {
-    pub fn new(constants: Constants, variables: &[Var]) -> Self {
-        let moments = variables
-            .iter()
-            .map(|var| Moments { first: vec![0.0; var.elem_count()], second: vec![0.0; var.elem_count()] })
-            .collect();
-        Self { constants, moments, steps: 0 }
+    /// For variables that are made of these stretches.
+    pub fn new(constants: Constants, stretches: Vec<Vec<Stretch>>) -> Self {
+        let zeros = |stretches: &Vec<Stretch>| vec![0.0; stretches.iter().map(|stretch| stretch.len).sum()];
+        let moments = stretches.iter().map(|group| Moments { first: zeros(group), second: zeros(group) }).collect();
+        Self { constants, stretches, moments, steps: 0 }
     }
 
     /// The moments, in the order of the variables.
@@ -123,8 +141,9 @@ impl AdamW {
             rate: (learning_rate / (1.0 - beta1.powi(self.steps))) as f32,
             second: (1.0 / (1.0 - beta2.powi(self.steps)).sqrt()) as f32,
         };
-        for ((var, gradient), moments) in variables.iter().zip(gradients).zip(&mut self.moments) {
-            var.inplace_op1(&Update { gradient, moments: moments.into(), coefficients })?;
+        let groups = gradients.iter().zip(&self.stretches).zip(&mut self.moments);
+        for (var, ((gradient, stretches), moments)) in variables.iter().zip(groups) {
+            var.inplace_op1(&Update { gradient, stretches, moments: moments.into(), coefficients })?;
         }
         Ok(())
     }
@@ -158,7 +177,8 @@ mod tests {
         let constants = Constants { beta1: 0.9, beta2: 0.99, epsilon: 1e-8, weight_decay: 0.1 };
         let var = Var::from_tensor(&Tensor::new(&[1.0f32, -2.0, 0.5], &Device::Cpu).unwrap()).unwrap();
         let vars = [var];
-        let mut adamw = AdamW::new(constants, &vars);
+        let stretches = vec![Stretch { len: 2, decays: true }, Stretch { len: 1, decays: false }];
+        let mut adamw = AdamW::new(constants, vec![stretches]);
         let gradients = [[0.5, -0.1, 3.0], [0.2, 0.4, -1.0]];
         let mut want = [1.0, -2.0, 0.5];
         let (mut m, mut v) = ([0.0; 3], [0.0; 3]);
@@ -170,7 +190,8 @@ mod tests {
                 v[i] = 0.99 * v[i] + 0.01 * g * g;
                 let (mh, vh): (f64, f64) =
                     (m[i] / (1.0 - 0.9f64.powi(t as i32 + 1)), v[i] / (1.0 - 0.99f64.powi(t as i32 + 1)));
-                want[i] = want[i] * (1.0 - 0.01 * 0.1) - 0.01 * mh / (vh.sqrt() + 1e-8);
+                let decay = if i < 2 { 0.1 } else { 0.0 };
+                want[i] = want[i] * (1.0 - 0.01 * decay) - 0.01 * mh / (vh.sqrt() + 1e-8);
             }
         }
         let got = vars[0].to_vec1::<f32>().unwrap();

@@ -32,6 +32,12 @@ impl LastLayer {
         std::iter::once(&mut self.norm.weight).chain(&mut self.head)
     }
 
+    /// Whether anything of it is trained; `embedding` is the model's, which may be the head too.
+    pub fn is_trained(&self, embedding: &Parameter) -> bool {
+        let tied = self.head.is_none().then_some(embedding);
+        self.parameters().chain(tied).any(|parameter| parameter.trained().is_some())
+    }
+
     /// As the kernel takes it.
     pub fn head<'a>(&'a self, embedding: &'a Parameter, trained: &Ends<&'a [f32]>, precision: Precision) -> Head<'a> {
         let weight = match &self.head {

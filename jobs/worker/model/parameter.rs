@@ -10,6 +10,7 @@ use candle_core::{Device, Tensor, Var};
 
 use super::stored::Stored;
 use crate::ending::Result;
+use crate::kernels::adamw::Stretch;
 use crate::kernels::weight::{Held, Weight};
 
 /// A tensor of the model.
@@ -93,6 +94,29 @@ pub struct TrainedTensor {
     pub shape: Vec<usize>,
     /// Where it lies in its group's variable.
     pub range: Range<usize>,
+}
+
+impl TrainedTensor {
+    /// Whether weight decay falls on it: on everything but norms and biases, by its name, as in Transformers' Trainer
+    /// (`get_decay_parameter_names`). Matrices of adapters decay, and so do DoRA's lengths.
+    fn decays(&self) -> bool {
+        !self.name.contains("norm") && !self.name.contains("bias")
+    }
+}
+
+impl Trainable {
+    /// What of the variable decays, as the optimizer takes it; neighbours of one kind are one stretch.
+    pub fn stretches(&self) -> Vec<Stretch> {
+        let mut stretches: Vec<Stretch> = Vec::new();
+        for tensor in &self.tensors {
+            let (len, decays) = (tensor.range.len(), tensor.decays());
+            match stretches.last_mut() {
+                Some(last) if last.decays == decays => last.len += len,
+                _ => stretches.push(Stretch { len, decays }),
+            }
+        }
+        stretches
+    }
 }
 
 /// A group in the making.
@@ -189,6 +213,26 @@ mod tests {
         assert_eq!(row, [4.0, 5.0, 6.0]);
         let wanted = TrainedTensor { name: "m".into(), shape: vec![2, 3], range: 2..8 };
         assert_eq!(trainable.tensors[1], wanted);
+    }
+
+    #[test]
+    fn norms_and_biases_do_not_decay() {
+        let mut group = Group::default();
+        for (name, shape) in [
+            ("model.layers.0.input_layernorm.weight", &[2][..]),
+            ("model.layers.0.self_attn.q_proj.weight", &[2, 2]),
+            ("model.layers.0.mlp.up_proj.weight", &[3, 2]),
+            ("model.layers.0.self_attn.q_proj.bias", &[3]),
+            ("model.layers.0.self_attn.q_norm.weight", &[1]),
+            ("base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector", &[2]),
+            ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", &[2, 2]),
+            ("model.norm.weight", &[1]),
+        ] {
+            group.add(name.into(), shape, &vec![0.0; shape.iter().product()]);
+        }
+        let stretches: Vec<(usize, bool)> =
+            group.finish().unwrap().stretches().iter().map(|stretch| (stretch.len, stretch.decays)).collect();
+        assert_eq!(stretches, [(2, false), (10, true), (4, false), (6, true), (1, false)]);
     }
 
     #[test]

@@ -48,6 +48,15 @@ pub struct Tape<'d> {
     layers: Vec<Entry>,
     /// What the last layer has made of it all, `[tokens, hidden]`.
     stream: Vec<f32>,
+    ahead: Option<Ahead>,
+}
+
+/// The losses, and the stream's gradient `[tokens, hidden]` where each of them counts once. Where nothing of the model's
+/// end is trained, that is all there is to know of it: every token makes one prediction, so that what a loss counts
+/// is a factor of its token's gradient, which may be put on later.
+struct Ahead {
+    losses: Vec<f64>,
+    dstream: Vec<f32>,
 }
 
 /// A layer's input `[tokens, hidden]`, and what it kept, where it kept anything.
@@ -73,12 +82,28 @@ impl<'d> Tape<'d> {
             let kept = (!pass.gradient_checkpointing).then_some(kept);
             layers.push(Entry { x: std::mem::replace(&mut stream, y), kept });
         }
-        Ok(Self { decoder, batch, pass, layers, stream })
+        Ok(Self { decoder, batch, pass, layers, stream, ahead: None })
     }
 
-    /// The negative log likelihood of each of the batch's targets, in nats, without a backward pass.
-    pub fn losses(&self) -> Result<Vec<f64>> {
-        self.decoder.losses(&self.stream, &self.batch.targets, self.pass.precision)
+    /// The negative log likelihood of each of the batch's targets, in nats, for those who must know them before they
+    /// can say what they count.
+    pub fn losses(&mut self) -> Result<Vec<f64>> {
+        in_pool(|| self.look_ahead())
+    }
+
+    fn look_ahead(&mut self) -> Result<Vec<f64>> {
+        let Self { decoder, batch, pass, stream, .. } = self;
+        if decoder.last.is_trained(&decoder.embedding) {
+            return decoder.losses(stream, &batch.targets, pass.precision);
+        }
+        let (mut dstream, scales) = (vec![0.0; stream.len()], vec![1.0; batch.targets.len()]);
+        let losses = decoder.with_ends(|trained| {
+            let head = decoder.last.head(&decoder.embedding, trained, pass.precision);
+            let gradient = HeadGradient { scales: &scales, x: &mut dstream, norm: None, weight: None };
+            head.losses(stream, &batch.targets, Some(gradient))
+        })?;
+        self.ahead = Some(Ahead { losses: losses.clone(), dstream });
+        Ok(losses)
     }
 
     /// Adds the gradients of the sum over the targets of `scales` times their losses, and returns the losses.
@@ -87,13 +112,22 @@ impl<'d> Tape<'d> {
     }
 
     fn back(self, scales: &[f32], gradients: &mut [Vec<f32>]) -> Result<Vec<f64>> {
-        let Self { decoder, batch, pass, layers, stream } = self;
-        let mut dstream = vec![0.0; stream.len()];
-        let losses = decoder.with_ends(|trained| {
-            let head = decoder.last.head(&decoder.embedding, trained, pass.precision);
-            let [norm, weight] = decoder.last.gradient(&decoder.embedding, ends_mut(gradients));
-            head.losses(&stream, &batch.targets, Some(HeadGradient { scales, x: &mut dstream, norm, weight }))
-        })?;
+        let Self { decoder, batch, pass, layers, stream, ahead } = self;
+        let Ahead { losses, mut dstream } = match ahead {
+            Some(mut ahead) => {
+                ahead.scale(batch, scales);
+                ahead
+            }
+            None => {
+                let mut dstream = vec![0.0; stream.len()];
+                let losses = decoder.with_ends(|trained| {
+                    let head = decoder.last.head(&decoder.embedding, trained, pass.precision);
+                    let [norm, weight] = decoder.last.gradient(&decoder.embedding, ends_mut(gradients));
+                    head.losses(&stream, &batch.targets, Some(HeadGradient { scales, x: &mut dstream, norm, weight }))
+                })?;
+                Ahead { losses, dstream }
+            }
+        };
         drop(stream);
         for (index, entry) in layers.into_iter().enumerate().rev() {
             let (group, attention) = (decoder.layer_group(index), decoder.attention(index, &batch.bounds));
@@ -111,6 +145,16 @@ impl<'d> Tape<'d> {
         }
         decoder.embedding_backward(&batch.ids, &dstream, &mut gradients[Decoder::EMBEDDING_GROUP]);
         Ok(losses)
+    }
+}
+
+impl Ahead {
+    /// What each loss counts comes to its token's gradient.
+    fn scale(&mut self, batch: &Batch, scales: &[f32]) {
+        let width = self.dstream.len() / batch.ids.len();
+        for (target, scale) in batch.targets.iter().zip(scales) {
+            self.dstream[target.position * width..][..width].iter_mut().for_each(|gradient| *gradient *= scale);
+        }
     }
 }
 

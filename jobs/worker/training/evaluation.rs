@@ -2,9 +2,10 @@
 
 use drydock_spec::Recipe;
 use drydock_spec::finetune::Objective;
+use drydock_spec::report::Preferences;
 
-use super::objective::{Aim, Material, Preferences, Rewards};
-use super::order::Pass;
+use super::objective::{Aim, Material, Rewards};
+use super::order::{Pass, grouped};
 use crate::data::lesson::Lesson;
 use crate::ending::Result;
 use crate::model::decoder::Decoder;
@@ -50,8 +51,7 @@ pub fn passes(lessons: &[Lesson], aim: Aim, recipe: &Recipe) -> Vec<Pass> {
     match aim.objective {
         Objective::Sft => by_tokens(lessons, SCORING_TOKENS),
         Objective::Dpo | Objective::Orpo | Objective::Kto => {
-            let size = (recipe.per_device_train_batch_size as usize).max(2);
-            (0..lessons.len()).collect::<Vec<_>>().chunks(size).map(<[usize]>::to_vec).collect()
+            grouped(&(0..lessons.len()).collect::<Vec<_>>(), recipe.per_device_train_batch_size as usize)
         }
     }
 }

@@ -4,6 +4,7 @@
 //! all alike. A preference's follow from the losses themselves, so that these must be known first.
 
 use drydock_spec::finetune::Objective;
+use drydock_spec::report::Preferences;
 use serde::{Deserialize, Serialize};
 
 use super::order::Pass;
@@ -73,20 +74,6 @@ pub struct Rewards {
     rejected: (f64, u64),
     /// Pairs whose chosen answer has the higher reward, and all pairs.
     right: (u64, u64),
-}
-
-/// The same as TRL calls it.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Preferences {
-    #[serde(rename = "rewards/chosen")]
-    pub chosen: f64,
-    #[serde(rename = "rewards/rejected")]
-    pub rejected: f64,
-    /// Share of the pairs whose chosen answer has the higher reward; there are none of single answers.
-    #[serde(rename = "rewards/accuracies", default, skip_serializing_if = "Option::is_none")]
-    pub accuracies: Option<f64>,
-    #[serde(rename = "rewards/margins")]
-    pub margins: f64,
 }
 
 impl<'a> Material<'a> {

@@ -95,10 +95,15 @@ impl Order {
     }
 }
 
-/// Passes that stay together for the whole training, of at least two lessons each where there are two.
+/// Passes that stay together for the whole training.
 pub fn fixed_passes(lessons: usize, batch_size: usize, seed: u64) -> Vec<Pass> {
-    let order = Chance::new(seed, Purpose::Groups).permutation(lessons);
-    let mut passes: Vec<Pass> = order.chunks(batch_size.max(2)).map(<[usize]>::to_vec).collect();
+    grouped(&Chance::new(seed, Purpose::Groups).permutation(lessons), batch_size)
+}
+
+/// Passes of so many neighbours, of at least two lessons each where there are two: for objectives that compare a lesson
+/// with others of its pass.
+pub fn grouped(lessons: &[usize], batch_size: usize) -> Vec<Pass> {
+    let mut passes: Vec<Pass> = lessons.chunks(batch_size.max(2)).map(<[usize]>::to_vec).collect();
     if let Some(last) = passes.pop_if(|last| last.len() == 1) {
         match passes.last_mut() {
             Some(before) => before.extend(last),
@@ -156,6 +161,7 @@ mod tests {
 
     #[test]
     fn fixed_passes_hold_together_and_leave_no_lesson_alone() {
+        assert_eq!(grouped(&[0, 1, 2, 3, 4], 1), [vec![0, 1], vec![2, 3, 4]]);
         let passes = fixed_passes(9, 4, 1);
         assert_eq!(passes.iter().map(Vec::len).collect::<Vec<_>>(), [4, 5]);
         let mut order = Order::fixed(&recipe(false), passes.clone());

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use drydock_spec::report::{Evaluation, Sample};
+use drydock_spec::report::{Evaluation, Preferences, Sample};
 use serde::{Deserialize, Serialize};
 
 use super::divergence::Watch;
-use super::objective::{Preferences, Rewards};
+use super::objective::Rewards;
 use super::patience::Patience;
 use super::step::Measured;
 

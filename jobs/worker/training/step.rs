@@ -58,7 +58,7 @@ impl<'a> Stepper<'a> {
             epsilon: recipe.adam_epsilon,
             weight_decay: recipe.weight_decay,
         };
-        let optimizer = AdamW::new(constants, &variables);
+        let optimizer = AdamW::new(constants, trainables.iter().map(Trainable::stretches).collect());
         Self { decoder, recipe, aim, gradients: Gradients::of(trainables), optimizer, variables }
     }
 
@@ -79,7 +79,7 @@ impl<'a> Stepper<'a> {
         for (index, pass) in passes.iter().enumerate() {
             before_each()?;
             let dropout_seed = mix(self.recipe.seed ^ mix(step ^ mix(index as u64)));
-            let tape = Tape::record(self.decoder, &pass.batch, Pass::new(self.recipe, dropout_seed))?;
+            let mut tape = Tape::record(self.decoder, &pass.batch, Pass::new(self.recipe, dropout_seed))?;
             before_each()?;
             if self.aim.objective == Objective::Sft {
                 let scales = vec![(1.0 / counted as f64) as f32; pass.batch.targets.len()];

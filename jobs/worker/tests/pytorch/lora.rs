@@ -4,10 +4,13 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use candle_core::{Device, Tensor};
+use drydock_worker::data::batch::Batch;
 use drydock_worker::model::ModelFiles;
 use drydock_worker::model::conversation::Piece;
 use drydock_worker::model::decoder::Decoder;
 use drydock_worker::model::lora::{AdapterStart, LORA_A, LORA_B, LoraShape, peft_name};
+use drydock_worker::model::parameter::Gradients;
+use drydock_worker::model::tape::{Pass, Tape};
 
 use crate::reference::{Case, measure, relative_error};
 
@@ -41,6 +44,25 @@ fn every_adapter_matrix_gets_the_gradient_that_pytorch_computes() {
 fn steps_with_clipping_and_a_schedule_give_pytorchs_losses() {
     for case in CASES.map(case) {
         case.assert_steps();
+    }
+}
+
+/// Where only adapters are trained, the head's part of the backward pass is done together with the losses.
+#[test]
+fn losses_that_are_asked_for_first_leave_the_gradients_as_they_are() {
+    for case in CASES.map(case) {
+        let batch = Batch::of(&case.rows);
+        let scales: Vec<f32> = (0..batch.targets.len()).map(|target| 0.1 * (target % 7) as f32 - 0.2).collect();
+        let [(losses, at_once), (same, later)] = [false, true].map(|first| {
+            let mut gradients = Gradients::of(&case.trainables);
+            let mut tape = Tape::record(&case.decoder, &batch, Pass::default()).unwrap();
+            let before = first.then(|| tape.losses().unwrap());
+            let losses = tape.backward(&scales, &mut gradients).unwrap();
+            assert!(before.is_none_or(|before| before == losses));
+            (losses, gradients.groups().concat())
+        });
+        assert_eq!(losses, same);
+        assert!(relative_error(&later, &at_once) < 1e-6, "{}", case.name);
     }
 }
 

@@ -3,7 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
 mod dora;
+mod evaluate;
 mod full;
 mod lora;
 mod preferences;
 mod reference;
+#[path = "../fixture/tiny.rs"]
+mod tiny;

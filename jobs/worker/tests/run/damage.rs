@@ -7,8 +7,9 @@ use drydock_spec::{Failure, FailureKind, Report, Stage};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::scene::CHATML;
 use crate::scene::{Scene, rows};
-use crate::tiny::{CHATML, tokenizer};
+use crate::tiny::tokenizer;
 
 fn with_tokenizer(change: impl Fn(&mut Value), config: Value) -> Failure {
     let scene = Scene::new(json!({}));

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
 mod damage;
+mod evaluate;
 mod preferences;
 mod resume;
 mod scene;
@@ -144,6 +145,18 @@ fn rows_without_room_for_an_answer_are_nothing_to_learn_from() {
         failure.message,
         "all 40 rows are longer than max_seq_length = 16 before the answer starts; the shortest prompt has 24 tokens"
     );
+}
+
+#[test]
+fn held_out_rows_of_which_none_is_left_are_told() {
+    let mut scene = Scene::new(json!({"eval_dataset": "other", "max_seq_length": 32}));
+    fs::create_dir(scene.path("eval")).unwrap();
+    let long = json!({"prompt": "p".repeat(40), "completion": "answer"});
+    fs::write(scene.path("eval/rows.jsonl"), long.to_string()).unwrap();
+    scene.spec["inputs"]["eval_dataset"] = json!(scene.path("eval"));
+    let failure = scene.failure();
+    assert_eq!(failure.kind, FailureKind::NothingToLearn);
+    assert!(failure.message.starts_with("eval_dataset: all 1 rows are longer than max_seq_length"), "{failure:?}");
 }
 
 #[test]

@@ -45,11 +45,20 @@ fn pairs_teach_what_is_better() {
     for objective in ["dpo", "orpo"] {
         let (scene, summary) = trained(objective, &pairs(40));
         let losses = &summary["evaluations"];
-        let held_out = &summary["held_out_preferences"];
+        let held_out = &losses[1]["preferences"];
         assert!(losses[1]["loss"].as_f64() < losses[0]["loss"].as_f64(), "{objective}: {losses}");
         assert_eq!(held_out["rewards/accuracies"], 1.0, "{objective}: {held_out}");
         assert!(held_out["rewards/margins"].as_f64().unwrap() > 0.1, "{objective}: {held_out}");
         assert!(scene.path("out/adapter/adapter_model.safetensors").exists());
+        let margins: Vec<f64> = scene
+            .reports()
+            .iter()
+            .filter_map(|report| match report {
+                Report::Metrics(metrics) => Some(metrics.preferences.unwrap().margins),
+                _ => None,
+            })
+            .collect();
+        assert!(margins[margins.len() - 1] > margins[0] + 0.1, "{objective}: {margins:?}");
     }
 }
 

@@ -9,9 +9,12 @@ use drydock_spec::contract::EXIT_FAILED;
 use drydock_spec::{Failure, Report, ReportLine};
 use serde_json::{Value, json};
 
-use crate::tiny::{CHATML, tokenizer};
+use crate::tiny::tokenizer;
 
 pub(crate) const WORKER: &str = env!("CARGO_BIN_EXE_drydock-worker");
+
+pub(crate) const CHATML: &str = "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] \
+    + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
 /// An attempt on disk: a tiny model with a tokenizer of bytes, a dataset, and room for what comes out.
 pub(crate) struct Scene {
@@ -20,7 +23,17 @@ pub(crate) struct Scene {
 }
 
 impl Scene {
+    /// A finetune with the options.
     pub(crate) fn new(options: Value) -> Self {
+        Self::of("finetune", options, &rows(40))
+    }
+
+    /// An evaluation on the rows.
+    pub(crate) fn evaluating(options: Value, rows: &str) -> Self {
+        Self::of("evaluate", options, rows)
+    }
+
+    fn of(kind: &str, options: Value, rows: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         for name in ["model", "dataset", "out"] {
@@ -33,21 +46,21 @@ impl Scene {
         fs::write(path("model/tokenizer.json"), tokenizer().to_string()).unwrap();
         let config = json!({"eos_token": "<|im_end|>", "chat_template": CHATML});
         fs::write(path("model/tokenizer_config.json"), config.to_string()).unwrap();
-        let mut finetune = json!({"model": "tiny", "dataset": "greetings"});
-        finetune.as_object_mut().unwrap().extend(options.as_object().unwrap().clone());
+        let mut asked = json!({"model": "tiny", "dataset": "greetings"});
+        asked.as_object_mut().unwrap().extend(options.as_object().unwrap().clone());
         let spec = json!({
             "contract": 1,
             "job": "01JD3Z7M8K4W5V6X7Y8Z9A0B1C",
             "attempt": 1,
             "trace_id": "0123456789abcdef0123456789abcdef",
-            "spec": {"finetune": finetune},
+            "spec": {kind: asked},
             "inputs": {"model": {"path": path("model"), "name": "tiny/random-llama"}, "dataset": path("dataset")},
             "output": path("out"),
             "events": path("events.jsonl"),
             "threads": 1,
         });
         let scene = Self { folder, spec };
-        scene.write_dataset(&rows(40));
+        scene.write_dataset(rows);
         scene
     }
 
@@ -57,6 +70,17 @@ impl Scene {
 
     pub(crate) fn write_dataset(&self, text: &str) {
         fs::write(self.path("dataset/train.jsonl"), text).unwrap();
+    }
+
+    /// One of the model's values is no number from now on, of a norm that everything passes.
+    pub(crate) fn break_a_weight(&self) {
+        let path = self.path("model/model.safetensors");
+        let mut bytes = fs::read(&path).unwrap();
+        let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        let entries: Value = serde_json::from_slice(&bytes[8..header]).unwrap();
+        let at = header + entries["model.norm.weight"]["data_offsets"][0].as_u64().unwrap() as usize;
+        bytes[at..at + 2].copy_from_slice(&0x7fc0u16.to_le_bytes());
+        fs::write(&path, bytes).unwrap();
     }
 
     pub(crate) fn start(&self, command: &str) -> Child {
@@ -81,8 +105,9 @@ impl Scene {
 
     pub(crate) fn reports(&self) -> Vec<Report> {
         let text = fs::read_to_string(self.path("events.jsonl")).unwrap_or_default();
-        // One line, one write: whoever reads while the worker writes sees whole lines only.
-        let lines: Vec<ReportLine> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        // Of a line that is being written a part may be there already.
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        let lines: Vec<ReportLine> = whole.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert!(lines.is_sorted_by_key(|line| line.elapsed_ms));
         lines.into_iter().map(|line| line.report).collect()
     }
