@@ -90,7 +90,7 @@ fn rows_in_which_nothing_counts_are_noticed_before_anything_is_trained() {
     held_out.spec["inputs"]["eval_dataset"] = json!(held_out.path("eval"));
     let failure = held_out.failure();
     assert_eq!(failure.kind, FailureKind::NothingToLearn);
-    assert!(failure.message.starts_with("all 3 rows are longer than max_seq_length = 32"), "{failure:?}");
+    assert!(failure.message.starts_with("eval_dataset: all 3 rows are longer than max_seq_length = 32"), "{failure:?}");
 }
 
 /// The two files of a checkpoint.

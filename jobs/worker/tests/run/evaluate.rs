@@ -209,13 +209,13 @@ fn rows_that_answer_nothing_are_told_by_their_place() {
         (
             json!({"measures": ["exact_match"]}),
             json!({"messages": turns(" ")}),
-            "rows.jsonl, line 1 has an empty answer",
+            "train.jsonl, line 1 has an empty answer",
         ),
         (json!({"measures": ["numeric_match"]}), json!({"messages": turns("four")}), "an answer without a number"),
     ] {
         let failure = Scene::evaluating(options, &lines([row])).failure();
         assert!(matches!(failure.kind, FailureKind::BadDataset | FailureKind::BadOption), "{failure:?}");
-        assert!(failure.message.contains("rows.jsonl, line 1") && failure.message.contains(told), "{failure:?}");
+        assert!(failure.message.contains("train.jsonl, line 1") && failure.message.contains(told), "{failure:?}");
         assert!(!failure.hint.is_empty());
     }
     let empty = Scene::evaluating(json!({}), "\n\n").failure();
