@@ -217,9 +217,10 @@ def ggml_quantize(args: argparse.Namespace) -> dict:
     kind = gguf.GGMLQuantizationType[args.type]
     ggml.ggml_quantize_init(int(kind))
     block, size = gguf.GGML_QUANT_SIZES[kind]
-    with safe_open(f"{args.model}/model.safetensors", "np") as weights:
+    # By way of PyTorch: NumPy has no bf16.
+    with safe_open(f"{args.model}/model.safetensors", "pt") as weights:
         names = sorted(name for name in weights.keys() if name.endswith("down_proj.weight"))
-        values = np.concatenate([weights.get_tensor(name) for name in names])
+        values = np.concatenate([weights.get_tensor(name).float().numpy() for name in names])
     rows, width = values.shape
     out = np.empty(rows * width // block * size, dtype=np.uint8)
 

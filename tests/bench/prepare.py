@@ -39,6 +39,10 @@ def hugging_face_folder(gguf: Path, folder: Path) -> None:
 def gguf_files(source: Path, folder: Path) -> None:
     import llama_cpp
 
+    # It tells of every tensor; the code that it returns says whether it worked.
+    silent = llama_cpp.llama_log_callback(lambda level, text, user_data: None)
+    llama_cpp.llama_log_set(silent, None)
+
     def quantize(source: Path, target: Path, ftype: int) -> None:
         params = llama_cpp.llama_model_quantize_default_params()
         params.ftype, params.nthread, params.allow_requantize = ftype, 2, True
