@@ -42,6 +42,11 @@ struct Tale {
 }
 
 impl Tale {
+    /// Whether the worker has said that it is done, one way or another.
+    fn is_over(&self) -> bool {
+        self.last.as_ref().is_some_and(Report::is_last)
+    }
+
     fn goes_on(&mut self, lines: &[ReportLine]) {
         for line in lines {
             match &line.report {
@@ -61,9 +66,8 @@ impl Attempts {
     pub(super) async fn follow(&self, lease: &mut Lease, dir: AttemptDir) -> Result<Ending, Stop> {
         let name = ContainerName::of(lease.job().id, lease.attempt());
         let mut tale = self.tale_so_far(lease).await?;
-        let ended = tale.last.as_ref().is_some_and(Report::is_last);
-        let mut reader =
-            ReportReader::open(&dir.events_path(), lease.row().report_offset, ended).map_err(AttemptError::Events)?;
+        let mut reader = ReportReader::open(&dir.events_path(), lease.row().report_offset, tale.is_over())
+            .map_err(AttemptError::Events)?;
         let mut written = watch(&dir.events_path());
         let mut news = self.store.changes().subscribe(lease.job().id);
         lease.refresh().await?;
@@ -76,7 +80,9 @@ impl Attempts {
         loop {
             let more = self.read(lease, &mut reader, &mut tale).await?;
             if let (false, Some(exit)) = (more, &exited) {
-                return Ok(ending(lease, tale, exit.clone()));
+                let in_order = tale.is_over() && exit.as_ref().is_some_and(|exit| exit.code == 0);
+                let outage = !in_order && self.engine_restarted(lease).await?;
+                return Ok(ending(lease, tale, exit.clone(), outage));
             }
             tokio::select! {
                 biased;
@@ -188,7 +194,9 @@ impl Attempts {
                 Ok(None) => return None,
                 Ok(Some(found)) => match found.status {
                     Status::Exited(exit) => return Some(self.once_settled(name, exit).await),
-                    Status::Running | Status::Created { .. } => {
+                    // Followed is only what was seen running: an engine that says "never started" has forgotten it.
+                    Status::Created { .. } => return None,
+                    Status::Running => {
                         if let Err(error) = self.sandbox.wait(name, WAIT).await {
                             tracing::warn!(%error, "waiting for the container was cut; nothing is concluded from that");
                             tokio::time::sleep(ASK_AGAIN).await;
@@ -200,6 +208,28 @@ impl Attempts {
                     tokio::time::sleep(ASK_AGAIN).await;
                 }
             }
+        }
+    }
+
+    /// Whether the engine is another one than that which was asked for the container. One that does not answer is asked
+    /// until it does.
+    async fn engine_restarted(&self, lease: &Lease) -> Result<bool, Stop> {
+        let answer = async {
+            loop {
+                match self.sandbox.probe().await {
+                    Ok(engine) => {
+                        return lease.row().incarnation.as_ref().is_some_and(|then| *then != engine.incarnation);
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "the engine cannot be asked who it is; nothing is concluded from that");
+                        tokio::time::sleep(ASK_AGAIN).await;
+                    }
+                }
+            }
+        };
+        tokio::select! {
+            restarted = hold::renewing(lease, self.lease_ms, answer) => Ok(restarted?),
+            () = self.shutdown.cancelled() => Err(Stop::Detached),
         }
     }
 
@@ -223,9 +253,10 @@ impl Attempts {
     }
 }
 
-fn ending(lease: &Lease, tale: Tale, exit: Option<Exit>) -> Ending {
+fn ending(lease: &Lease, tale: Tale, exit: Option<Exit>, outage: bool) -> Ending {
     Ending {
         exit,
+        outage,
         last: tale.last,
         stage: tale.stage,
         peak_rss_bytes: tale.peak_rss_bytes,
