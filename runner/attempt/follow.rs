@@ -10,6 +10,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use super::reports::ReportReader;
 use super::{AttemptError, Attempts, Stop, blocking, hold, stopping};
 use crate::diagnose::Ending;
+use crate::fail_point::{self, Step};
 use crate::sandbox::attempt_dir::{AttemptDir, Usage};
 use crate::sandbox::{ContainerName, Exit, Status};
 use crate::store::{Lease, Termination};
@@ -82,11 +83,15 @@ impl Attempts {
             if let (false, Some(exit)) = (more, &exited) {
                 let in_order = tale.is_over() && exit.as_ref().is_some_and(|exit| exit.code == 0);
                 let outage = !in_order && self.engine_restarted(lease).await?;
+                fail_point::after(Step::Exit);
                 return Ok(ending(lease, tale, exit.clone(), outage));
             }
             tokio::select! {
                 biased;
-                ended = &mut exit, if exited.is_none() => exited = Some(ended),
+                ended = &mut exit, if exited.is_none() => {
+                    fail_point::before(Step::Exit);
+                    exited = Some(ended);
+                }
                 () = self.shutdown.cancelled() => return Err(Stop::Detached),
                 // Mostly our own reports; only a cancellation cannot wait for the next tick.
                 () = news.changed() => {
@@ -114,10 +119,17 @@ impl Attempts {
             return Ok(false);
         }
         let reading = reader.read_once().map_err(AttemptError::Events)?;
+        let news = !reading.batch.lines.is_empty();
+        if news {
+            fail_point::before(Step::Report);
+        }
         lease.record(&reading.batch).await?;
+        if news {
+            fail_point::after(Step::Report);
+        }
         tale.goes_on(&reading.batch.lines);
         tale.broken = reading.unreadable;
-        Ok(!reading.batch.lines.is_empty())
+        Ok(news)
     }
 
     /// What the reports that are stored already add up to.

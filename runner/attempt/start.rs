@@ -7,6 +7,7 @@ use drydock_spec::{AttemptSpec, FailureKind, Inputs, Outcome, Stage};
 use tokio::time::Instant;
 
 use super::{Attempts, Stop, hold, stopping};
+use crate::fail_point::{self, Step};
 use crate::inputs::bring;
 use crate::sandbox::attempt_dir::{AttemptDir, AttemptDirError, InputFolders};
 use crate::sandbox::{ContainerName, Labels, Launch, SandboxError, Status};
@@ -43,7 +44,11 @@ impl Attempts {
                         if stopping(lease) {
                             return Err(Stop::Over(Outcome::Cancelled));
                         }
+                        fail_point::before(Step::Start);
                         let started = hold::renewing(lease, self.lease_ms, self.sandbox.start(&name)).await?;
+                        if started.is_ok() {
+                            fail_point::after(Step::Start);
+                        }
                         self.settle(started, "start", &mut failing).await?;
                     }
                     Status::Running | Status::Exited(_) => return self.dir_of(lease).await,
@@ -83,10 +88,15 @@ impl Attempts {
             mounts: dir.mounts(&folders),
             limits: job.limits,
         };
+        fail_point::before(Step::Create);
         match hold::renewing(lease, self.lease_ms, self.sandbox.create(&launch)).await? {
             // Somebody was faster: perhaps ourselves, with a reply that was lost.
             Err(SandboxError::NameTaken(_)) => Ok(()),
-            created => self.settle(created, "create", failing).await,
+            Ok(()) => {
+                fail_point::after(Step::Create);
+                Ok(())
+            }
+            failed => self.settle(failed, "create", failing).await,
         }
     }
 
