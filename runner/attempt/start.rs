@@ -44,6 +44,11 @@ impl Attempts {
                         if stopping(lease) {
                             return Err(Stop::Over(Outcome::Cancelled));
                         }
+                        if self.has_spoken(lease).await? {
+                            // An engine that dies while it starts a container can come back without knowing of it.
+                            let message = "the engine has forgotten that it started the container";
+                            return Err(Stop::failed(FailureKind::EngineLost, Stage::Start, message));
+                        }
                         fail_point::before(Step::Start);
                         let started = hold::renewing(lease, self.lease_ms, self.sandbox.start(&name)).await?;
                         if started.is_ok() {
