@@ -1,6 +1,7 @@
 //! What drydock says of a job, held against what is known to have happened.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::process::Command;
 
 use serde_json::{Value, json};
@@ -30,9 +31,19 @@ impl std::ops::AddAssign for Sum {
 impl Yard {
     /// Checks every job that has ended, and that each took so many attempts.
     pub(crate) async fn check(&self, gateway: &Gateway, orders: &[Order], attempts: usize) -> Sum {
+        self.check_about(gateway, orders, attempts..=attempts).await
+    }
+
+    /// The same where nobody can know how many attempts it had to be.
+    pub(crate) async fn check_about(
+        &self,
+        gateway: &Gateway,
+        orders: &[Order],
+        attempts: RangeInclusive<usize>,
+    ) -> Sum {
         let mut sum = Sum::default();
         for order in orders {
-            sum += check(gateway, order, attempts, self.patient).await;
+            sum += check(gateway, order, &attempts, self.patient).await;
         }
         sum
     }
@@ -69,7 +80,7 @@ impl Yard {
     }
 }
 
-async fn check(gateway: &Gateway, order: &Order, attempts: usize, patient: bool) -> Sum {
+async fn check(gateway: &Gateway, order: &Order, attempts: &RangeInclusive<usize>, patient: bool) -> Sum {
     let view = gateway.get(&format!("/v1/jobs/{}", order.id())).await;
     let lines = log(gateway, order.id()).await;
     let told: String = lines.iter().map(|line| format!("{line}\n")).collect();
@@ -78,7 +89,9 @@ async fn check(gateway: &Gateway, order: &Order, attempts: usize, patient: bool)
     let (state, kind) = truth(order.ending);
     assert_eq!(view["state"], state, "{told}");
     assert_eq!(view["failure"]["kind"].as_str(), kind, "{told}");
-    assert_eq!(view["attempt"], json!(attempts), "{told}");
+    let taken = view["attempt"].as_u64().unwrap() as usize;
+    assert!(attempts.contains(&taken), "{told}");
+    let attempts = taken;
 
     let numbers: Vec<_> = lines.iter().map(|line| line["seq"].as_u64().unwrap()).collect();
     assert_eq!(numbers, (1..=lines.len() as u64).collect::<Vec<_>>(), "{told}");

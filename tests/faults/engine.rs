@@ -195,7 +195,7 @@ fn processes(wanted: impl Fn(&str, &str) -> bool) -> Vec<u32> {
 }
 
 /// Unmounts what is mounted below a folder, the innermost first.
-fn detach(folder: &Path) {
+pub(crate) fn detach(folder: &Path) {
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     let points = mounts.lines().rev().filter_map(|line| line.split(' ').nth(1));
     for point in points.filter(|point| Path::new(point).starts_with(folder)) {

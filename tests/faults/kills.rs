@@ -25,7 +25,7 @@ async fn die_at_every_step(when: &str) {
     let yard = Yard::new().await;
     let (mut all, mut sum) = (Vec::new(), Sum::default());
     // At full length, also when the step is reached for another job than the first.
-    let times = if full_length() { 3 } else { 1 };
+    let times = if full_length() { 2 } else { 1 };
     for (step, time) in Step::ALL.into_iter().flat_map(|step| (1..=times).map(move |time| (step, time))) {
         let place = format!("{when}:{}:{time}", step.name());
         let mut orders = Ending::GENTLE.map(Order::short).to_vec();
@@ -45,18 +45,25 @@ async fn die_at_every_step(when: &str) {
     let gateway = yard.gateway().await;
     yard.check_tidy(&all, None).await;
     gateway.kill().await;
-    say(&format!("killed {when} each of {} steps, {times} times each: {sum:?}", Step::ALL.len()));
+    say(&format!("killed {when} each of {} steps, {times} times: {sum:?}", Step::ALL.len()));
 }
 
-/// Jobs that are under way at once.
-const OPEN: usize = 8;
+/// Gateways that are killed at the same time, each on a state folder of its own.
+const YARDS: usize = 4;
+/// Jobs of one gateway that are under way at once.
+const OPEN: usize = 6;
 
 #[tokio::test]
 async fn a_gateway_killed_again_and_again_tells_the_truth_about_every_job() {
-    let kills = if full_length() { 200 } else { 10 };
-    let seed = std::env::var("DRYDOCK_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random);
-    say(&format!("the kills follow DRYDOCK_SEED={seed}"));
-    let mut random = StdRng::seed_from_u64(seed);
+    let kills = if full_length() { 50 } else { 3 };
+    let mut random = seeded();
+    let yards = (0..YARDS).map(|_| killed_at_random(kills, StdRng::seed_from_u64(random.random())));
+    let mut sum = Sum::default();
+    futures::future::join_all(yards).await.into_iter().for_each(|one| sum += one);
+    say(&format!("killed {} times at random under load: {sum:?}", YARDS * kills));
+}
+
+async fn killed_at_random(kills: usize, mut random: StdRng) -> Sum {
     let yard = Yard::new().await;
     let (mut open, mut ended): (Vec<Order>, Vec<Order>) = (Vec::new(), Vec::new());
     for _ in 0..kills {
@@ -75,11 +82,19 @@ async fn a_gateway_killed_again_and_again_tells_the_truth_about_every_job() {
     ended.append(&mut open);
     let sum = yard.check(&gateway, &ended, 1).await;
     yard.check_tidy(&ended, None).await;
-    say(&format!("killed {kills} times at random under load: {sum:?}"));
+    gateway.kill().await;
+    sum
+}
+
+/// What decides when somebody dies. It is said aloud, so that it can be asked for again.
+pub(crate) fn seeded() -> StdRng {
+    let seed = std::env::var("DRYDOCK_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random);
+    say(&format!("{}: DRYDOCK_SEED={seed}", std::thread::current().name().unwrap_or_default()));
+    StdRng::seed_from_u64(seed)
 }
 
 /// Keeps so many jobs under way, of every kind, until it is cut off.
-async fn keep_busy(gateway: &Gateway, open: &mut Vec<Order>, ended: &mut Vec<Order>, random: &mut StdRng) {
+pub(crate) async fn keep_busy(gateway: &Gateway, open: &mut Vec<Order>, ended: &mut Vec<Order>, random: &mut StdRng) {
     loop {
         while open.len() < OPEN {
             let ending = Ending::GENTLE[random.random_range(0..Ending::GENTLE.len())];

@@ -34,7 +34,7 @@ async fn survive(harms: Vec<Harm>) -> Sum {
     let yard = Yard::on(Some(proxy.host()), false).await;
     proxy.harm(harms);
     let gateway = yard.gateway().await;
-    let mut orders = [Ending::Finish, Ending::Leave, Ending::Cancel].map(Order::short);
+    let mut orders = [Ending::Finish, Ending::Cancel].map(Order::short);
     yard.see_through(&gateway, &mut orders).await;
     let sum = yard.check(&gateway, &orders, 1).await;
     yard.check_tidy(&orders, None).await;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::harness::process::{Folders, Gateway, spawn};
 
 /// Longest that anything may take on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(300);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// How a job is to end.
@@ -57,9 +57,9 @@ impl Order {
         Self { ending, reports, pace_ms, key: format!("{:032x}", rand::random::<u128>()), id: None }
     }
 
-    /// One that takes a moment; what is to be cancelled would take minutes.
+    /// One that takes a moment; what is to be cancelled would take ten minutes.
     pub(crate) fn short(ending: Ending) -> Self {
-        if ending == Ending::Cancel { Self::new(ending, 6000, 10) } else { Self::new(ending, 20, 10) }
+        if ending == Ending::Cancel { Self::new(ending, 6000, 100) } else { Self::new(ending, 20, 10) }
     }
 
     /// The job's id, once it was accepted.
