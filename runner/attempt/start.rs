@@ -174,8 +174,8 @@ impl Attempts {
         Ok(std::fs::metadata(dir.events_path()).is_ok_and(|file| file.len() > 0))
     }
 
-    /// Goes on after a call whose outcome will show at the next look; ends the attempt if the engine refused, or has been
-    /// `failing` for too long to hope any more.
+    /// Goes on after a call whose outcome will show at the next look; ends the attempt if the engine refused, or has
+    /// been `failing` for too long to hope any more.
     async fn settle(
         &self,
         called: Result<(), SandboxError>,

@@ -1,8 +1,8 @@
 //! Whatever dies, the account of every job stays true: the real gateway on real Docker, a probe in the worker's place,
 //! and somebody who kills, cuts, delays and garbles what lies between them.
 //!
-//! `make test` takes every named step and every kind of fault once; `make test-faults` (`DRYDOCK_FAULTS=full`) takes them
-//! at full length. Both need an engine, like every test of the sandbox.
+//! `make test` takes every named step and every kind of fault once; `make test-faults` (`DRYDOCK_FAULTS=full`) takes
+//! them at full length. Both need an engine, like every test of the sandbox.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 

@@ -1,5 +1,5 @@
-//! The engine dies under jobs that are under way, or what it stands on does. What the outage has cut off is tried again;
-//! what it has not is left alone; and how a worker ended by itself is told from both.
+//! The engine dies under jobs that are under way, or what it stands on does. What the outage has cut off is tried
+//! again; what it has not is left alone; and how a worker ended by itself is told from both.
 
 use std::time::Duration;
 

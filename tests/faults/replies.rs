@@ -1,4 +1,4 @@
-//! What comes between the gateway and the engine: no such fault fails a job, costs an attempt, or has anything run twice.
+//! What comes between the gateway and the engine: no such fault fails a job, costs an attempt, or starts anything twice.
 
 use std::path::PathBuf;
 

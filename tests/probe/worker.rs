@@ -1,8 +1,9 @@
 //! A worker that honours the contract and does no work: its job's first sample prompt says how it goes.
 //!
-//! `<ending> <reports> <ms>`: after so many numbered reports, in a job's first attempt one every so many milliseconds and
-//! in later ones without delay, it ends in one of these ways: `finish`, with artifacts whose content follows from the job's id; `fail`, and says why; `leave`, with exit code
-//! 3 and without a word; `crash`; `eat`, until its memory is full. On SIGTERM it says that it stops, and does so.
+//! `<ending> <reports> <ms>`: after so many numbered reports, in a job's first attempt one every so many milliseconds
+//! and in later ones without delay, it ends in one of these ways: `finish`, with artifacts whose content follows from
+//! the job's id; `fail`, and says why; `leave`, with exit code 3 and without a word; `crash`; `eat`, until its memory is
+//! full. On SIGTERM it says that it stops, and does so.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
