@@ -9,16 +9,19 @@ target := $(or $(CARGO_TARGET_DIR),target)
 host = $(shell rustc -vV | sed -n 's/^host: //p')
 export DRYDOCK_TARGET := $(target)
 
-.PHONY: help demo test check build worker image engine interop bench conformance fuzz clean
+.PHONY: help demo test test-faults check build worker image engine interop bench conformance fuzz clean
 
 help: ## List the targets
-	@sed -nE 's/^([a-z]+):.*## (.*)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
 
 demo: compiler engine gateway image ## Finetune a small model, quantize it, and see whether it got better: over MCP, in sealed containers
 	@jobs/demo/demo.sh
 
 test: image python ## Run every test, also those that need a container engine
 	@.ci/test.sh
+
+test-faults: compiler engine ## Kill gateway and engine again and again, and hold every job against the truth
+	DRYDOCK_FAULTS=full cargo test --locked -p drydock --test faults
 
 check: compiler ## Formatting, lints and the walls between the crates
 	cargo fmt --all --check

@@ -16,6 +16,7 @@ use crate::datasets::Datasets;
 use crate::desk::LAST_WORDS_BYTES;
 use crate::diagnose::{Ending, diagnose};
 use crate::engine::EngineWatch;
+use crate::fail_point::{self, Step};
 use crate::models::Models;
 use crate::sandbox::attempt_dir::{AttemptDir, AttemptDirError};
 use crate::sandbox::{ContainerName, Sandbox};
@@ -105,13 +106,17 @@ impl Attempts {
             Err(Stop::Broken(error)) => return Err(error),
         };
         self.keep_last_words(&lease).await?;
+        fail_point::before(Step::Collect);
         let (outcome, artifacts) = self.collect(&lease, outcome).await?;
+        fail_point::after(Step::Collect);
         let (job, attempt) = (lease.job().id, lease.attempt());
         let retry_at_ms = self.store.clock().now_ms() + backoff_ms(attempt.0, rand::random());
         if let Outcome::Failed(failure) = &outcome {
             tracing::warn!(%failure, stage = ?failure.stage, "attempt failed");
         }
+        fail_point::before(Step::Commit);
         let after = lease.finish(outcome, &artifacts, retry_at_ms).await?;
+        fail_point::after(Step::Commit);
         // Only now: until the end is written down, the container and its folder are what it can be read from.
         self.clean_up(&ContainerName::of(job, attempt), self.open_dir(job, attempt).await).await;
         Ok(Some(after))
@@ -176,10 +181,12 @@ impl Attempts {
 
     /// Removes what an attempt that is over has left. Whatever stays is swept up later.
     async fn clean_up(&self, name: &ContainerName, dir: Result<Option<AttemptDir>, AttemptError>) {
+        fail_point::before(Step::Remove);
         if let Err(error) = self.sandbox.remove(name).await {
             tracing::warn!(%error, container = %name, "the container stays until the next sweep");
             return;
         }
+        fail_point::after(Step::Remove);
         let removed = match dir {
             Ok(Some(dir)) => blocking(move || dir.remove()).await,
             Ok(None) => Ok(()),

@@ -12,6 +12,8 @@ use crate::store::Termination;
 pub struct Ending {
     /// How the container ended; `None` if there is no container any more.
     pub exit: Option<Exit>,
+    /// Whether the engine, and perhaps the host, was restarted while the attempt was under way.
+    pub outage: bool,
     /// The last report, if there was any.
     pub last: Option<Report>,
     /// The stage that the worker was in, by its reports.
@@ -29,9 +31,13 @@ pub struct Ending {
 
 /// Exit codes above this are a signal's number plus this.
 const SIGNALS: i64 = 128;
-const SIGKILL: i64 = 9;
-const SIGTERM: i64 = 15;
-const SIGXFSZ: i64 = 25;
+const KILLED: i64 = SIGNALS + 9;
+const TERMINATED: i64 = SIGNALS + 15;
+const OUTGROWN: i64 = SIGNALS + 25;
+/// The highest number that a signal has.
+const MOST_SIGNAL: i64 = 64;
+/// What an engine calls the exit of a container whose end nobody saw, such as after a power cut.
+const UNSEEN: i64 = 255;
 
 /// The outcome of an attempt. The order of the questions matters: work that is done stays done, what we did ourselves
 /// is not the job's fault, and what the kernel counted weighs more than what the worker says of itself.
@@ -44,19 +50,19 @@ pub fn diagnose(ending: &Ending) -> Outcome {
     if ending.cancel_requested {
         return Outcome::Cancelled;
     }
-    let mut failure = failure(ending, code);
+    let mut failure = failure(ending);
     if failure.stage.is_none() {
         failure.stage = ending.stage;
     }
     Outcome::Failed(failure)
 }
 
-fn failure(ending: &Ending, code: Option<i64>) -> Failure {
+fn failure(ending: &Ending) -> Failure {
     if let Some(failure) = our_own_doing(ending) {
         return failure;
     }
     let Some(exit) = &ending.exit else {
-        return Failure::new(FailureKind::EngineLost, "the container is gone and nobody saw how it ended");
+        return cut_short("the container is gone and nobody saw how it ended");
     };
     if exit.oom_killed && exit.code != 0 {
         return out_of_memory(ending);
@@ -70,23 +76,27 @@ fn failure(ending: &Ending, code: Option<i64>) -> Failure {
     if let Some(broken) = &ending.broken {
         return Failure::new(FailureKind::ContractBroken, broken.clone());
     }
-    match code.unwrap_or_default() {
+    match exit.code {
+        // Whether such an end was the worker's own cannot be told any more. If it was, the next attempt ends the same.
+        0 | UNSEEN | KILLED | TERMINATED if ending.outage => {
+            cut_short("the container engine was restarted while the worker ran")
+        }
         0 => Failure::new(FailureKind::ContractBroken, "the worker ended with exit code 0 and without a final report"),
         // An engine can miss the kernel's kill, most of all right after the start; memory at its limit speaks for itself.
-        code if code == SIGNALS + SIGKILL && at_its_limit(ending) => out_of_memory(ending),
-        code if code == SIGNALS + SIGKILL => cut_short("the worker was killed (SIGKILL), and not by drydock"),
-        code if code == SIGNALS + SIGTERM => cut_short("the worker was asked to stop (SIGTERM), and not by drydock"),
-        code @ 125..=128 => Failure::new(
+        KILLED if at_its_limit(ending) => out_of_memory(ending),
+        KILLED => cut_short("the worker was killed (SIGKILL), and not by drydock"),
+        TERMINATED => cut_short("the worker was asked to stop (SIGTERM), and not by drydock"),
+        code @ 125..=SIGNALS => Failure::new(
             FailureKind::ContractBroken,
             format!("the image's entrypoint could not be executed (exit code {code})"),
         )
         .with_hint("check that the image has an entrypoint for this host's architecture"),
         // The sandbox limits the size of every file to that of the whole output.
-        code if code == SIGNALS + SIGXFSZ => {
+        OUTGROWN => {
             let limit = size(ending.limits.disk_bytes);
             Failure::new(FailureKind::DiskFull, format!("a file of the output grew beyond {limit}"))
         }
-        code if code > SIGNALS => {
+        code if (SIGNALS..=SIGNALS + MOST_SIGNAL).contains(&code) => {
             let signal = signal(code - SIGNALS);
             Failure::new(FailureKind::Crashed, format!("the worker was killed by {signal} (exit code {code})"))
         }
@@ -182,6 +192,7 @@ mod tests {
     fn ending() -> Ending {
         Ending {
             exit: Some(Exit { code: 0, oom_killed: false }),
+            outage: false,
             last: None,
             stage: Some(Stage::Train),
             peak_rss_bytes: None,
@@ -302,5 +313,21 @@ mod tests {
         assert_eq!(kind(&exited(127)), FailureKind::ContractBroken);
         assert_eq!(kind(&exited(139)), FailureKind::Crashed);
         assert_eq!(kind(&exited(153)), FailureKind::DiskFull);
+        assert_eq!(kind(&exited(255)), FailureKind::Unexplained, "no signal has that number");
+    }
+
+    #[test]
+    fn what_an_outage_may_have_done_is_tried_again_and_what_it_cannot_do_is_not() {
+        for code in [0, 137, 143, 255] {
+            assert_eq!(kind(&Ending { outage: true, ..exited(code) }), FailureKind::EngineLost, "exit code {code}");
+        }
+        let nearly_full = Ending { outage: true, peak_rss_bytes: Some((3 << 30) - 1), ..exited(137) };
+        assert_eq!(kind(&nearly_full), FailureKind::EngineLost, "full memory alone kills nobody");
+        let counted = Ending { exit: Some(Exit { code: 137, oom_killed: true }), ..nearly_full };
+        assert_eq!(kind(&counted), FailureKind::OutOfMemory, "the kernel's count outlives the engine");
+        assert_eq!(kind(&Ending { outage: true, ..exited(139) }), FailureKind::Crashed);
+        assert_eq!(kind(&Ending { outage: true, ..exited(3) }), FailureKind::Unexplained);
+        let finished = Ending { outage: true, last: finished(), ..exited(0) };
+        assert_eq!(diagnose(&finished), Outcome::Succeeded, "work that is done stays done");
     }
 }

@@ -9,6 +9,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::attempt::Attempts;
 use crate::desk::need;
+use crate::fail_point::{self, Step};
 use crate::store::{Holder, StoreError};
 
 /// Jobs that are looked at in one pass.
@@ -73,7 +74,9 @@ impl Dispatch {
             let needs: Vec<_> = line.iter().map(need).collect();
             let admitted = admit(free, &needs);
             for job in &line[..admitted] {
+                fail_point::before(Step::Claim);
                 if let Some(lease) = store.claim(job.id, &self.holder).await? {
+                    fail_point::after(Step::Claim);
                     self.tracker.spawn(self.attempts.clone().run(lease));
                 }
             }

@@ -15,6 +15,7 @@ pub mod diagnose;
 pub mod dispatch;
 pub mod doctor;
 pub mod engine;
+pub mod fail_point;
 pub mod gateway;
 mod hostile;
 pub mod house;

@@ -11,11 +11,11 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use crate::dispatch::Dispatch;
-use crate::sandbox::SandboxError;
 use crate::sandbox::attempt_dir::{self, AttemptDirError};
+use crate::sandbox::{Found, SandboxError};
 use crate::store::StoreError;
 
-/// A container younger than this may belong to an attempt that is just being written down.
+/// A container younger than this that no attempt explains may be a preview's, which is in no database.
 const GRACE_MS: i64 = 30_000;
 
 /// Something could not be swept; the next pass tries again.
@@ -80,13 +80,18 @@ impl Reaper {
             .map(|row| ((row.job, row.attempt), row.fence))
             .collect();
         let now = attempts.store.clock().now_ms();
-        for container in &found {
-            let owner = under_way.get(&(container.labels.job, container.labels.attempt));
-            if owner == Some(&container.labels.fence) || now - container.created_ms < GRACE_MS {
+        for Found { name, labels, created_ms, .. } in &found {
+            if under_way.get(&(labels.job, labels.attempt)) == Some(&labels.fence) {
                 continue;
             }
-            tracing::info!(container = %container.name, "a container that nobody owns is removed");
-            attempts.sandbox.remove(&container.name).await?;
+            if now - created_ms < GRACE_MS && !attempts.store.attempt_is_over(labels.job, labels.attempt).await? {
+                continue;
+            }
+            tracing::info!(container = %name, "a container that nobody owns is removed");
+            // One that cannot be removed must not keep the others.
+            if let Err(error) = attempts.sandbox.remove(name).await {
+                tracing::warn!(%error, container = %name, "the container stays until the next sweep");
+            }
         }
         let in_use: Vec<_> = found.iter().map(|container| (container.labels.job, container.labels.attempt)).collect();
         let (root, store, runtime) = (attempts.attempts_dir(), attempts.store.clone(), Handle::current());

@@ -132,6 +132,9 @@ pub enum SandboxError {
     NoContainer(ContainerName),
     #[error("mount source {0} is not below a folder that drydock may mount")]
     MountRefused(PathBuf),
+    /// The engine says that something went wrong on its side. What it was asked for may have taken effect or not.
+    #[error("the container engine failed to {action}: {message}")]
+    Failed { action: &'static str, message: String },
     /// The engine understood and refused.
     #[error("the container engine refused to {action}: {message}")]
     Refused { action: &'static str, message: String },
@@ -142,7 +145,7 @@ impl SandboxError {
     #[must_use]
     pub fn leaves_doubt(&self) -> bool {
         match self {
-            Self::Unreachable(_) | Self::TimedOut(..) => true,
+            Self::Unreachable(_) | Self::TimedOut(..) | Self::Failed { .. } => true,
             Self::ImageMissing(_)
             | Self::NameTaken(_)
             | Self::NoContainer(_)

@@ -10,6 +10,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use super::reports::ReportReader;
 use super::{AttemptError, Attempts, Stop, blocking, hold, stopping};
 use crate::diagnose::Ending;
+use crate::fail_point::{self, Step};
 use crate::sandbox::attempt_dir::{AttemptDir, Usage};
 use crate::sandbox::{ContainerName, Exit, Status};
 use crate::store::{Lease, Termination};
@@ -42,6 +43,11 @@ struct Tale {
 }
 
 impl Tale {
+    /// Whether the worker has said that it is done, one way or another.
+    fn is_over(&self) -> bool {
+        self.last.as_ref().is_some_and(Report::is_last)
+    }
+
     fn goes_on(&mut self, lines: &[ReportLine]) {
         for line in lines {
             match &line.report {
@@ -61,9 +67,8 @@ impl Attempts {
     pub(super) async fn follow(&self, lease: &mut Lease, dir: AttemptDir) -> Result<Ending, Stop> {
         let name = ContainerName::of(lease.job().id, lease.attempt());
         let mut tale = self.tale_so_far(lease).await?;
-        let ended = tale.last.as_ref().is_some_and(Report::is_last);
-        let mut reader =
-            ReportReader::open(&dir.events_path(), lease.row().report_offset, ended).map_err(AttemptError::Events)?;
+        let mut reader = ReportReader::open(&dir.events_path(), lease.row().report_offset, tale.is_over())
+            .map_err(AttemptError::Events)?;
         let mut written = watch(&dir.events_path());
         let mut news = self.store.changes().subscribe(lease.job().id);
         lease.refresh().await?;
@@ -76,11 +81,17 @@ impl Attempts {
         loop {
             let more = self.read(lease, &mut reader, &mut tale).await?;
             if let (false, Some(exit)) = (more, &exited) {
-                return Ok(ending(lease, tale, exit.clone()));
+                let in_order = tale.is_over() && exit.as_ref().is_some_and(|exit| exit.code == 0);
+                let outage = !in_order && self.engine_restarted(lease).await?;
+                fail_point::after(Step::Exit);
+                return Ok(ending(lease, tale, exit.clone(), outage));
             }
             tokio::select! {
                 biased;
-                ended = &mut exit, if exited.is_none() => exited = Some(ended),
+                ended = &mut exit, if exited.is_none() => {
+                    fail_point::before(Step::Exit);
+                    exited = Some(ended);
+                }
                 () = self.shutdown.cancelled() => return Err(Stop::Detached),
                 // Mostly our own reports; only a cancellation cannot wait for the next tick.
                 () = news.changed() => {
@@ -108,10 +119,17 @@ impl Attempts {
             return Ok(false);
         }
         let reading = reader.read_once().map_err(AttemptError::Events)?;
+        let news = !reading.batch.lines.is_empty();
+        if news {
+            fail_point::before(Step::Report);
+        }
         lease.record(&reading.batch).await?;
+        if news {
+            fail_point::after(Step::Report);
+        }
         tale.goes_on(&reading.batch.lines);
         tale.broken = reading.unreadable;
-        Ok(!reading.batch.lines.is_empty())
+        Ok(news)
     }
 
     /// What the reports that are stored already add up to.
@@ -188,7 +206,9 @@ impl Attempts {
                 Ok(None) => return None,
                 Ok(Some(found)) => match found.status {
                     Status::Exited(exit) => return Some(self.once_settled(name, exit).await),
-                    Status::Running | Status::Created { .. } => {
+                    // Followed is only what was seen running: an engine that says "never started" has forgotten it.
+                    Status::Created { .. } => return None,
+                    Status::Running => {
                         if let Err(error) = self.sandbox.wait(name, WAIT).await {
                             tracing::warn!(%error, "waiting for the container was cut; nothing is concluded from that");
                             tokio::time::sleep(ASK_AGAIN).await;
@@ -200,6 +220,28 @@ impl Attempts {
                     tokio::time::sleep(ASK_AGAIN).await;
                 }
             }
+        }
+    }
+
+    /// Whether the engine is another one than that which was asked for the container. One that does not answer is asked
+    /// until it does.
+    async fn engine_restarted(&self, lease: &Lease) -> Result<bool, Stop> {
+        let answer = async {
+            loop {
+                match self.sandbox.probe().await {
+                    Ok(engine) => {
+                        return lease.row().incarnation.as_ref().is_some_and(|then| *then != engine.incarnation);
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "the engine cannot be asked who it is; nothing is concluded from that");
+                        tokio::time::sleep(ASK_AGAIN).await;
+                    }
+                }
+            }
+        };
+        tokio::select! {
+            restarted = hold::renewing(lease, self.lease_ms, answer) => Ok(restarted?),
+            () = self.shutdown.cancelled() => Err(Stop::Detached),
         }
     }
 
@@ -223,9 +265,10 @@ impl Attempts {
     }
 }
 
-fn ending(lease: &Lease, tale: Tale, exit: Option<Exit>) -> Ending {
+fn ending(lease: &Lease, tale: Tale, exit: Option<Exit>, outage: bool) -> Ending {
     Ending {
         exit,
+        outage,
         last: tale.last,
         stage: tale.stage,
         peak_rss_bytes: tale.peak_rss_bytes,

@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use drydock_spec::contract::{EVENTS_PATH, OUTPUT_PATH, SPEC_PATH, VERSION};
 use drydock_spec::{AttemptSpec, FailureKind, Inputs, Outcome, Stage};
+use tokio::time::Instant;
 
 use super::{Attempts, Stop, hold, stopping};
+use crate::fail_point::{self, Step};
 use crate::inputs::bring;
 use crate::sandbox::attempt_dir::{AttemptDir, AttemptDirError, InputFolders};
 use crate::sandbox::{ContainerName, Labels, Launch, SandboxError, Status};
@@ -13,11 +15,15 @@ use crate::store::Lease;
 
 /// How long to wait before an engine that did not answer is asked again.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
+/// How long an engine that answers may go on failing to do what it is asked for. One that does not answer has all the
+/// time in the world.
+const FAILING: Duration = Duration::from_secs(30);
 
 impl Attempts {
     /// Returns when the attempt's container runs or has ended. The only place that creates or starts one.
     pub(super) async fn start(&self, lease: &mut Lease) -> Result<AttemptDir, Stop> {
         let name = ContainerName::of(lease.job().id, lease.attempt());
+        let mut failing = None;
         loop {
             if self.shutdown.is_cancelled() {
                 return Err(Stop::Detached);
@@ -26,7 +32,8 @@ impl Attempts {
             match self.sandbox.inspect(&name).await {
                 Ok(Some(found)) if found.labels.fence != lease.row().fence => {
                     tracing::warn!(container = %name, "a container of another life bears this attempt's name");
-                    self.settle(self.sandbox.remove(&name).await, "remove").await?;
+                    let removed = hold::renewing(lease, self.lease_ms, self.sandbox.remove(&name)).await?;
+                    self.settle(removed, "remove", &mut failing).await?;
                 }
                 Ok(Some(found)) => match found.status {
                     Status::Created { error: Some(error) } => {
@@ -37,7 +44,17 @@ impl Attempts {
                         if stopping(lease) {
                             return Err(Stop::Over(Outcome::Cancelled));
                         }
-                        self.settle(self.sandbox.start(&name).await, "start").await?;
+                        if self.has_spoken(lease).await? {
+                            // An engine that dies while it starts a container can come back without knowing of it.
+                            let message = "the engine has forgotten that it started the container";
+                            return Err(Stop::failed(FailureKind::EngineLost, Stage::Start, message));
+                        }
+                        fail_point::before(Step::Start);
+                        let started = hold::renewing(lease, self.lease_ms, self.sandbox.start(&name)).await?;
+                        if started.is_ok() {
+                            fail_point::after(Step::Start);
+                        }
+                        self.settle(started, "start", &mut failing).await?;
                     }
                     Status::Running | Status::Exited(_) => return self.dir_of(lease).await,
                 },
@@ -46,19 +63,16 @@ impl Attempts {
                     return Err(Stop::failed(FailureKind::EngineLost, Stage::Start, message));
                 }
                 // Never created, or created without a trace: its name makes sure that it is not there twice.
-                Ok(None) => self.create(lease, &name).await?,
-                Err(error) => self.settle(Err(error), "look up").await?,
+                Ok(None) => self.create(lease, &name, &mut failing).await?,
+                Err(error) => self.settle(Err(error), "look up", &mut failing).await?,
             }
         }
     }
 
     /// Brings the inputs into place and creates the container.
-    async fn create(&self, lease: &mut Lease, name: &ContainerName) -> Result<(), Stop> {
+    async fn create(&self, lease: &mut Lease, name: &ContainerName, failing: &mut Option<Instant>) -> Result<(), Stop> {
         let folders = self.prepare(lease).await?;
-        let Ok(engine) = self.engine.now() else {
-            tokio::time::sleep(ASK_AGAIN).await;
-            return Ok(());
-        };
+        let Ok(engine) = self.engine.now() else { return self.pause().await };
         let dir = self.make_dir(lease, folders.inside()).await?;
         lease.refresh().await?;
         if stopping(lease) {
@@ -79,10 +93,15 @@ impl Attempts {
             mounts: dir.mounts(&folders),
             limits: job.limits,
         };
-        match self.sandbox.create(&launch).await {
+        fail_point::before(Step::Create);
+        match hold::renewing(lease, self.lease_ms, self.sandbox.create(&launch)).await? {
             // Somebody was faster: perhaps ourselves, with a reply that was lost.
             Err(SandboxError::NameTaken(_)) => Ok(()),
-            created => self.settle(created, "create").await,
+            Ok(()) => {
+                fail_point::after(Step::Create);
+                Ok(())
+            }
+            failed => self.settle(failed, "create", failing).await,
         }
     }
 
@@ -155,16 +174,24 @@ impl Attempts {
         Ok(std::fs::metadata(dir.events_path()).is_ok_and(|file| file.len() > 0))
     }
 
-    /// Goes on after a call whose outcome will show at the next look; ends the attempt if the engine refused.
-    async fn settle(&self, called: Result<(), SandboxError>, action: &str) -> Result<(), Stop> {
+    /// Goes on after a call whose outcome will show at the next look; ends the attempt if the engine refused, or has
+    /// been `failing` for too long to hope any more.
+    async fn settle(
+        &self,
+        called: Result<(), SandboxError>,
+        action: &str,
+        failing: &mut Option<Instant>,
+    ) -> Result<(), Stop> {
         match called {
             Ok(()) => Ok(()),
+            Err(error @ SandboxError::Failed { .. })
+                if failing.get_or_insert_with(Instant::now).elapsed() >= FAILING =>
+            {
+                Err(Stop::failed(FailureKind::StartFailed, Stage::Start, error))
+            }
             Err(error) if error.leaves_doubt() => {
-                tracing::warn!(%error, action, "the engine did not answer; nothing is concluded from that");
-                tokio::select! {
-                    () = tokio::time::sleep(ASK_AGAIN) => Ok(()),
-                    () = self.shutdown.cancelled() => Err(Stop::Detached),
-                }
+                tracing::warn!(%error, action, "the engine did not do as asked; nothing is concluded from that");
+                self.pause().await
             }
             Err(error @ SandboxError::ImageMissing(_)) => {
                 Err(Stop::failed(FailureKind::ImageMissing, Stage::Start, error))
@@ -172,6 +199,14 @@ impl Attempts {
             // It was there a moment ago; the next look tells.
             Err(SandboxError::NoContainer(_)) => Ok(()),
             Err(error) => Err(Stop::failed(FailureKind::StartFailed, Stage::Start, error)),
+        }
+    }
+
+    /// A moment for an engine to come to itself.
+    async fn pause(&self) -> Result<(), Stop> {
+        tokio::select! {
+            () = tokio::time::sleep(ASK_AGAIN) => Ok(()),
+            () = self.shutdown.cancelled() => Err(Stop::Detached),
         }
     }
 }

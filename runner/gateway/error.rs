@@ -251,6 +251,7 @@ impl From<SandboxError> for Refusal {
             SandboxError::NameTaken(_)
             | SandboxError::NoContainer(_)
             | SandboxError::MountRefused(_)
+            | SandboxError::Failed { .. }
             | SandboxError::Refused { .. } => Self::internal(&error),
         }
     }

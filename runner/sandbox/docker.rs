@@ -16,7 +16,8 @@ use tokio::sync::OnceCell;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{ContainerName, EngineInfo, Found, Launch, Mount, Sandbox, SandboxError, Status};
-use error::{is_status, translate, translate_for};
+use error::{is_status, translate, translate_for, unanswered};
+use found::Lack;
 
 mod error;
 mod found;
@@ -102,7 +103,7 @@ impl DockerSandbox {
                 .negotiate_version()
                 .await
         };
-        bounded(query, "agree on a version", limited).await
+        bounded(query, "agree on a version", limited).await.map_err(unanswered)
     }
 
     fn host(&self) -> String {
@@ -115,7 +116,7 @@ impl DockerSandbox {
     }
 
     async fn system(&self) -> Result<bollard::models::SystemInfo, SandboxError> {
-        bounded(self.settings.timeouts.query, "describe itself", self.client().await?.info()).await
+        bounded(self.settings.timeouts.query, "describe itself", self.client().await?.info()).await.map_err(unanswered)
     }
 
     async fn host_cpus(&self) -> Result<u32, SandboxError> {
@@ -130,7 +131,7 @@ impl DockerSandbox {
         let found = match timeout(limit, lookup).await {
             Err(_) => return Err(SandboxError::TimedOut(limit, action)),
             Ok(Err(error)) if is_status(&error, 404) => return Err(SandboxError::ImageMissing(image.clone())),
-            Ok(answer) => answer.map_err(|error| translate(error, action, limit))?,
+            Ok(answer) => answer.map_err(|error| unanswered(translate(error, action, limit)))?,
         };
         found.id.ok_or_else(|| SandboxError::ImageMissing(image.clone()))
     }
@@ -144,7 +145,7 @@ impl DockerSandbox {
         match timeout(limit, network).await {
             Err(_) => Err(SandboxError::TimedOut(limit, "describe its networks")),
             Ok(Err(error)) if is_status(&error, 404) => Ok(format!("engine {engine_id}")),
-            Ok(Err(error)) => Err(translate(error, "describe its networks", limit)),
+            Ok(Err(error)) => Err(unanswered(translate(error, "describe its networks", limit))),
             Ok(Ok(network)) => Ok(format!("engine {engine_id}, networks of {}", network.created.unwrap_or_default())),
         }
     }
@@ -235,10 +236,15 @@ impl Sandbox for DockerSandbox {
         let inspect = self.client().await?.inspect_container(&name.0, None::<InspectContainerOptions>);
         match bounded_for(name, limit, action, inspect).await {
             Err(SandboxError::NoContainer(_)) => Ok(None),
-            Err(error) => Err(error),
+            Err(error) => Err(unanswered(error)),
             Ok(answer) => match found::read(answer) {
                 Ok(found) => Ok(Some(found)),
-                Err(lack) => Err(SandboxError::Refused { action, message: format!("`{name}` is not ours: {lack}") }),
+                Err(Lack::Label(lack)) => {
+                    Err(SandboxError::Refused { action, message: format!("`{name}` is not ours: {lack}") })
+                }
+                Err(Lack::Part(lack)) => {
+                    Err(SandboxError::Unreachable(format!("its answer about `{name}` is not whole: {lack}")))
+                }
             },
         }
     }
@@ -288,7 +294,8 @@ impl Sandbox for DockerSandbox {
         let filters = Some(found::of_instance(&self.settings.instance));
         let options = ListContainersOptions { all: true, filters, ..Default::default() };
         let limit = self.settings.timeouts.query;
-        let listed = bounded(limit, "list containers", self.client().await?.list_containers(Some(options))).await?;
+        let list = self.client().await?.list_containers(Some(options));
+        let listed = bounded(limit, "list containers", list).await.map_err(unanswered)?;
         let mut containers = Vec::with_capacity(listed.len());
         for id in listed.into_iter().filter_map(|container| container.id) {
             match self.inspect(&ContainerName(id)).await {

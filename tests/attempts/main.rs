@@ -245,6 +245,20 @@ async fn a_container_that_vanished_is_not_taken_for_a_success() {
 }
 
 #[tokio::test]
+async fn a_worker_that_has_spoken_is_not_started_again_though_the_engine_forgot_it() {
+    let world = World::with(scripted([halfway(), success()])).await;
+    let id = world.submit(limits()).await;
+    world.until(id, |job| job.progress.is_some()).await;
+    world.engine.set_down(true);
+    world.engine.forget_starts();
+    let world = world.restart().await;
+    world.engine.set_down(false);
+    let job = world.until_done(id).await;
+    assert_eq!((job.state.as_str(), job.attempt), ("succeeded", 2));
+    assert_eq!(world.engine.starts(), [1, 1]);
+}
+
+#[tokio::test]
 async fn the_line_waits_for_memory_and_says_so() {
     let world = World::with(scripted([halfway(), halfway()])).await;
     let large = Limits { memory_bytes: 9 << 30, ..limits() };

@@ -21,22 +21,12 @@ pub struct Gateway {
 impl Gateway {
     /// Starts a gateway on this state folder and returns when it answers. Its log goes to `gateway.log` there.
     pub async fn start(state: &Path, data: &Path) -> Self {
-        std::fs::create_dir_all(state).unwrap();
-        let log = std::fs::File::options().create(true).append(true).open(state.join("gateway.log")).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_drydock"));
-        command
-            .env("DRYDOCK_CONFIG", "/dev/null")
-            .arg("--state-dir")
-            .arg(state)
-            .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
-            .arg(data)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .kill_on_drop(true);
-        // A gateway that was killed has left its address behind; nobody may be listening there any more.
-        let _ = std::fs::remove_file(state.join("address"));
-        let child = command.spawn().unwrap();
+        Self::start_with(state, data, &[]).await
+    }
+
+    /// The same with more in its environment.
+    pub async fn start_with(state: &Path, data: &Path, variables: &[(String, String)]) -> Self {
+        let child = spawn(state, data, variables);
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
         let answers = async {
             loop {
@@ -59,6 +49,11 @@ impl Gateway {
     pub async fn kill(mut self) {
         self.child.start_kill().unwrap();
         self.child.wait().await.unwrap();
+    }
+
+    /// Returns when the process has ended by itself.
+    pub async fn until_dead(mut self) {
+        tokio::time::timeout(PATIENCE, self.child.wait()).await.expect("the gateway does not die").unwrap();
     }
 
     /// SIGTERM, and returns how long the process took to leave.
@@ -149,6 +144,27 @@ impl Gateway {
     }
 }
 
+/// Starts a gateway's process, and does not wait until it answers.
+pub fn spawn(state: &Path, data: &Path, variables: &[(String, String)]) -> Child {
+    std::fs::create_dir_all(state).unwrap();
+    let log = std::fs::File::options().create(true).append(true).open(state.join("gateway.log")).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_drydock"));
+    command
+        .env("DRYDOCK_CONFIG", "/dev/null")
+        .envs(variables.iter().map(|(name, value)| (name, value)))
+        .arg("--state-dir")
+        .arg(state)
+        .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
+        .arg(data)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .kill_on_drop(true);
+    // A gateway that was killed has left its address behind; nobody may be listening there any more.
+    let _ = std::fs::remove_file(state.join("address"));
+    command.spawn().unwrap()
+}
+
 /// A folder for one test: data in it, a state folder beside it.
 pub struct Folders {
     folder: Folder,
@@ -186,7 +202,11 @@ impl Folders {
 
     /// A gateway that knows the model `tiny` and the dataset `rows`.
     pub async fn stocked(&self) -> Gateway {
-        let gateway = self.gateway().await;
+        self.stock(self.gateway().await).await
+    }
+
+    /// The same gateway when it knows them.
+    pub async fn stock(&self, gateway: Gateway) -> Gateway {
         let model = gateway.post("/v1/models", json!({"source": self.data().join("tiny")})).await;
         assert_eq!(model["name"], "tiny", "{model:#}");
         let dataset = gateway.ask("load_dataset", json!({"source": self.data().join("rows.jsonl")})).await;

@@ -140,6 +140,16 @@ impl Scripted {
         self.changed.notify_waiters();
     }
 
+    /// The engine takes containers that run for ones that were never started, as after a death in the wrong moment.
+    pub fn forget_starts(&self) {
+        for container in self.world().containers.values_mut() {
+            if container.status == Status::Running {
+                container.status = Status::Created { error: None };
+            }
+        }
+        self.changed.notify_waiters();
+    }
+
     /// Every paused container does its next steps.
     pub fn go_on(&self) {
         let mut world = self.world();

@@ -17,7 +17,7 @@ use super::folder::Folder;
 use super::scripted::Scripted;
 
 /// Longest that any test waits for anything; reached only when something is wrong.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 pub struct World {
     pub engine: Scripted,

@@ -4,6 +4,7 @@
 
 mod inspect;
 mod syscalls;
+mod worker;
 
 use std::fs::{File, OpenOptions};
 use std::io::{Error, Write};
@@ -16,6 +17,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments[..] {
+        ["run", spec] => return worker::work(spec),
         ["inspect"] => inspect::inspect(),
         ["exit", code] => return code.parse::<u8>().map_or(ExitCode::FAILURE, ExitCode::from),
         ["raise", signal] => raise(signal.parse().unwrap_or(0)),

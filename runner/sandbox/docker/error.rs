@@ -19,7 +19,15 @@ pub(super) fn translate(error: Error, action: Action, limit: Duration) -> Sandbo
     }
 }
 
-/// The same for a call about one container, whose absence has a meaning of its own.
+/// A question that the engine failed to answer leaves everything as open as one that was never heard.
+pub(super) fn unanswered(error: SandboxError) -> SandboxError {
+    match error {
+        SandboxError::Failed { .. } => SandboxError::Unreachable(error.to_string()),
+        other => other,
+    }
+}
+
+/// [`translate`] for a call about one container, whose absence has a meaning of its own.
 pub(super) fn translate_for(name: &ContainerName, error: Error, action: Action, limit: Duration) -> SandboxError {
     match error {
         Error::DockerResponseServerError { status_code: 404, message } if speaks_of_no_container(&message) => {
@@ -37,6 +45,8 @@ pub(super) fn is_status(error: &Error, status: u16) -> bool {
 fn refusal(status: u16, message: String, action: Action) -> SandboxError {
     if status == 503 || speaks_of_a_lost_runtime(&message) {
         SandboxError::Unreachable(message)
+    } else if status >= 500 {
+        SandboxError::Failed { action, message }
     } else {
         SandboxError::Refused { action, message }
     }
@@ -47,7 +57,7 @@ fn speaks_of_no_container(message: &str) -> bool {
 }
 
 /// Docker hands containerd's absence on as a plain 500. The container may have been started all the same.
-fn speaks_of_a_lost_runtime(message: &str) -> bool {
+pub(super) fn speaks_of_a_lost_runtime(message: &str) -> bool {
     let message = message.to_ascii_lowercase();
     ["containerd.sock", "transport is closing", "transport: error while dialing", "ttrpc: closed"]
         .iter()
@@ -83,9 +93,16 @@ mod tests {
     #[test]
     fn a_refusal_leaves_no_doubt_and_silence_does() {
         assert!(!translate(answered(400, "invalid mount config"), "create", limit()).leaves_doubt());
-        assert!(!translate(answered(500, "OCI runtime create failed"), "start", limit()).leaves_doubt());
         assert!(translate(Error::RequestTimeoutError, "start", limit()).leaves_doubt());
         assert!(translate(Error::SocketNotFoundError("/nowhere.sock".into()), "ping", limit()).leaves_doubt());
+    }
+
+    #[test]
+    fn an_engine_that_failed_may_have_done_it_all_the_same() {
+        let failed = translate(answered(500, "context canceled"), "start a container", limit());
+        assert!(matches!(failed, SandboxError::Failed { .. }) && failed.leaves_doubt(), "{failed}");
+        let unanswered = unanswered(translate(answered(500, "oops"), "list containers", limit()));
+        assert!(matches!(unanswered, SandboxError::Unreachable(_)), "{unanswered}");
     }
 
     #[test]

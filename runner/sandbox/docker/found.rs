@@ -6,6 +6,7 @@ use std::time::UNIX_EPOCH;
 use bollard::models::{ContainerInspectResponse, ContainerState, ContainerStateStatusEnum};
 use drydock_spec::{Attempt, TraceId};
 
+use super::error::speaks_of_a_lost_runtime;
 use crate::sandbox::{ContainerName, Exit, Found, Labels, Status};
 
 const INSTANCE: &str = "drydock.instance";
@@ -33,11 +34,27 @@ pub(super) fn of_instance(instance: &str) -> HashMap<String, Vec<String>> {
     HashMap::from([("label".to_owned(), vec![format!("{INSTANCE}={instance}")])])
 }
 
+/// What is missing in an answer.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Lack {
+    /// What every container has: the engine did not answer in full.
+    Part(String),
+    /// What every container of ours has.
+    Label(String),
+}
+
+impl From<&str> for Lack {
+    fn from(part: &str) -> Self {
+        Self::Part(part.to_owned())
+    }
+}
+
 /// The container as it is, or what is missing in the answer to recognise it as one of ours.
-pub(super) fn read(answer: ContainerInspectResponse) -> Result<Found, String> {
+pub(super) fn read(answer: ContainerInspectResponse) -> Result<Found, Lack> {
     let name = answer.name.ok_or("no name")?;
     let created = answer.created.ok_or("no creation time")?;
-    let created = humantime::parse_rfc3339(&created).map_err(|error| format!("creation time {created}: {error}"))?;
+    let created =
+        humantime::parse_rfc3339(&created).map_err(|error| Lack::Part(format!("creation time {created}: {error}")))?;
     let labels = answer.config.and_then(|config| config.labels).unwrap_or_default();
     Ok(Found {
         // The engine writes a slash before the name.
@@ -48,31 +65,33 @@ pub(super) fn read(answer: ContainerInspectResponse) -> Result<Found, String> {
     })
 }
 
-fn read_labels(labels: &HashMap<String, String>) -> Result<Labels, String> {
-    let get = |key: &str| labels.get(key).cloned().ok_or_else(|| format!("no label `{key}`"));
+fn read_labels(labels: &HashMap<String, String>) -> Result<Labels, Lack> {
+    let get = |key: &str| labels.get(key).cloned().ok_or_else(|| Lack::Label(format!("no label `{key}`")));
     Ok(Labels {
         instance: get(INSTANCE)?,
-        job: get(JOB)?.parse().map_err(|error| format!("label `{JOB}`: {error}"))?,
-        attempt: Attempt(get(ATTEMPT)?.parse().map_err(|error| format!("label `{ATTEMPT}`: {error}"))?),
+        job: get(JOB)?.parse().map_err(|error| Lack::Label(format!("label `{JOB}`: {error}")))?,
+        attempt: Attempt(get(ATTEMPT)?.parse().map_err(|error| Lack::Label(format!("label `{ATTEMPT}`: {error}")))?),
         fence: get(FENCE)?,
         trace_id: TraceId(get(TRACE_ID)?),
     })
 }
 
-fn read_status(state: ContainerState) -> Result<Status, String> {
+fn read_status(state: ContainerState) -> Result<Status, Lack> {
     use ContainerStateStatusEnum as Engine;
     let never_started = state.started_at.as_deref().is_none_or(|at| at == NEVER);
     Ok(match state.status.ok_or("no status")? {
         Engine::RUNNING | Engine::PAUSED | Engine::RESTARTING | Engine::STOPPING => Status::Running,
         // One whose start failed, or that is being removed, was not necessarily ever running.
         Engine::CREATED | Engine::EXITED | Engine::REMOVING | Engine::DEAD if never_started => {
-            Status::Created { error: state.error.filter(|error| !error.is_empty()) }
+            // What failed for want of the runtime below the engine can be tried again when that is back.
+            let error = state.error.filter(|error| !error.is_empty() && !speaks_of_a_lost_runtime(error));
+            Status::Created { error }
         }
         Engine::CREATED | Engine::EXITED | Engine::REMOVING | Engine::DEAD => Status::Exited(Exit {
             code: state.exit_code.ok_or("no exit code")?,
             oom_killed: state.oom_killed.unwrap_or(false),
         }),
-        Engine::EMPTY => return Err("an empty status".to_owned()),
+        Engine::EMPTY => return Err("an empty status".into()),
     })
 }
 
@@ -138,6 +157,20 @@ mod tests {
     fn a_container_without_our_labels_is_not_ours() {
         let mut foreign = answer(ContainerStateStatusEnum::RUNNING, "2026-11-20T04:00:01Z");
         foreign.config = None;
-        assert!(read(foreign).unwrap_err().contains(INSTANCE));
+        assert_eq!(read(foreign), Err(Lack::Label(format!("no label `{INSTANCE}`"))));
+    }
+
+    #[test]
+    fn half_an_answer_says_nothing_about_whose_container_it_is() {
+        let mut half = answer(ContainerStateStatusEnum::RUNNING, "2026-11-20T04:00:01Z");
+        half.state = None;
+        assert_eq!(read(half), Err(Lack::Part("no state".into())));
+    }
+
+    #[test]
+    fn a_start_that_failed_for_want_of_the_runtime_can_be_tried_again() {
+        let mut failed = answer(ContainerStateStatusEnum::CREATED, NEVER);
+        failed.state.as_mut().unwrap().error = Some("failed to create shim task: ttrpc: closed: unknown".into());
+        assert_eq!(read(failed).unwrap().status, Status::Created { error: None });
     }
 }
