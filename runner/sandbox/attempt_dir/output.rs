@@ -192,9 +192,12 @@ fn counted_usage(folder: &Path, most: Usage) -> Result<Usage, AttemptDirError> {
         usage.bytes += u64::try_from(entry.stat.st_blocks).unwrap_or(0) * 512;
         if usage.bytes > most.bytes || usage.files > most.files { Err(Stop::Passed) } else { Ok(()) }
     });
+    let beyond = Usage { files: most.files.saturating_add(1), ..usage };
     match counted {
         Ok(()) | Err(Stop::Passed) => Ok(usage),
-        Err(Stop::Walk(WalkError::TooDeep(_))) => Ok(Usage { files: most.files.saturating_add(1), ..usage }),
+        Err(Stop::Walk(WalkError::TooDeep(_))) => Ok(beyond),
+        // An attempt that could hide what it writes would never be found to write too much.
+        Err(Stop::Walk(WalkError::Unreadable(_, why))) if hostile::is_their_doing(why) => Ok(beyond),
         Err(Stop::Walk(WalkError::Unreadable(path, why))) => Err(errno("look into", &folder.join(path))(why)),
     }
 }
