@@ -204,7 +204,7 @@ impl Attempts {
     /// Where the folders of attempts lie.
     #[must_use]
     pub fn attempts_dir(&self) -> std::path::PathBuf {
-        self.config.state_dir.join("attempts")
+        self.config.attempts_dir()
     }
 }
 

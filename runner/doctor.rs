@@ -237,6 +237,7 @@ fn size(bytes: u64) -> String {
 mod tests {
     use super::*;
     use crate::config::{Sources, load};
+    use crate::sandbox::Isolation;
 
     fn loaded(state_dir: &Path) -> Loaded {
         let mut loaded = load(&Sources { folder: "/".into(), ..Sources::default() }).unwrap();
@@ -251,6 +252,8 @@ mod tests {
             cpus: 2,
             memory_bytes: 24 << 30,
             image: Ok("sha256:abc".into()),
+            runtime: Ok("runc".into()),
+            isolation: Isolation { seccomp: true, cgroup: "2".into(), ..Isolation::default() },
         }
     }
 

@@ -8,6 +8,7 @@ use drydock_spec::{AttemptSpec, FailureKind, Inputs, Outcome, Stage};
 use super::{Attempts, Stop, hold, stopping};
 use crate::inputs::bring;
 use crate::sandbox::attempt_dir::{AttemptDir, AttemptDirError, InputFolders};
+use crate::sandbox::users::{NoUser, Users};
 use crate::sandbox::{ContainerName, Labels, Launch, SandboxError, Status};
 use crate::store::Lease;
 
@@ -59,7 +60,11 @@ impl Attempts {
             tokio::time::sleep(ASK_AGAIN).await;
             return Ok(());
         };
-        let dir = self.make_dir(lease, folders.inside()).await?;
+        let ids = engine.isolation.ids;
+        let Some(dir) = self.make_dir(lease, folders.inside(), self.config.users().mapped(ids)).await? else {
+            tokio::time::sleep(ASK_AGAIN).await;
+            return Ok(());
+        };
         lease.refresh().await?;
         if stopping(lease) {
             return Err(Stop::Over(Outcome::Cancelled));
@@ -77,6 +82,7 @@ impl Attempts {
             },
             args: vec!["run".into(), SPEC_PATH.into()],
             mounts: dir.mounts(&folders),
+            user: ids.inside(dir.owner()?),
             limits: job.limits,
         };
         match self.sandbox.create(&launch).await {
@@ -105,7 +111,8 @@ impl Attempts {
         }
     }
 
-    async fn make_dir(&self, lease: &Lease, inputs: Inputs) -> Result<AttemptDir, Stop> {
+    /// The attempt's folder, made anew; `None` while every user that it could belong to has a container.
+    async fn make_dir(&self, lease: &Lease, inputs: Inputs, users: Users) -> Result<Option<AttemptDir>, Stop> {
         let job = lease.job();
         let spec = AttemptSpec {
             contract: VERSION,
@@ -119,10 +126,14 @@ impl Attempts {
             threads: job.limits.cpu_millis.div_ceil(1000),
         };
         let (root, limits) = (self.attempts_dir(), job.limits);
-        let (owner, cap) = ((self.config.sandbox.uid, self.config.sandbox.gid), self.config.sandbox.output_cap);
-        let made = tokio::task::spawn_blocking(move || AttemptDir::create(&root, &spec, &limits, owner, cap));
+        let cap = self.config.sandbox.output_cap;
+        let made = tokio::task::spawn_blocking(move || AttemptDir::create(&root, &spec, &limits, &users, cap));
         match hold::renewing(lease, self.lease_ms, made).await?? {
-            Ok(dir) => Ok(dir),
+            Ok(dir) => Ok(Some(dir)),
+            Err(AttemptDirError::NoUser(error @ NoUser::AllTaken(_))) => {
+                tracing::warn!(%error, "the attempt waits for a user");
+                Ok(None)
+            }
             Err(error @ AttemptDirError::DiskFull { .. }) => {
                 Err(Stop::failed(FailureKind::DiskFull, Stage::Prepare, error))
             }
@@ -166,7 +177,7 @@ impl Attempts {
                     () = self.shutdown.cancelled() => Err(Stop::Detached),
                 }
             }
-            Err(error @ SandboxError::ImageMissing(_)) => {
+            Err(error @ (SandboxError::ImageMissing(_) | SandboxError::ImageHasVolumes { .. })) => {
                 Err(Stop::failed(FailureKind::ImageMissing, Stage::Start, error))
             }
             // It was there a moment ago; the next look tells.

@@ -22,6 +22,7 @@ mod error;
 mod found;
 mod host_config;
 mod incarnation;
+mod isolation;
 mod seccomp;
 
 /// Where the engine is, and what every container of this installation has in common.
@@ -33,8 +34,6 @@ pub struct DockerSettings {
     pub image: String,
     /// The installation's name, by which its containers are found among others.
     pub instance: String,
-    /// The user and group that a container runs as; never root.
-    pub user: (u32, u32),
     /// Folders of the host below which a mount's source has to lie. The engine itself would mount anything.
     pub mount_roots: Vec<PathBuf>,
     /// The OCI runtime, such as `runsc`; `None` is the engine's default.
@@ -62,7 +61,6 @@ impl DockerSettings {
             host: None,
             image: image.into(),
             instance: instance.into(),
-            user: (65532, 65532),
             mount_roots,
             runtime: None,
             tmpfs_bytes: 64 << 20,
@@ -132,6 +130,11 @@ impl DockerSandbox {
             Ok(Err(error)) if is_status(&error, 404) => return Err(SandboxError::ImageMissing(image.clone())),
             Ok(answer) => answer.map_err(|error| translate(error, action, limit))?,
         };
+        let volumes = found.config.and_then(|config| config.volumes).unwrap_or_default();
+        if !volumes.is_empty() {
+            let volumes = volumes.join(", ");
+            return Err(SandboxError::ImageHasVolumes { image: image.clone(), volumes });
+        }
         found.id.ok_or_else(|| SandboxError::ImageMissing(image.clone()))
     }
 
@@ -186,6 +189,8 @@ impl Sandbox for DockerSandbox {
             cpus: cpus(&system),
             memory_bytes: system.mem_total.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0),
             image,
+            runtime: isolation::runtime(&system, self.settings.runtime.as_deref()),
+            isolation: isolation::isolation(&system)?,
         })
     }
 

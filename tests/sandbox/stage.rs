@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use drydock::sandbox::attempt_dir::{self, AttemptDir, InputFolders, ModelFolders, OutputCap};
 use drydock::sandbox::docker::{DockerSandbox, DockerSettings};
+use drydock::sandbox::users::Users;
 use drydock::sandbox::{ContainerName, Exit, Labels, Launch, Sandbox, SandboxError, Status};
 use drydock_spec::{Attempt, AttemptSpec, FinetuneArgs, Inputs, JobArgs, JobId, Limits, TraceId, contract};
 
@@ -16,6 +17,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 pub(crate) struct Stage {
     pub(crate) sandbox: DockerSandbox,
     pub(crate) settings: DockerSettings,
+    /// The users that containers run as.
+    pub(crate) users: Users,
     state: tempfile::TempDir,
     cap: OutputCap,
 }
@@ -41,12 +44,11 @@ impl Stage {
         }
         let instance = format!("test-sb-{:032x}", rand::random::<u128>());
         let mut settings = DockerSettings::new(crate::image::probe(), instance, vec![state.path().to_owned()]);
-        settings.user = user();
         change(&mut settings);
-        Self { sandbox: DockerSandbox::new(settings.clone()), settings, state, cap }
+        Self { sandbox: DockerSandbox::new(settings.clone()), settings, users: users(), state, cap }
     }
 
-    fn attempts(&self) -> PathBuf {
+    pub(crate) fn attempts(&self) -> PathBuf {
         self.state.path().join("attempts")
     }
 
@@ -57,7 +59,7 @@ impl Stage {
 
     pub(crate) fn act_within(&self, limits: Limits, arguments: &[&str]) -> Act {
         let spec = spec();
-        let dir = AttemptDir::create(&self.attempts(), &spec, &limits, self.settings.user, self.cap).unwrap();
+        let dir = AttemptDir::create(&self.attempts(), &spec, &limits, &self.users, self.cap).unwrap();
         let at = |input: &str| on_host(self.state.path(), input);
         let model = |model: &str, adapter: &str| ModelFolders {
             name: "m".into(),
@@ -82,6 +84,7 @@ impl Stage {
             },
             args: arguments.iter().map(|argument| (*argument).to_owned()).collect(),
             mounts: dir.mounts(&inputs),
+            user: dir.owner().unwrap(),
             limits,
         };
         Act { dir, launch }
@@ -185,9 +188,9 @@ fn on_host(state: &Path, input: &str) -> PathBuf {
 }
 
 /// The user of the containers: only root can hand files to another than itself.
-fn user() -> (u32, u32) {
+fn users() -> Users {
     let me = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    if me.0 == 0 { (65532, 65532) } else { me }
+    if me.0 == 0 { Users::shared(65532, 65532) } else { Users::shared(me.0, me.1) }
 }
 
 pub(crate) fn limits() -> Limits {
