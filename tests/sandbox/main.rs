@@ -6,7 +6,11 @@
 
 mod ends;
 mod engine;
+mod greed;
 mod image;
+mod kernel;
 mod life;
+mod outputs;
 mod stage;
+mod told;
 mod walls;
