@@ -7,7 +7,8 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
-use crate::sandbox::attempt_dir::OutputCap;
+use crate::sandbox::Isolation;
+use crate::sandbox::attempt_dir::{FolderSettings, OutputCap};
 use crate::sandbox::users::{UserRange, Users};
 
 mod address;
@@ -64,9 +65,18 @@ impl Config {
         self.state_dir.join("previews")
     }
 
-    /// The users that containers run as.
+    /// How attempts' folders are made for the containers of such an engine.
     #[must_use]
-    pub fn users(&self) -> Users {
+    pub fn folder_settings(&self, isolation: &Isolation) -> FolderSettings {
+        FolderSettings {
+            users: self.users().mapped(isolation.ids),
+            output_cap: self.sandbox.output_cap,
+            append_only: isolation.append_only,
+        }
+    }
+
+    /// The users that containers run as.
+    fn users(&self) -> Users {
         match self.sandbox.uids {
             Some(range) => Users::own(range, vec![self.attempts_dir(), self.previews_dir()]),
             None => Users::shared(self.sandbox.uid, self.sandbox.gid),

@@ -19,7 +19,7 @@ use crate::config::Config;
 use crate::engine::EngineWatch;
 use crate::hostile;
 use crate::legible::make_legible;
-use crate::sandbox::attempt_dir::{self, AttemptDir, AttemptDirError, InputFolders, OutputCap, Usage};
+use crate::sandbox::attempt_dir::{self, AttemptDir, AttemptDirError, FolderSettings, InputFolders, OutputCap, Usage};
 use crate::sandbox::{ContainerName, Labels, Launch, Sandbox, SandboxError, Status};
 
 /// Previews that may be made at once.
@@ -90,11 +90,12 @@ impl Previews {
         let (job, limits) = (JobId::from_parts(0, rand::random()), limits());
         let spec = attempt_spec(job, spec, folders);
         let name = ContainerName(format!("drydock-preview-{}", job.to_string().to_lowercase()));
-        let ids = self.engine.now()?.isolation.ids;
-        let (root, users) = (self.root(), self.config.users().mapped(ids));
+        let isolation = self.engine.now()?.isolation;
+        let root = self.root();
         let launch_spec = spec.clone();
         // Its output is one small file: a file system of its own would take longer to make than the preview.
-        let make = move || AttemptDir::create(&root, &launch_spec, &limits, &users, OutputCap::Watched);
+        let how = FolderSettings { output_cap: OutputCap::Watched, ..self.config.folder_settings(&isolation) };
+        let make = move || AttemptDir::create(&root, &launch_spec, &limits, &how);
         let dir = blocking(make).await??;
         let launch = Launch {
             name: name.clone(),
@@ -107,7 +108,7 @@ impl Previews {
             },
             args: vec!["preview".into(), SPEC_PATH.into()],
             mounts: dir.mounts(folders),
-            user: ids.inside(dir.owner()?),
+            user: isolation.ids.inside(dir.owner()?),
             limits,
         };
         let made = tokio::select! {

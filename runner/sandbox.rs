@@ -126,6 +126,8 @@ pub struct EngineInfo {
 pub struct Isolation {
     /// Who containers' users are on the host.
     pub ids: IdMap,
+    /// Whether containers can append to a file that is append-only on the host.
+    pub append_only: bool,
     /// Whether the engine filters system calls.
     pub seccomp: bool,
     /// Whether the engine itself runs without root.

@@ -7,8 +7,8 @@ use drydock_spec::{AttemptSpec, FailureKind, Inputs, Outcome, Stage};
 
 use super::{Attempts, Stop, hold, stopping};
 use crate::inputs::bring;
-use crate::sandbox::attempt_dir::{AttemptDir, AttemptDirError, InputFolders};
-use crate::sandbox::users::{NoUser, Users};
+use crate::sandbox::attempt_dir::{AttemptDir, AttemptDirError, FolderSettings, InputFolders};
+use crate::sandbox::users::NoUser;
 use crate::sandbox::{ContainerName, Labels, Launch, SandboxError, Status};
 use crate::store::Lease;
 
@@ -60,8 +60,8 @@ impl Attempts {
             tokio::time::sleep(ASK_AGAIN).await;
             return Ok(());
         };
-        let ids = engine.isolation.ids;
-        let Some(dir) = self.make_dir(lease, folders.inside(), self.config.users().mapped(ids)).await? else {
+        let how = self.config.folder_settings(&engine.isolation);
+        let Some(dir) = self.make_dir(lease, folders.inside(), how).await? else {
             tokio::time::sleep(ASK_AGAIN).await;
             return Ok(());
         };
@@ -82,7 +82,7 @@ impl Attempts {
             },
             args: vec!["run".into(), SPEC_PATH.into()],
             mounts: dir.mounts(&folders),
-            user: ids.inside(dir.owner()?),
+            user: engine.isolation.ids.inside(dir.owner()?),
             limits: job.limits,
         };
         match self.sandbox.create(&launch).await {
@@ -112,7 +112,7 @@ impl Attempts {
     }
 
     /// The attempt's folder, made anew; `None` while every user that it could belong to has a container.
-    async fn make_dir(&self, lease: &Lease, inputs: Inputs, users: Users) -> Result<Option<AttemptDir>, Stop> {
+    async fn make_dir(&self, lease: &Lease, inputs: Inputs, how: FolderSettings) -> Result<Option<AttemptDir>, Stop> {
         let job = lease.job();
         let spec = AttemptSpec {
             contract: VERSION,
@@ -126,8 +126,7 @@ impl Attempts {
             threads: job.limits.cpu_millis.div_ceil(1000),
         };
         let (root, limits) = (self.attempts_dir(), job.limits);
-        let cap = self.config.sandbox.output_cap;
-        let made = tokio::task::spawn_blocking(move || AttemptDir::create(&root, &spec, &limits, &users, cap));
+        let made = tokio::task::spawn_blocking(move || AttemptDir::create(&root, &spec, &limits, &how));
         match hold::renewing(lease, self.lease_ms, made).await?? {
             Ok(dir) => Ok(Some(dir)),
             Err(AttemptDirError::NoUser(error @ NoUser::AllTaken(_))) => {

@@ -65,6 +65,17 @@ impl AttemptDirError {
     }
 }
 
+/// How attempts' folders are made here.
+#[derive(Debug, Clone)]
+pub struct FolderSettings {
+    /// The users that containers run as.
+    pub users: Users,
+    pub output_cap: OutputCap,
+    /// Whether the events file is made append-only. A runtime whose containers have a kernel of their own has a server
+    /// on the host open their files, and gVisor's does not open them for appending, which such a file then refuses.
+    pub append_only: bool,
+}
+
 /// The folder of one attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AttemptDir {
@@ -72,21 +83,20 @@ pub struct AttemptDir {
 }
 
 impl AttemptDir {
-    /// Makes the folder anew, whatever is left of an earlier one, for a container that runs as one of `users`; only root
-    /// can give files to another than itself.
+    /// Makes the folder anew, whatever is left of an earlier one. Only root can give files to another than itself.
     pub fn create(
         root: &Path,
         spec: &AttemptSpec,
         limits: &Limits,
-        users: &Users,
-        cap: OutputCap,
+        how: &FolderSettings,
     ) -> Result<Self, AttemptDirError> {
         let dir = Self::at(root, spec.job, spec.attempt);
         dir.clone().remove()?;
         make_private_folder(&dir.path)?;
         output::require_room(&dir.path, limits.disk_bytes)?;
-        let owner = users.give(|owner| make_events_file(&dir.events_path(), owner).map(|()| owner))?;
-        output::prepare(&dir.path, limits.disk_bytes, owner, cap)?;
+        let owner =
+            how.users.give(|owner| make_events_file(&dir.events_path(), owner, how.append_only).map(|()| owner))?;
+        output::prepare(&dir.path, limits.disk_bytes, owner, how.output_cap)?;
         write_spec(&dir.spec_path(), spec)?;
         Ok(dir)
     }
@@ -201,12 +211,14 @@ fn make_private_folder(path: &Path) -> Result<(), AttemptDirError> {
 
 /// The file exists before the container does, so that the container can be given this one file and no folder in which
 /// it could be replaced.
-fn make_events_file(path: &Path, owner: (u32, u32)) -> Result<(), AttemptDirError> {
+fn make_events_file(path: &Path, owner: (u32, u32), append_only: bool) -> Result<(), AttemptDirError> {
     let file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(path);
     let file = file.map_err(io_error("create", path))?;
     // Before it is append-only: its owner could not be changed afterwards.
     std::os::unix::fs::fchown(&file, Some(owner.0), Some(owner.1)).map_err(io_error("give away", path))?;
-    set_append_only(path, true);
+    if append_only {
+        set_append_only(path, true);
+    }
     Ok(())
 }
 

@@ -16,7 +16,7 @@ use tokio::sync::OnceCell;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{ContainerName, EngineInfo, Found, Launch, Mount, Sandbox, SandboxError, Status};
-use error::{is_status, translate, translate_for};
+use error::{is_status, speaks_of_no_runtime, translate, translate_for};
 
 mod error;
 mod found;
@@ -183,14 +183,15 @@ impl Sandbox for DockerSandbox {
             Err(error) if error.leaves_doubt() => return Err(error),
             known => known,
         };
+        let runtime = isolation::runtime(&system, self.settings.runtime.as_deref());
         Ok(EngineInfo {
             engine: format!("docker {}", system.server_version.as_deref().unwrap_or("of an unknown version")),
             incarnation: self.incarnation(system.id.as_deref().unwrap_or_default()).await?,
             cpus: cpus(&system),
             memory_bytes: system.mem_total.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0),
             image,
-            runtime: isolation::runtime(&system, self.settings.runtime.as_deref()),
-            isolation: isolation::isolation(&system)?,
+            isolation: isolation::isolation(&system, runtime.as_deref().ok())?,
+            runtime,
         })
     }
 
@@ -206,8 +207,11 @@ impl Sandbox for DockerSandbox {
         match timeout(limit, self.client().await?.create_container(Some(options), body)).await {
             Err(_) => Err(SandboxError::TimedOut(limit, action)),
             Ok(Err(error)) if is_status(&error, 409) => Err(SandboxError::NameTaken(launch.name.clone())),
-            Ok(Err(error)) if is_status(&error, 404) => Err(SandboxError::ImageMissing(self.settings.image.clone())),
-            Ok(Err(error)) => Err(translate(error, action, limit)),
+            Ok(Err(error)) => Err(match &self.settings.runtime {
+                Some(runtime) if speaks_of_no_runtime(&error) => SandboxError::RuntimeMissing(runtime.clone()),
+                _ if is_status(&error, 404) => SandboxError::ImageMissing(self.settings.image.clone()),
+                _ => translate(error, action, limit),
+            }),
             Ok(Ok(created)) => {
                 for warning in created.warnings {
                     tracing::warn!(container = %launch.name, warning, "the engine does not hold a limit");

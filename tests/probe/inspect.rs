@@ -14,13 +14,13 @@ use crate::{EVENTS, leaks, outcome, rights, syscalls, tell};
 
 /// Tries everything. A socket of this abstract name listens on the host.
 pub(crate) fn inspect(host_socket: &str) {
+    try_to_rewrite_reports();
     tell_who_it_is();
     tell_what_it_sees();
     tell_of_inputs(Path::new("/in"));
     leaks::tell_leaks();
     try_the_network(host_socket);
     try_to_write();
-    try_to_rewrite_reports();
     try_to_execute();
     rights::try_to_rise();
     syscalls::try_other_doors();
@@ -44,6 +44,7 @@ fn tell_who_it_is() {
     let mut names: Vec<_> = std::env::vars().map(|(name, value)| format!("{name}={value}")).collect();
     names.sort();
     tell("environment", &names.join(" "));
+    tell("kernel", fs::read_to_string("/proc/version").unwrap_or_default().trim());
     tell("first process", fs::read_to_string("/proc/1/comm").unwrap_or_default().trim());
 }
 
@@ -103,17 +104,26 @@ fn try_to_write() {
     tell("create /tmp/file", &outcome(File::create("/tmp/file").and_then(|mut file| file.write_all(b"scratch"))));
 }
 
+/// First of all, and told only afterwards: where it works, nothing that was told before is left.
 fn try_to_rewrite_reports() {
-    tell("truncate reports", &outcome(OpenOptions::new().write(true).truncate(true).open(EVENTS)));
-    tell("cut reports", &outcome(OpenOptions::new().append(true).open(EVENTS).and_then(|file| file.set_len(0))));
-    tell("overwrite reports", &outcome(OpenOptions::new().write(true).open(EVENTS)));
-    tell("delete reports", &outcome(fs::remove_file(EVENTS)));
-    tell("move reports", &outcome(fs::rename(EVENTS, "/job/other")));
-    tell("move reports to out", &outcome(fs::rename(EVENTS, "/out/other")));
-    tell("link reports", &outcome(fs::hard_link(EVENTS, "/out/other")));
-    tell("make reports a link", &outcome(symlink("/out/file", EVENTS)));
-    tell("make reports executable", &outcome(fs::set_permissions(EVENTS, Permissions::from_mode(0o777))));
-    tell("append reports", &outcome(OpenOptions::new().append(true).open(EVENTS)));
+    let tried = [
+        ("truncate", outcome(OpenOptions::new().write(true).truncate(true).open(EVENTS))),
+        ("cut", outcome(OpenOptions::new().append(true).open(EVENTS).and_then(|file| file.set_len(0)))),
+        ("overwrite", outcome(OpenOptions::new().write(true).open(EVENTS))),
+        ("delete", outcome(fs::remove_file(EVENTS))),
+        ("move", outcome(fs::rename(EVENTS, "/job/other"))),
+        ("move to out", outcome(fs::rename(EVENTS, "/out/other"))),
+        ("link", outcome(fs::hard_link(EVENTS, "/out/other"))),
+        ("replace by a link", outcome(symlink("/out/file", EVENTS))),
+        ("make executable", outcome(fs::set_permissions(EVENTS, Permissions::from_mode(0o777)))),
+        ("clear flags", outcome(syscalls::clear_flags(EVENTS))),
+        ("punch a hole", outcome(syscalls::punch_a_hole(EVENTS))),
+        ("map for writing", outcome(syscalls::map_for_writing(EVENTS))),
+        ("append", outcome(OpenOptions::new().append(true).open(EVENTS))),
+    ];
+    for (what, outcome) in tried {
+        tell(&format!("reports {what}"), &outcome);
+    }
 }
 
 fn try_to_execute() {

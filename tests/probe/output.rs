@@ -14,7 +14,7 @@ use crate::{outcome, tell};
 pub(crate) fn make_all() {
     make("link", |folder| symlink("/etc/passwd", format!("{folder}/file")));
     make("linked-folder", |folder| symlink("/", format!("{folder}/folder")));
-    make("magic-link", |folder| symlink("/proc/self/root/etc/passwd", format!("{folder}/file")));
+    make("magic-link", |folder| symlink("/proc/self/exe", format!("{folder}/file")));
     make("second-name", |folder| {
         File::create(format!("{folder}/file"))?;
         fs::hard_link(format!("{folder}/file"), format!("{folder}/second"))

@@ -169,6 +169,32 @@ pub(crate) fn call_x32() -> u8 {
     1
 }
 
+/// Takes the flags of a file away, such as that it is append-only.
+pub(crate) fn clear_flags(path: &str) -> io::Result<()> {
+    const SET_FLAGS: libc::Ioctl = 0x4008_6602;
+    let file = std::fs::File::open(path)?;
+    let none: c_int = 0;
+    // SAFETY: the kernel reads one number, which lives on.
+    checked(unsafe { libc::ioctl(file.as_raw_fd(), SET_FLAGS, &none) }.into()).map(drop)
+}
+
+/// Makes the beginning of a file zeros without opening it for anything but appending.
+pub(crate) fn punch_a_hole(path: &str) -> io::Result<()> {
+    let file = std::fs::OpenOptions::new().append(true).open(path)?;
+    let hole = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    // SAFETY: no pointers; the descriptor is open.
+    checked(unsafe { libc::fallocate(file.as_raw_fd(), hole, 0, 4096) }.into()).map(drop)
+}
+
+/// Maps a file so that writing to memory would write to it.
+pub(crate) fn map_for_writing(path: &str) -> io::Result<()> {
+    let file = std::fs::OpenOptions::new().read(true).append(true).open(path)?;
+    let both = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: asks for a mapping at an address of the kernel's choice; nothing is written to it.
+    let mapped = unsafe { libc::mmap(std::ptr::null_mut(), 4096, both, libc::MAP_SHARED, file.as_raw_fd(), 0) };
+    if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 fn attempt(name: &str, answer: c_long) {
     tell(&format!("telling {name}"), &outcome(checked(answer)));
 }

@@ -112,7 +112,7 @@ async fn what_is_printed_without_end_stays_small() {
 /// Containers that run at the same time, and whether the second finds a watch after the first has taken all.
 async fn watch_after_a_hog(users: impl Fn(&Stage) -> Users) -> String {
     let mut stage = Stage::new();
-    stage.users = users(&stage);
+    stage.how.users = users(&stage);
     let (hog, other) = (stage.act(&["take-watches"]), stage.act(&["take-a-watch"]));
     stage.begin(&hog).await;
     hog.until_told("ready").await;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 
 use rustix::fs::{IFlags, ioctl_getflags};
@@ -15,6 +16,8 @@ pub(crate) struct Told {
     pub(crate) append_only: bool,
     pub(crate) fsize: u64,
     pub(crate) user: (u32, u32),
+    /// Who a file that the probe made belongs to, on the host.
+    pub(crate) made_by: u32,
 }
 
 impl Told {
@@ -37,6 +40,7 @@ impl Told {
             append_only: flags.is_ok_and(|flags| flags.contains(IFlags::APPEND)),
             fsize: act.launch.limits.disk_bytes,
             user: act.launch.user,
+            made_by: act.dir.output_path().join("file").metadata().unwrap().uid(),
         }
     }
 

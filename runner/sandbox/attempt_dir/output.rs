@@ -160,7 +160,10 @@ fn shut_folder(folder: &Path) -> Result<(), AttemptDirError> {
         bound => bound.map_err(errno("mount", folder))?,
     }
     let flags = MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    mount_remount(folder, flags, c"").map_err(errno("mount", folder))
+    mount_remount(folder, flags, c"").map_err(errno("mount", folder))?;
+    // Engines in another mount namespace receive mounts as they are made, and never hear of a remount: this one is made
+    // with the flags of the one below it.
+    mount_bind(folder, folder).map_err(errno("mount", folder))
 }
 
 fn file_system_usage(folder: &Path) -> Result<Usage, AttemptDirError> {

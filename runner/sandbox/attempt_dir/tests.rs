@@ -49,6 +49,10 @@ fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
+fn how(users: Users, output_cap: OutputCap) -> FolderSettings {
+    FolderSettings { users, output_cap, append_only: true }
+}
+
 fn users() -> Users {
     match is_root() {
         true => Users::shared(65532, 65532),
@@ -57,7 +61,7 @@ fn users() -> Users {
 }
 
 fn create(root: &Path, number: u128, cap: OutputCap) -> AttemptDir {
-    AttemptDir::create(root, &spec(job(number), Attempt::FIRST), &limits(DISK_BYTES), &users(), cap).unwrap()
+    AttemptDir::create(root, &spec(job(number), Attempt::FIRST), &limits(DISK_BYTES), &how(users(), cap)).unwrap()
 }
 
 #[test]
@@ -112,8 +116,12 @@ fn an_opened_folder_is_the_created_one() {
 #[test]
 fn a_disk_without_room_is_told_apart() {
     let root = tempfile::tempdir().unwrap();
-    let asked =
-        AttemptDir::create(root.path(), &spec(job(1), Attempt::FIRST), &limits(u64::MAX), &users(), OutputCap::Watched);
+    let asked = AttemptDir::create(
+        root.path(),
+        &spec(job(1), Attempt::FIRST),
+        &limits(u64::MAX),
+        &how(users(), OutputCap::Watched),
+    );
     let error = asked.unwrap_err();
     assert!(error.is_disk_full(), "{error}");
 }
@@ -200,7 +208,12 @@ fn an_attempts_files_belong_to_the_user_that_it_was_given() {
     let range = "70000-70001".parse().unwrap();
     let users = Users::own(range, vec![root.path().to_owned()]).mapped(IdMap { uid: 100_000, gid: 200_000 });
     let make = |number, cap| {
-        AttemptDir::create(root.path(), &spec(job(number), Attempt::FIRST), &limits(DISK_BYTES), &users, cap)
+        AttemptDir::create(
+            root.path(),
+            &spec(job(number), Attempt::FIRST),
+            &limits(DISK_BYTES),
+            &how(users.clone(), cap),
+        )
     };
     for (number, cap, owner) in [(1, OutputCap::Watched, (170_000, 270_000)), (2, OutputCap::Auto, (170_001, 270_001))]
     {

@@ -21,8 +21,8 @@ pub(super) fn runtime(system: &SystemInfo, configured: Option<&str>) -> Result<S
     }
 }
 
-/// What the engine adds to every container's walls.
-pub(super) fn isolation(system: &SystemInfo) -> Result<Isolation, SandboxError> {
+/// What the engine and its runtime add to every container's walls.
+pub(super) fn isolation(system: &SystemInfo, runtime: Option<&str>) -> Result<Isolation, SandboxError> {
     let has = |name: &str| option(system, name).is_some();
     let mandatory = [("apparmor", "AppArmor"), ("selinux", "SELinux")];
     Ok(Isolation {
@@ -31,6 +31,7 @@ pub(super) fn isolation(system: &SystemInfo) -> Result<Isolation, SandboxError> 
         } else {
             IdMap::default()
         },
+        append_only: runtime.is_some_and(|runtime| ["runc", "crun"].iter().any(|known| runtime.contains(known))),
         seccomp: has("seccomp"),
         rootless: has("rootless"),
         mandatory: mandatory.iter().filter(|(name, _)| has(name)).map(|(_, shown)| (*shown).to_owned()).collect(),
@@ -84,7 +85,7 @@ mod tests {
 
     #[test]
     fn an_engine_that_remaps_users_tells_to_whom_by_its_folder() {
-        let isolation = isolation(&system()).unwrap();
+        let isolation = isolation(&system(), Some("runc")).unwrap();
         assert_eq!(isolation.ids, IdMap { uid: 200_000, gid: 300_000 });
         assert_eq!((isolation.seccomp, isolation.rootless), (true, false));
         assert_eq!((isolation.mandatory, isolation.cgroup), (vec!["AppArmor".to_owned()], "2".to_owned()));
@@ -93,10 +94,17 @@ mod tests {
     #[test]
     fn an_engine_that_remaps_users_to_nobody_knows_whom_is_not_used() {
         let unclear = SystemInfo { docker_root_dir: Some("/var/lib/docker".into()), ..system() };
-        let error = super::isolation(&unclear).unwrap_err();
+        let error = super::isolation(&unclear, None).unwrap_err();
         assert!(!error.leaves_doubt() && error.to_string().contains("/var/lib/docker"), "{error}");
         let unmapped = SystemInfo { security_options: Some(vec!["name=seccomp,profile=default".into()]), ..unclear };
-        assert_eq!(super::isolation(&unmapped).unwrap().ids, IdMap::default());
+        assert_eq!(super::isolation(&unmapped, None).unwrap().ids, IdMap::default());
+    }
+
+    #[test]
+    fn files_are_append_only_where_containers_open_them_themselves() {
+        let append_only = |name| super::isolation(&system(), Some(name)).unwrap().append_only;
+        assert!(append_only("runc") && append_only("io.containerd.runc.v2") && append_only("crun"));
+        assert!(!append_only("runsc") && !append_only("io.containerd.kata.v2"));
     }
 
     #[test]
