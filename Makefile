@@ -9,16 +9,21 @@ target := $(or $(CARGO_TARGET_DIR),target)
 host = $(shell rustc -vV | sed -n 's/^host: //p')
 export DRYDOCK_TARGET := $(target)
 
-.PHONY: help demo test check build worker image engine interop bench conformance clean
+.PHONY: help demo test test-sandbox check build worker image engine interop bench conformance clean
 
 help: ## List the targets
-	@sed -nE 's/^([a-z]+):.*## (.*)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
 
 demo: compiler engine gateway image ## Finetune a small model, quantize it, and see whether it got better: over MCP, in sealed containers
 	@jobs/demo/demo.sh
 
 test: image python ## Run every test, also those that need a container engine
 	@.ci/test.sh
+
+test-sandbox: compiler engine ## Have hostile jobs try everything, also on engines of their own: see .github/SECURITY.md
+	DRYDOCK_TEST_ENGINES=1 cargo test --locked -p drydock --test sandbox --test artifacts --test security_page
+	cargo test --locked -p drydock --test attempts --test gateway hostile
+	cargo test --locked -p drydock --lib -- hostile legible reports sandbox doctor preview
 
 check: compiler ## Formatting, lints and the walls between the crates
 	cargo fmt --all --check

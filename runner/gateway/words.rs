@@ -122,6 +122,9 @@ pub(super) fn brief(mut job: JobView) -> JobView {
         sample.prompt = cut(&sample.prompt, 120);
         sample.completion = cut(&sample.completion, 240);
     }
+    if let Some(checkpoint) = job.progress.as_mut().and_then(|progress| progress.checkpoint.as_mut()) {
+        checkpoint.path = cut(&checkpoint.path, 200);
+    }
     for score in &mut job.scores {
         score.model = cut(&score.model, 200);
         score.metric = cut(&score.metric, 60);
