@@ -9,7 +9,7 @@ target := $(or $(CARGO_TARGET_DIR),target)
 host = $(shell rustc -vV | sed -n 's/^host: //p')
 export DRYDOCK_TARGET := $(target)
 
-.PHONY: help demo test test-faults check build worker image engine interop bench conformance fuzz clean
+.PHONY: help demo test test-faults test-sandbox check build worker image engine interop bench conformance fuzz clean
 
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -22,6 +22,11 @@ test: image python ## Run every test, also those that need a container engine
 
 test-faults: compiler engine ## Kill gateway and engine again and again, and hold every job against the truth
 	DRYDOCK_FAULTS=full cargo test --locked -p drydock --test faults
+
+test-sandbox: compiler engine ## Have hostile jobs try everything, also on engines of their own: see .github/SECURITY.md
+	DRYDOCK_TEST_ENGINES=1 cargo test --locked -p drydock --test sandbox --test artifacts --test security_page
+	cargo test --locked -p drydock --test attempts --test gateway hostile
+	cargo test --locked -p drydock --lib -- hostile legible reports sandbox doctor preview
 
 check: compiler ## Formatting, lints and the walls between the crates
 	cargo fmt --all --check

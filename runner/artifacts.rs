@@ -102,6 +102,8 @@ pub enum Reason {
     TooLarge(u64),
     #[error("changed while it was read")]
     Changed,
+    #[error("cannot be opened: {0}")]
+    Shut(Errno),
 }
 
 impl ArtifactError {

@@ -17,6 +17,7 @@ use crate::desk::LAST_WORDS_BYTES;
 use crate::diagnose::{Ending, diagnose};
 use crate::engine::EngineWatch;
 use crate::fail_point::{self, Step};
+use crate::legible::legible;
 use crate::models::Models;
 use crate::sandbox::attempt_dir::{AttemptDir, AttemptDirError};
 use crate::sandbox::{ContainerName, Sandbox};
@@ -26,6 +27,9 @@ mod follow;
 mod hold;
 pub mod reports;
 mod start;
+
+/// Characters of what a worker says that a file is.
+const MOST_ROLE_CHARS: usize = 64;
 
 /// What attempts are made with. Cloning shares it.
 #[derive(Clone)]
@@ -130,7 +134,7 @@ impl Attempts {
     async fn keep_last_words(&self, lease: &Lease) -> Result<(), StoreError> {
         let name = ContainerName::of(lease.job().id, lease.attempt());
         match self.sandbox.last_words(&name, LAST_WORDS_BYTES).await {
-            Ok(words) if !words.is_empty() => lease.keep_last_words(&words).await,
+            Ok(words) if !words.is_empty() => lease.keep_last_words(&legible(&words)).await,
             // They are a convenience; their loss must not cost the outcome.
             _ => Ok(()),
         }
@@ -158,7 +162,8 @@ impl Attempts {
         match hold::renewing(lease, self.lease_ms, collected).await?? {
             Ok(mut artifacts) => {
                 for artifact in &mut artifacts {
-                    artifact.role = roles.remove(&artifact.path);
+                    let role = roles.remove(&artifact.path);
+                    artifact.role = role.map(|role| role.chars().take(MOST_ROLE_CHARS).collect());
                 }
                 Ok((outcome, artifacts))
             }
@@ -206,7 +211,7 @@ impl Attempts {
     /// Where the folders of attempts lie.
     #[must_use]
     pub fn attempts_dir(&self) -> std::path::PathBuf {
-        self.config.state_dir.join("attempts")
+        self.config.attempts_dir()
     }
 }
 

@@ -7,7 +7,9 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
-use crate::sandbox::attempt_dir::OutputCap;
+use crate::sandbox::Isolation;
+use crate::sandbox::attempt_dir::{FolderSettings, OutputCap};
+use crate::sandbox::users::{UserRange, Users};
 
 mod address;
 mod error;
@@ -50,6 +52,36 @@ impl Config {
         }
         warnings
     }
+
+    /// Where the folders of attempts lie.
+    #[must_use]
+    pub fn attempts_dir(&self) -> PathBuf {
+        self.state_dir.join("attempts")
+    }
+
+    /// Where the folders of previews lie.
+    #[must_use]
+    pub fn previews_dir(&self) -> PathBuf {
+        self.state_dir.join("previews")
+    }
+
+    /// How attempts' folders are made for the containers of such an engine.
+    #[must_use]
+    pub fn folder_settings(&self, isolation: &Isolation) -> FolderSettings {
+        FolderSettings {
+            users: self.users().mapped(isolation.ids),
+            output_cap: self.sandbox.output_cap,
+            append_only: isolation.append_only,
+        }
+    }
+
+    /// The users that containers run as.
+    fn users(&self) -> Users {
+        match self.sandbox.uids {
+            Some(range) => Users::own(range, vec![self.attempts_dir(), self.previews_dir()]),
+            None => Users::shared(self.sandbox.uid, self.sandbox.gid),
+        }
+    }
 }
 
 /// Where and to whom the gateway answers.
@@ -91,6 +123,9 @@ pub struct SandboxConfig {
     /// User and group that the worker has inside. A gateway that is not root can give it none but its own.
     pub uid: u32,
     pub gid: u32,
+    /// Users such as `70000-70999` of which every container has one to itself, as user and as group, instead of `uid`
+    /// and `gid`. Needs a gateway that is root; no two gateways of a host may share any.
+    pub uids: Option<UserRange>,
     /// Size of /tmp inside; it counts against the job's memory.
     pub tmp: ByteSize,
     /// How the output folder is capped.
@@ -189,6 +224,7 @@ impl Default for SandboxConfig {
             runtime: None,
             uid: 65532,
             gid: 65532,
+            uids: None,
             tmp: ByteSize::mib(64),
             output_cap: OutputCap::Auto,
         }

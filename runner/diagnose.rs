@@ -119,9 +119,10 @@ fn our_own_doing(ending: &Ending) -> Option<Failure> {
         Termination::Silent => {
             Failure::new(FailureKind::Silent, format!("no report for {}", seconds(limits.silence_ms)))
         }
-        Termination::DiskFull => {
-            Failure::new(FailureKind::DiskFull, format!("the output grew beyond {}", size(limits.disk_bytes)))
-        }
+        Termination::DiskFull => Failure::new(
+            FailureKind::DiskFull,
+            format!("the output grew beyond {}, or its files or the reports beyond counting", size(limits.disk_bytes)),
+        ),
         Termination::ContractBroken => Failure::new(
             FailureKind::ContractBroken,
             ending.broken.clone().unwrap_or_else(|| "the events file cannot be read".into()),
@@ -252,7 +253,11 @@ mod tests {
         for (why, kind, text) in [
             (Termination::TimeLimit, FailureKind::TimeLimit, "not done after 1m"),
             (Termination::Silent, FailureKind::Silent, "no report for 10s"),
-            (Termination::DiskFull, FailureKind::DiskFull, "the output grew beyond 1.0 MiB"),
+            (
+                Termination::DiskFull,
+                FailureKind::DiskFull,
+                "the output grew beyond 1.0 MiB, or its files or the reports beyond counting",
+            ),
         ] {
             let Outcome::Failed(failure) = diagnose(&Ending { terminated: Some(why), ..exited(137) }) else { panic!() };
             assert_eq!((failure.kind, failure.message.as_str(), failure.stage), (kind, text, Some(Stage::Train)));

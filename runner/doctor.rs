@@ -8,6 +8,8 @@ use crate::api::HostView;
 use crate::config::{Config, Loaded};
 use crate::sandbox::{EngineInfo, SandboxError};
 
+mod walls;
+
 /// How a check went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -52,6 +54,8 @@ pub fn examine(
     let mut checks = vec![configuration(loaded), state_folder(config), disk(config), engine_answers(config, engine)];
     checks.extend([cgroup(Path::new("/sys/fs/cgroup")), seccomp(Path::new("/proc/sys/kernel/seccomp"))]);
     checks.extend(engine.as_ref().ok().map(image));
+    let means = walls::Means::of_process();
+    checks.extend(engine.as_ref().ok().into_iter().flat_map(|info| walls::checks(config, info, means)));
     checks.push(memory(config, engine));
     checks.push(cpu());
     checks.push(gateway_answers(gateway));
@@ -237,6 +241,7 @@ fn size(bytes: u64) -> String {
 mod tests {
     use super::*;
     use crate::config::{Sources, load};
+    use crate::sandbox::Isolation;
 
     fn loaded(state_dir: &Path) -> Loaded {
         let mut loaded = load(&Sources { folder: "/".into(), ..Sources::default() }).unwrap();
@@ -251,6 +256,8 @@ mod tests {
             cpus: 2,
             memory_bytes: 24 << 30,
             image: Ok("sha256:abc".into()),
+            runtime: Ok("runc".into()),
+            isolation: Isolation { seccomp: true, cgroup: "2".into(), ..Isolation::default() },
         }
     }
 

@@ -76,6 +76,7 @@ impl EngineWatch {
     pub fn ready(&self) -> Result<(EngineInfo, String), SandboxError> {
         let info = self.now()?;
         let image = info.image.clone()?;
+        info.runtime.clone()?;
         Ok((info, image))
     }
 }

@@ -60,6 +60,15 @@ pub(crate) enum WalkError {
     Unreadable(PathBuf, Errno),
 }
 
+/// Whether the folder's writer can have brought the error about, by shutting a folder, nesting names beyond the longest
+/// path or putting something else in a file's place. Other errors are the host's.
+pub(crate) fn is_their_doing(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::ACCESS | Errno::NAMETOOLONG | Errno::LOOP | Errno::XDEV | Errno::NOTDIR | Errno::NOENT | Errno::NXIO
+    )
+}
+
 /// Visits everything below the folder, folders before what they contain, in no other order, until the visitor has had
 /// enough. Folders lie at most `most_depth` below each other. What vanishes meanwhile is not visited.
 pub(crate) fn walk<E: From<WalkError>>(

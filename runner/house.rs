@@ -54,6 +54,12 @@ impl House {
         std::fs::create_dir_all(&state).with_context(|| format!("cannot make the state folder {}", state.display()))?;
         restrict(&state)?;
         if !geteuid().is_root() {
+            if let Some(uids) = config.sandbox.uids {
+                anyhow::bail!(
+                    "sandbox.uids = {uids}: only root can give files to other users; run the gateway as root, or leave \
+                     sandbox.uids out"
+                );
+            }
             // Only root can give files to somebody else, and the worker has to write its own.
             (config.sandbox.uid, config.sandbox.gid) = (geteuid().as_raw(), getegid().as_raw());
         }
@@ -80,6 +86,7 @@ impl House {
             planner,
             previews: Previews::new(
                 Arc::clone(&sandbox),
+                engine.clone(),
                 Arc::clone(&config),
                 instance.clone(),
                 tracker.clone(),
@@ -147,7 +154,6 @@ pub(crate) fn docker(config: &Config, instance: &str) -> DockerSettings {
         ["attempts", "previews", "models", "datasets"].map(|folder| config.state_dir.join(folder)).to_vec();
     DockerSettings {
         host: config.sandbox.docker_host.clone(),
-        user: (config.sandbox.uid, config.sandbox.gid),
         runtime: config.sandbox.runtime.clone(),
         tmpfs_bytes: config.sandbox.tmp.0,
         ..DockerSettings::new(config.sandbox.image.clone(), instance, mount_roots)

@@ -21,6 +21,7 @@ mod hostile;
 pub mod house;
 pub mod hub;
 pub mod inputs;
+pub mod legible;
 pub mod models;
 pub mod names;
 pub mod plan;

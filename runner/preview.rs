@@ -16,14 +16,18 @@ use tokio_util::task::TaskTracker;
 
 use crate::attempt::reports::ReportReader;
 use crate::config::Config;
+use crate::engine::EngineWatch;
 use crate::hostile;
-use crate::sandbox::attempt_dir::{self, AttemptDir, AttemptDirError, InputFolders, OutputCap};
+use crate::legible::make_legible;
+use crate::sandbox::attempt_dir::{self, AttemptDir, AttemptDirError, FolderSettings, InputFolders, OutputCap, Usage};
 use crate::sandbox::{ContainerName, Labels, Launch, Sandbox, SandboxError, Status};
 
 /// Previews that may be made at once.
 const AT_ONCE: usize = 2;
 /// How long a preview may take in all.
 const LIMIT: Duration = Duration::from_secs(30);
+/// How often it is looked at what a preview writes.
+const LOOK: Duration = Duration::from_millis(250);
 /// The longest preview that is read, in bytes.
 const MOST_BYTES: u64 = 4 << 20;
 
@@ -47,6 +51,7 @@ pub enum PreviewError {
 #[derive(Clone)]
 pub struct Previews {
     sandbox: Arc<dyn Sandbox>,
+    engine: EngineWatch,
     config: Arc<Config>,
     instance: String,
     at_once: Arc<Semaphore>,
@@ -57,12 +62,13 @@ pub struct Previews {
 impl Previews {
     pub fn new(
         sandbox: Arc<dyn Sandbox>,
+        engine: EngineWatch,
         config: Arc<Config>,
         instance: String,
         tracker: TaskTracker,
         shutdown: CancellationToken,
     ) -> Self {
-        Self { sandbox, config, instance, at_once: Arc::new(Semaphore::new(AT_ONCE)), tracker, shutdown }
+        Self { sandbox, engine, config, instance, at_once: Arc::new(Semaphore::new(AT_ONCE)), tracker, shutdown }
     }
 
     /// Removes what a process that died has left.
@@ -84,10 +90,12 @@ impl Previews {
         let (job, limits) = (JobId::from_parts(0, rand::random()), limits());
         let spec = attempt_spec(job, spec, folders);
         let name = ContainerName(format!("drydock-preview-{}", job.to_string().to_lowercase()));
-        let (root, owner) = (self.root(), (self.config.sandbox.uid, self.config.sandbox.gid));
+        let isolation = self.engine.now()?.isolation;
+        let root = self.root();
         let launch_spec = spec.clone();
-        // Its output is one small file, which RLIMIT_FSIZE caps well enough.
-        let make = move || AttemptDir::create(&root, &launch_spec, &limits, owner, OutputCap::Watched);
+        // Its output is one small file: a file system of its own would take longer to make than the preview.
+        let how = FolderSettings { output_cap: OutputCap::Watched, ..self.config.folder_settings(&isolation) };
+        let make = move || AttemptDir::create(&root, &launch_spec, &limits, &how);
         let dir = blocking(make).await??;
         let launch = Launch {
             name: name.clone(),
@@ -100,6 +108,7 @@ impl Previews {
             },
             args: vec!["preview".into(), SPEC_PATH.into()],
             mounts: dir.mounts(folders),
+            user: isolation.ids.inside(dir.owner()?),
             limits,
         };
         let made = tokio::select! {
@@ -118,11 +127,11 @@ impl Previews {
         self.sandbox.create(launch).await?;
         self.sandbox.start(&launch.name).await?;
         loop {
-            self.sandbox.wait(&launch.name, LIMIT).await?;
+            self.sandbox.wait(&launch.name, LOOK).await?;
             match self.sandbox.inspect(&launch.name).await?.map(|found| found.status) {
                 Some(Status::Exited(exit)) if exit.code == 0 => return read(&dir.output_path()),
                 Some(Status::Exited(exit)) => return Err(why(dir, exit.code)),
-                Some(Status::Running) => {}
+                Some(Status::Running) => require_little(dir).await?,
                 Some(Status::Created { error }) => return Err(PreviewError::Broken(error.unwrap_or_default())),
                 None => return Err(PreviewError::Broken("its container is gone".into())),
             }
@@ -130,8 +139,21 @@ impl Previews {
     }
 
     fn root(&self) -> PathBuf {
-        self.config.state_dir.join("previews")
+        self.config.previews_dir()
     }
+}
+
+/// What a preview writes is watched, not capped: whoever takes over a worker must not have half a minute to fill the
+/// host's disk.
+async fn require_little(dir: &AttemptDir) -> Result<(), PreviewError> {
+    let bytes = limits().disk_bytes;
+    let most = Usage { bytes, files: 100, events_bytes: bytes };
+    let dir = dir.clone();
+    let used = blocking(move || dir.usage(most)).await??;
+    if used.bytes > most.bytes || used.files > most.files || used.events_bytes > most.events_bytes {
+        return Err(PreviewError::Broken(format!("it wrote more than {bytes} bytes or 100 files")));
+    }
+    Ok(())
 }
 
 /// A preview tokenizes text and holds no weights.
@@ -169,7 +191,9 @@ fn read(output: &Path) -> Result<Preview, PreviewError> {
     let file = std::fs::File::from(hostile::open_file(&root, Path::new(FILE)).map_err(|errno| broken(&errno))?);
     let mut text = Vec::new();
     file.take(MOST_BYTES).read_to_end(&mut text).map_err(|error| broken(&error))?;
-    serde_json::from_slice(&text).map_err(|error| broken(&error))
+    let mut value = serde_json::from_slice(&text).map_err(|error| broken(&error))?;
+    make_legible(&mut value);
+    serde_json::from_value(value).map_err(|error| broken(&error))
 }
 
 /// Why the worker gave none: its last report says so, if it honours the contract.

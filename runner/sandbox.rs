@@ -9,9 +9,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use drydock_spec::{Attempt, JobId, Limits, TraceId};
+use users::IdMap;
 
 pub mod attempt_dir;
 pub mod docker;
+pub mod users;
 
 /// What a container is called: known before it exists, so that of two creates only one can win.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -68,6 +70,8 @@ pub struct Launch {
     /// Arguments to the image's entrypoint, such as `run /job/spec.json`.
     pub args: Vec<String>,
     pub mounts: Vec<Mount>,
+    /// The user and group inside; never root.
+    pub user: (u32, u32),
     pub limits: Limits,
 }
 
@@ -112,6 +116,26 @@ pub struct EngineInfo {
     pub memory_bytes: u64,
     /// The id that the configured image resolves to.
     pub image: Result<String, SandboxError>,
+    /// The OCI runtime that containers get, such as `runc`.
+    pub runtime: Result<String, SandboxError>,
+    pub isolation: Isolation,
+}
+
+/// What an engine puts between its containers and the host, besides what each container is created with.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Isolation {
+    /// Who containers' users are on the host.
+    pub ids: IdMap,
+    /// Whether containers can append to a file that is append-only on the host.
+    pub append_only: bool,
+    /// Whether the engine filters system calls.
+    pub seccomp: bool,
+    /// Whether the engine itself runs without root.
+    pub rootless: bool,
+    /// Such as `AppArmor` or `SELinux`.
+    pub mandatory: Vec<String>,
+    /// `1` or `2`, as the engine says.
+    pub cgroup: String,
 }
 
 /// The engine could not do what was asked.
@@ -126,6 +150,16 @@ pub enum SandboxError {
         "worker image `{0}` is not on this host; build it with `make image` or name another one in the configuration"
     )]
     ImageMissing(String),
+    #[error(
+        "the engine has no OCI runtime `{0}`; register it under `runtimes` in the engine's daemon.json, or change \
+         sandbox.runtime"
+    )]
+    RuntimeMissing(String),
+    #[error(
+        "worker image `{image}` declares volumes ({volumes}), where a job could fill the host's disk; build it without \
+         VOLUME"
+    )]
+    ImageHasVolumes { image: String, volumes: String },
     #[error("container `{0}` exists already")]
     NameTaken(ContainerName),
     #[error("no container `{0}`")]
@@ -147,6 +181,8 @@ impl SandboxError {
         match self {
             Self::Unreachable(_) | Self::TimedOut(..) | Self::Failed { .. } => true,
             Self::ImageMissing(_)
+            | Self::ImageHasVolumes { .. }
+            | Self::RuntimeMissing(_)
             | Self::NameTaken(_)
             | Self::NoContainer(_)
             | Self::MountRefused(_)

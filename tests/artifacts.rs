@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use drydock::artifacts::{Artifact, ArtifactError, ArtifactStore, Caps, Reason, Wanted};
 use drydock_spec::JobId;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
+use sha2::Digest as _;
 
 struct Case {
     dir: tempfile::TempDir,
@@ -194,6 +195,113 @@ fn a_file_full_of_holes_counts_in_full() {
     let case = Case::new();
     File::create(case.out("sparse")).unwrap().set_len(8 << 40).unwrap();
     assert_eq!(case.refusal(), ("sparse".into(), Reason::TooLarge(1 << 20)));
+}
+
+/// Runs it on a thread of a user who may do nothing in particular: root can open everything.
+fn as_nobody(what: impl FnOnce() + Send) {
+    let nobody = rustix::process::Uid::from_raw(65532);
+    let thread = || {
+        if rustix::process::geteuid().is_root() {
+            rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
+        }
+        what();
+    };
+    std::thread::scope(|scope| scope.spawn(thread).join().unwrap());
+}
+
+#[test]
+fn what_a_job_has_shut_is_its_own_fault() {
+    use std::os::unix::fs::PermissionsExt;
+    as_nobody(|| {
+        for name in ["file", "folder"] {
+            let case = Case::new();
+            if name == "file" {
+                write(case.out(name), "abc").unwrap()
+            } else {
+                create_dir(case.out(name)).unwrap()
+            }
+            std::fs::set_permissions(case.out(name), std::fs::Permissions::from_mode(0)).unwrap();
+            assert_eq!(case.refusal(), (name.into(), Reason::Shut(rustix::io::Errno::ACCESS)));
+            std::fs::set_permissions(case.out(name), std::fs::Permissions::from_mode(0o700)).unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_file_that_changes_while_it_is_read_is_kept_as_it_was_hashed_or_not_at_all() {
+    let case = Case::new();
+    let secret = case.dir.path().join("secret");
+    write(&secret, "secret").unwrap();
+    symlink(&secret, case.dir.path().join("link")).unwrap();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let (mut kept, mut refused) = (0, 0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // It grows, shrinks, is replaced and becomes a link to what is not the job's.
+            for length in (0..).map(|turn: usize| turn * 77_773 % 900_000) {
+                let staged = case.dir.path().join("staged");
+                write(&staged, vec![length as u8; length]).unwrap();
+                std::fs::rename(&staged, case.out("file")).unwrap();
+                let _ = File::options().append(true).open(case.out("file")).unwrap().set_len(length as u64 / 2);
+                symlink(&secret, &staged).unwrap();
+                std::fs::rename(&staged, case.out("file")).unwrap();
+                if stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    break;
+                }
+            }
+        });
+        for _ in 0..300 {
+            match case.collect() {
+                Ok(artifacts) => {
+                    kept += artifacts.len();
+                    for artifact in artifacts {
+                        let content = case.kept(&artifact.path).unwrap();
+                        let sha256: String =
+                            sha2::Sha256::digest(&content).iter().map(|byte| format!("{byte:02x}")).collect();
+                        assert_eq!((artifact.bytes, artifact.sha256), (content.len() as u64, sha256));
+                        assert_ne!(content, b"secret");
+                    }
+                }
+                Err(ArtifactError::Rejected {
+                    why: Reason::Changed | Reason::NotAFile(_) | Reason::Shut(_), ..
+                }) => {
+                    refused += 1;
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    assert!(kept > 0 && refused > 0, "{kept} kept, {refused} refused: nothing was tried");
+}
+
+#[test]
+fn what_looks_like_an_archive_stays_a_file() {
+    // A gzip bomb's beginning, and a zip archive of `../../etc/cron.d/x`: nothing here unpacks anything.
+    for (name, content) in [
+        ("model.tar.gz", &b"\x1f\x8b\x08\0\0\0\0\0\x02\xff\xec\xc1\x01\x0d\0\0\0\xc2"[..]),
+        ("model.zip", b"PK\x03\x04\x14\0\0\0\0\0\0\0!\0\0\0\0\0\0\0\0\0\0\0\0\0\x12\0\0\0../../etc/cron.d/x"),
+        ("weights.tar", b"../../../etc/passwd"),
+    ] {
+        let case = Case::new();
+        write(case.out(name), content).unwrap();
+        let artifacts = case.collect().unwrap();
+        assert_eq!(artifacts.len(), 1);
+        assert_eq!((artifacts[0].path.as_str(), artifacts[0].bytes), (name, content.len() as u64));
+        assert_eq!(case.kept(name).unwrap(), content);
+    }
+}
+
+#[test]
+fn a_tree_deeper_than_any_path_is_refused() {
+    let case = Case::new();
+    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY;
+    let mut folder = rustix::fs::open(case.out(""), flags, Mode::empty()).unwrap();
+    for _ in 0..3000 {
+        rustix::fs::mkdirat(&folder, "deep", Mode::RWXU).unwrap();
+        folder = rustix::fs::openat(&folder, "deep", flags, Mode::empty()).unwrap();
+    }
+    assert_eq!(case.refusal().1, Reason::TooDeep(16));
 }
 
 #[test]

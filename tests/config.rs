@@ -120,6 +120,10 @@ fn a_value_that_does_not_fit_is_shown_with_what_is_accepted() {
         ("[limits]\npids = -1\n", "limits.pids = -1: not accepted; write a whole number from 1 up"),
         ("[sandbox]\nuid = 0\n", "sandbox.uid = 0: not accepted; write a numeric id above 0, such as 65532"),
         (
+            "[sandbox]\nuids = '0-99'\n",
+            r#"sandbox.uids = "0-99": not accepted; write a range of users above 0 such as "70000-70999""#,
+        ),
+        (
             "[sandbox]\noutput_cap = 'none'\n",
             r#"sandbox.output_cap = "none": not accepted; write "auto", "loop_mount" or "watched""#,
         ),

@@ -4,6 +4,8 @@
 
 #[path = "gateway/events.rs"]
 mod events;
+#[path = "gateway/hostile.rs"]
+mod hostile;
 #[path = "gateway/house.rs"]
 mod house;
 #[path = "gateway/mcp.rs"]

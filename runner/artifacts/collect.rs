@@ -77,6 +77,9 @@ fn list(root: &OwnedFd, output: &Path, caps: Caps) -> Result<Vec<String>, Artifa
         Err(Stop::Walk(WalkError::TooDeep(path))) => {
             Err(rejected(&path.to_string_lossy(), Reason::TooDeep(caps.depth)))
         }
+        Err(Stop::Walk(WalkError::Unreadable(path, why))) if hostile::is_their_doing(why) => {
+            Err(rejected(&path.to_string_lossy(), Reason::Shut(why)))
+        }
         Err(Stop::Walk(WalkError::Unreadable(path, why))) => {
             Err(ArtifactError::errno("look into", &output.join(path))(why))
         }
@@ -115,8 +118,11 @@ fn check_links(links: impl Into<u64>) -> Result<(), Reason> {
 
 /// Opens a listed file and looks at it again, this time at what is really open. Gives its size.
 fn open(root: &OwnedFd, path: &str, output: &Path) -> Result<(File, u64), ArtifactError> {
-    let fd = hostile::open_file(root, Path::new(path)).map_err(ArtifactError::errno("open", &output.join(path)))?;
-    let file = File::from(fd);
+    let file = match hostile::open_file(root, Path::new(path)) {
+        Ok(fd) => File::from(fd),
+        Err(why) if hostile::is_their_doing(why) => return Err(rejected(path, Reason::Shut(why))),
+        Err(why) => return Err(ArtifactError::errno("open", &output.join(path))(why)),
+    };
     let metadata = file.metadata().map_err(ArtifactError::io("look at", &output.join(path)))?;
     if !metadata.is_file() {
         return Err(rejected(path, Reason::Changed));

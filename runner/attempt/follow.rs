@@ -156,8 +156,9 @@ impl Attempts {
             tracing::info!(?why, "the container is asked to end");
             lease.terminating(why).await?;
         }
-        let Some((at_ms, _)) = lease.row().terminated else { return Ok(()) };
-        let overdue = self.store.clock().now_ms() - at_ms >= lease.job().limits.grace_ms;
+        let Some((at_ms, why)) = lease.row().terminated else { return Ok(()) };
+        let grace_ms = if is_flood(why) { 0 } else { lease.job().limits.grace_ms };
+        let overdue = self.store.clock().now_ms() - at_ms >= grace_ms;
         if overdue {
             tracing::warn!("the container did not end within its grace");
         }
@@ -262,6 +263,14 @@ impl Attempts {
             }
         }
         exit
+    }
+}
+
+/// Whether the reason is that the attempt writes what it must not: a grace would be time to go on with it.
+fn is_flood(why: Termination) -> bool {
+    match why {
+        Termination::DiskFull | Termination::ContractBroken => true,
+        Termination::Cancelled | Termination::TimeLimit | Termination::Silent => false,
     }
 }
 

@@ -1,7 +1,8 @@
 //! Reading what a worker says: the events file, by byte offset.
 //!
 //! The file is hostile input. A line is taken only when its newline is there, is capped in length, and must parse;
-//! one that does not is kept as a warning and acted on by nobody. What has been read is only ever told by the offset
+//! one that does not is kept as a warning and acted on by nobody. Text in it is made legible, so that nothing beyond this
+//! point has to guard against terminals' commands. What has been read is only ever told by the offset
 //! that the database holds, so reading can begin anew at any time.
 
 use std::fs::File;
@@ -12,6 +13,7 @@ use std::path::Path;
 use drydock_spec::report::MAX_LINE_BYTES;
 use drydock_spec::{Report, ReportLine};
 
+use crate::legible::{is_plain, make_legible};
 use crate::store::ReportBatch;
 
 /// Bytes that one call reads at most, so that a worker that writes without end cannot fill our memory.
@@ -75,7 +77,7 @@ impl ReportReader {
             if line.len() > MAX_LINE_BYTES {
                 return Ok(self.give_up(lines, &Unreadable::TooLong));
             }
-            let parsed = serde_json::from_slice::<ReportLine>(line);
+            let parsed = parse(line);
             if self.ended {
                 return Ok(self.give_up(lines, &Unreadable::AfterTheEnd));
             }
@@ -110,6 +112,16 @@ impl ReportReader {
     fn give_up(&self, lines: Vec<ReportLine>, why: &Unreadable) -> Reading {
         Reading { unreadable: Some(why.to_string()), ..self.reading(lines) }
     }
+}
+
+/// The report, with every text in it made legible.
+fn parse(line: &[u8]) -> serde_json::Result<ReportLine> {
+    if is_plain(line) {
+        return serde_json::from_slice(line);
+    }
+    let mut value = serde_json::from_slice(line)?;
+    make_legible(&mut value);
+    serde_json::from_value(value)
 }
 
 /// Fills as much of the buffer as the file has.
@@ -198,6 +210,42 @@ mod tests {
             assert_eq!(code, "unreadable_report");
             assert!(!message.contains('\x1b'), "{message}");
         }
+    }
+
+    #[test]
+    fn commands_to_terminals_are_written_out_in_what_parses() {
+        let line = br#"{"elapsed_ms":1,"type":"warning","code":"x\u001b[2J","message":"50 %\r100 %\u202e\u0000 \"\\"}"#;
+        let file = file_with(&[line, &b"\n"[..]].concat());
+        let Report::Warning { code, message } = &read_all(file.path(), 0).batch.lines[0].report else { panic!() };
+        assert_eq!(code, "x\\u{1b}[2J");
+        assert_eq!(message, "50 %\\r100 %\\u{202e}\\u{0} \"\\");
+    }
+
+    #[test]
+    fn a_report_says_nothing_but_what_its_type_has() {
+        let forged = r#"{"elapsed_ms":1,"type":"stage","stage":"train","seq":1,"attempt":9,"job":"x","at_ms":0}"#;
+        let file = file_with(forged.as_bytes());
+        std::fs::OpenOptions::new().append(true).open(file.path()).unwrap().write_all(b"\n").unwrap();
+        assert_eq!(read_all(file.path(), 0).batch.lines, [stage(1)]);
+    }
+
+    #[test]
+    fn numbers_that_are_none_do_not_parse() {
+        for number in ["NaN", "Infinity", "1e999", "-1", "18446744073709551616"] {
+            let line = format!("{{\"elapsed_ms\":{number},\"type\":\"stage\",\"stage\":\"train\"}}\n");
+            let file = file_with(line.as_bytes());
+            assert_eq!(read_all(file.path(), 0).batch.lines[0].report.name(), "warning", "{number}");
+        }
+    }
+
+    #[test]
+    fn two_hundred_megabytes_without_a_newline_are_not_read() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(200 << 20).unwrap();
+        let mut reader = ReportReader::open(file.path(), 0, false).unwrap();
+        let reading = reader.read_once().unwrap();
+        assert_eq!((reading.batch.end_offset, reader.buffer.capacity()), (0, READ_BYTES));
+        assert!(reading.unreadable.unwrap().contains("longer than"));
     }
 
     #[test]

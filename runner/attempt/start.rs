@@ -9,7 +9,8 @@ use tokio::time::Instant;
 use super::{Attempts, Stop, hold, stopping};
 use crate::fail_point::{self, Step};
 use crate::inputs::bring;
-use crate::sandbox::attempt_dir::{AttemptDir, AttemptDirError, InputFolders};
+use crate::sandbox::attempt_dir::{AttemptDir, AttemptDirError, FolderSettings, InputFolders};
+use crate::sandbox::users::NoUser;
 use crate::sandbox::{ContainerName, Labels, Launch, SandboxError, Status};
 use crate::store::Lease;
 
@@ -73,7 +74,8 @@ impl Attempts {
     async fn create(&self, lease: &mut Lease, name: &ContainerName, failing: &mut Option<Instant>) -> Result<(), Stop> {
         let folders = self.prepare(lease).await?;
         let Ok(engine) = self.engine.now() else { return self.pause().await };
-        let dir = self.make_dir(lease, folders.inside()).await?;
+        let how = self.config.folder_settings(&engine.isolation);
+        let Some(dir) = self.make_dir(lease, folders.inside(), how).await? else { return self.pause().await };
         lease.refresh().await?;
         if stopping(lease) {
             return Err(Stop::Over(Outcome::Cancelled));
@@ -91,6 +93,7 @@ impl Attempts {
             },
             args: vec!["run".into(), SPEC_PATH.into()],
             mounts: dir.mounts(&folders),
+            user: engine.isolation.ids.inside(dir.owner()?),
             limits: job.limits,
         };
         fail_point::before(Step::Create);
@@ -124,7 +127,8 @@ impl Attempts {
         }
     }
 
-    async fn make_dir(&self, lease: &Lease, inputs: Inputs) -> Result<AttemptDir, Stop> {
+    /// The attempt's folder, made anew; `None` while every user that it could belong to has a container.
+    async fn make_dir(&self, lease: &Lease, inputs: Inputs, how: FolderSettings) -> Result<Option<AttemptDir>, Stop> {
         let job = lease.job();
         let spec = AttemptSpec {
             contract: VERSION,
@@ -138,10 +142,13 @@ impl Attempts {
             threads: job.limits.cpu_millis.div_ceil(1000),
         };
         let (root, limits) = (self.attempts_dir(), job.limits);
-        let (owner, cap) = ((self.config.sandbox.uid, self.config.sandbox.gid), self.config.sandbox.output_cap);
-        let made = tokio::task::spawn_blocking(move || AttemptDir::create(&root, &spec, &limits, owner, cap));
+        let made = tokio::task::spawn_blocking(move || AttemptDir::create(&root, &spec, &limits, &how));
         match hold::renewing(lease, self.lease_ms, made).await?? {
-            Ok(dir) => Ok(dir),
+            Ok(dir) => Ok(Some(dir)),
+            Err(AttemptDirError::NoUser(error @ NoUser::AllTaken(_))) => {
+                tracing::warn!(%error, "the attempt waits for a user");
+                Ok(None)
+            }
             Err(error @ AttemptDirError::DiskFull { .. }) => {
                 Err(Stop::failed(FailureKind::DiskFull, Stage::Prepare, error))
             }
@@ -193,7 +200,7 @@ impl Attempts {
                 tracing::warn!(%error, action, "the engine did not do as asked; nothing is concluded from that");
                 self.pause().await
             }
-            Err(error @ SandboxError::ImageMissing(_)) => {
+            Err(error @ (SandboxError::ImageMissing(_) | SandboxError::ImageHasVolumes { .. })) => {
                 Err(Stop::failed(FailureKind::ImageMissing, Stage::Start, error))
             }
             // It was there a moment ago; the next look tells.

@@ -66,6 +66,7 @@ pub const KEYS: &[Key] = keys! {
     "sandbox.runtime", "the name of an OCI runtime such as runsc", "the OCI runtime; by default the engine's own";
     "sandbox.uid", ID, "user that the worker has inside";
     "sandbox.gid", ID, "group that the worker has inside";
+    "sandbox.uids", "a range of users above 0 such as \"70000-70999\"", "users of which every container gets one to itself, in place of uid and gid; needs root";
     "sandbox.tmp", SIZE, "size of /tmp inside; counts against the job's memory";
     "sandbox.output_cap", "\"auto\", \"loop_mount\" or \"watched\"", "how the output folder is capped";
     "limits.cpus", CPUS, "CPUs of a job; by default all that jobs may use";

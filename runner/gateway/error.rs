@@ -248,7 +248,9 @@ impl From<SandboxError> for Refusal {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "image_missing", message)
                     .hint("build it with `make image`, or name another one in the configuration")
             }
-            SandboxError::NameTaken(_)
+            SandboxError::ImageHasVolumes { .. }
+            | SandboxError::RuntimeMissing(_)
+            | SandboxError::NameTaken(_)
             | SandboxError::NoContainer(_)
             | SandboxError::MountRefused(_)
             | SandboxError::Failed { .. }

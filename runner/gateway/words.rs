@@ -1,8 +1,8 @@
 //! Answers to tools in short: a few lines of text for people and models, and structured content that stays small.
 
-use drydock_spec::JobId;
 use drydock_spec::dataset::Format;
 use drydock_spec::report::{Evaluation, Phase};
+use drydock_spec::{Failure, JobId};
 use serde::Serialize;
 
 use super::tools::{LogLines, LogText};
@@ -30,7 +30,8 @@ pub(super) fn next(job: &JobView) -> String {
             format!("call list_artifacts with id {id}; as the model or adapter of another job its result is job:{id}")
         }
         "failed" => {
-            let hint = job.failure.as_ref().map(|failure| format!("{}; ", failure.hint)).unwrap_or_default();
+            let hint = job.failure.as_ref().filter(|failure| is_ours(failure));
+            let hint = hint.map(|failure| format!("{}; ", failure.hint)).unwrap_or_default();
             format!("{hint}get_logs with id {id} shows what happened")
         }
         "cancelled" => format!("call {} to submit another job", job.kind),
@@ -39,7 +40,11 @@ pub(super) fn next(job: &JobView) -> String {
 }
 
 pub(super) fn job(job: &JobView) -> String {
-    let mut lines = vec![format!("job {} ({}): {}", job.id, cut(&job.about, 300), job.state), cut(&job.summary, 500)];
+    let mut lines = vec![format!("job {} ({}): {}", job.id, cut(&job.about, 300), job.state)];
+    match &job.failure {
+        Some(failure) => lines.push(fenced("why it failed", &told(failure))),
+        None => lines.push(cut(&job.summary, 500)),
+    }
     for evaluation in &job.evaluations {
         lines.push(format!(
             "held-out loss {}: {:.4} (perplexity {:.2})",
@@ -48,14 +53,18 @@ pub(super) fn job(job: &JobView) -> String {
             evaluation.perplexity
         ));
     }
-    lines.extend(scores::lines(&job.scores));
+    if !job.scores.is_empty() {
+        lines.push(fenced("scores", &scores::lines(&job.scores).join("\n")));
+    }
     lines.extend(
         job.progress
             .iter()
             .filter_map(|progress| progress.checkpoint.as_ref())
             .map(|checkpoint| format!("newest checkpoint: step {} ({})", checkpoint.step, size(checkpoint.bytes))),
     );
-    lines.extend(job.warnings.iter().map(|warning| format!("warning: {warning}")));
+    if !job.warnings.is_empty() {
+        lines.push(fenced("warnings", &job.warnings.join("\n")));
+    }
     if !job.samples.is_empty() {
         let samples: Vec<_> = job
             .samples
@@ -66,6 +75,16 @@ pub(super) fn job(job: &JobView) -> String {
     }
     lines.push(format!("next: {}", next(job)));
     lines.join("\n")
+}
+
+/// Whether the next step is drydock's own. A worker's may have been written by whoever wrote its rows.
+fn is_ours(failure: &Failure) -> bool {
+    failure.hint == failure.kind.hint()
+}
+
+fn told(failure: &Failure) -> String {
+    let hint = if is_ours(failure) { String::new() } else { format!("\nhint: {}", failure.hint) };
+    format!("{failure}{hint}")
 }
 
 fn phase(phase: Phase, step: Option<u64>) -> String {
@@ -102,6 +121,13 @@ pub(super) fn brief(mut job: JobView) -> JobView {
     for sample in &mut job.samples {
         sample.prompt = cut(&sample.prompt, 120);
         sample.completion = cut(&sample.completion, 240);
+    }
+    if let Some(checkpoint) = job.progress.as_mut().and_then(|progress| progress.checkpoint.as_mut()) {
+        checkpoint.path = cut(&checkpoint.path, 200);
+    }
+    for score in &mut job.scores {
+        score.model = cut(&score.model, 200);
+        score.metric = cut(&score.metric, 60);
     }
     if let Some(failure) = &mut job.failure {
         failure.message = cut(&failure.message, 600);
@@ -141,7 +167,10 @@ pub(super) fn jobs(list: &JobList) -> String {
     let mut lines: Vec<_> = list
         .jobs
         .iter()
-        .map(|job| format!("{} {} {}: {}", job.id, job.state, cut(&job.about, 120), cut(&job.summary, 120)))
+        .map(|job| {
+            let summary = job.failure.as_ref().map_or(job.summary.as_str(), |failure| failure.kind.label());
+            format!("{} {} {}: {}", job.id, job.state, cut(&job.about, 120), cut(summary, 120))
+        })
         .collect();
     lines.push(match list.next {
         Some(next) => format!("next: call list_jobs with before {next} for older ones"),
@@ -278,15 +307,16 @@ pub(super) fn artifacts(id: JobId, list: &ArtifactList) -> String {
     if list.artifacts.is_empty() {
         return format!("job {id} has made nothing (yet); next: call get_job with id {id}");
     }
-    let mut lines: Vec<_> = list
+    let entries: Vec<_> = list
         .artifacts
         .iter()
         .take(MOST_ENTRIES)
         .map(|artifact| {
-            let role = artifact.role.as_deref().map(|role| format!(" ({role})")).unwrap_or_default();
-            format!("{}{role}, {}, GET {}", artifact.path, size(artifact.bytes), artifact.href)
+            let role = artifact.role.as_deref().map(|role| format!(" ({})", cut(role, 60))).unwrap_or_default();
+            format!("{}{role}, {}, GET {}", cut(&artifact.path, 200), size(artifact.bytes), cut(&artifact.href, 600))
         })
         .collect();
+    let mut lines = vec![fenced(&format!("files of job {id}"), &entries.join("\n"))];
     lines.extend(left_out(list.artifacts.len(), &format!("/v1/jobs/{id}/artifacts")));
     lines.extend(list.folder.as_ref().map(|folder| format!("on the gateway's host: {folder}")));
     lines.join("\n")

@@ -14,7 +14,7 @@
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt as _, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use drydock_spec::contract::{EVENTS_PATH, OUTPUT_PATH, SPEC_PATH};
@@ -22,6 +22,7 @@ use drydock_spec::{Attempt, AttemptSpec, JobId, Limits};
 use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 use rustix::io::Errno;
 
+use super::users::{NoUser, Users};
 use super::{Access, Mount};
 use crate::hostile;
 
@@ -31,6 +32,9 @@ mod output;
 pub use inputs::{InputFolders, ModelFolders};
 pub use output::{OutputCap, Usage};
 
+/// The file of reports in an attempt's folder.
+pub(super) const EVENTS_FILE: &str = "events.jsonl";
+
 /// The folder could not be made, read or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum AttemptDirError {
@@ -38,6 +42,8 @@ pub enum AttemptDirError {
         "{path} has room for {free_bytes} bytes, the attempt may need {needed_bytes}; free disk space or lower limits.disk_mib"
     )]
     DiskFull { path: PathBuf, needed_bytes: u64, free_bytes: u64 },
+    #[error(transparent)]
+    NoUser(#[from] NoUser),
     #[error("cannot {action} {path}: {source}")]
     Io { action: &'static str, path: PathBuf, source: io::Error },
     /// A program of the host that makes or mounts file systems did not do it.
@@ -54,9 +60,20 @@ impl AttemptDirError {
             Self::Io { source, .. } => {
                 matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
             }
-            Self::Program { .. } => false,
+            Self::NoUser(_) | Self::Program { .. } => false,
         }
     }
+}
+
+/// How attempts' folders are made here.
+#[derive(Debug, Clone)]
+pub struct FolderSettings {
+    /// The users that containers run as.
+    pub users: Users,
+    pub output_cap: OutputCap,
+    /// Whether the events file is made append-only. A runtime whose containers have a kernel of their own has a server
+    /// on the host open their files, and gVisor's does not open them for appending, which such a file then refuses.
+    pub append_only: bool,
 }
 
 /// The folder of one attempt.
@@ -66,21 +83,20 @@ pub struct AttemptDir {
 }
 
 impl AttemptDir {
-    /// Makes the folder anew, whatever is left of an earlier one. `owner` is the user and group that the container
-    /// runs as; only root can give files to another than itself.
+    /// Makes the folder anew, whatever is left of an earlier one. Only root can give files to another than itself.
     pub fn create(
         root: &Path,
         spec: &AttemptSpec,
         limits: &Limits,
-        owner: (u32, u32),
-        cap: OutputCap,
+        how: &FolderSettings,
     ) -> Result<Self, AttemptDirError> {
         let dir = Self::at(root, spec.job, spec.attempt);
         dir.clone().remove()?;
         make_private_folder(&dir.path)?;
         output::require_room(&dir.path, limits.disk_bytes)?;
-        output::prepare(&dir.path, limits.disk_bytes, owner, cap)?;
-        make_events_file(&dir.events_path(), owner)?;
+        let owner =
+            how.users.give(|owner| make_events_file(&dir.events_path(), owner, how.append_only).map(|()| owner))?;
+        output::prepare(&dir.path, limits.disk_bytes, owner, how.output_cap)?;
         write_spec(&dir.spec_path(), spec)?;
         Ok(dir)
     }
@@ -121,7 +137,14 @@ impl AttemptDir {
 
     #[must_use]
     pub fn events_path(&self) -> PathBuf {
-        self.path.join("events.jsonl")
+        self.path.join(EVENTS_FILE)
+    }
+
+    /// The user and group that the container has on the host.
+    pub fn owner(&self) -> Result<(u32, u32), AttemptDirError> {
+        let events = self.events_path();
+        let file = events.symlink_metadata().map_err(io_error("look at", &events))?;
+        Ok((file.uid(), file.gid()))
     }
 
     /// The folder that artifacts are collected from. What is in it is hostile.
@@ -188,12 +211,14 @@ fn make_private_folder(path: &Path) -> Result<(), AttemptDirError> {
 
 /// The file exists before the container does, so that the container can be given this one file and no folder in which
 /// it could be replaced.
-fn make_events_file(path: &Path, owner: (u32, u32)) -> Result<(), AttemptDirError> {
+fn make_events_file(path: &Path, owner: (u32, u32), append_only: bool) -> Result<(), AttemptDirError> {
     let file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(path);
     let file = file.map_err(io_error("create", path))?;
     // Before it is append-only: its owner could not be changed afterwards.
     std::os::unix::fs::fchown(&file, Some(owner.0), Some(owner.1)).map_err(io_error("give away", path))?;
-    set_append_only(path, true);
+    if append_only {
+        set_append_only(path, true);
+    }
     Ok(())
 }
 
@@ -248,4 +273,4 @@ fn errno(action: &'static str, path: &Path) -> impl FnOnce(Errno) -> AttemptDirE
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -16,13 +16,14 @@ use tokio::sync::OnceCell;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{ContainerName, EngineInfo, Found, Launch, Mount, Sandbox, SandboxError, Status};
-use error::{is_status, translate, translate_for, unanswered};
+use error::{is_status, speaks_of_no_runtime, translate, translate_for, unanswered};
 use found::Lack;
 
 mod error;
 mod found;
 mod host_config;
 mod incarnation;
+mod isolation;
 mod seccomp;
 
 /// Where the engine is, and what every container of this installation has in common.
@@ -34,8 +35,6 @@ pub struct DockerSettings {
     pub image: String,
     /// The installation's name, by which its containers are found among others.
     pub instance: String,
-    /// The user and group that a container runs as; never root.
-    pub user: (u32, u32),
     /// Folders of the host below which a mount's source has to lie. The engine itself would mount anything.
     pub mount_roots: Vec<PathBuf>,
     /// The OCI runtime, such as `runsc`; `None` is the engine's default.
@@ -63,7 +62,6 @@ impl DockerSettings {
             host: None,
             image: image.into(),
             instance: instance.into(),
-            user: (65532, 65532),
             mount_roots,
             runtime: None,
             tmpfs_bytes: 64 << 20,
@@ -133,6 +131,11 @@ impl DockerSandbox {
             Ok(Err(error)) if is_status(&error, 404) => return Err(SandboxError::ImageMissing(image.clone())),
             Ok(answer) => answer.map_err(|error| unanswered(translate(error, action, limit)))?,
         };
+        let volumes = found.config.and_then(|config| config.volumes).unwrap_or_default();
+        if !volumes.is_empty() {
+            let volumes = volumes.join(", ");
+            return Err(SandboxError::ImageHasVolumes { image: image.clone(), volumes });
+        }
         found.id.ok_or_else(|| SandboxError::ImageMissing(image.clone()))
     }
 
@@ -181,12 +184,15 @@ impl Sandbox for DockerSandbox {
             Err(error) if error.leaves_doubt() => return Err(error),
             known => known,
         };
+        let runtime = isolation::runtime(&system, self.settings.runtime.as_deref());
         Ok(EngineInfo {
             engine: format!("docker {}", system.server_version.as_deref().unwrap_or("of an unknown version")),
             incarnation: self.incarnation(system.id.as_deref().unwrap_or_default()).await?,
             cpus: cpus(&system),
             memory_bytes: system.mem_total.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0),
             image,
+            isolation: isolation::isolation(&system, runtime.as_deref().ok())?,
+            runtime,
         })
     }
 
@@ -202,8 +208,11 @@ impl Sandbox for DockerSandbox {
         match timeout(limit, self.client().await?.create_container(Some(options), body)).await {
             Err(_) => Err(SandboxError::TimedOut(limit, action)),
             Ok(Err(error)) if is_status(&error, 409) => Err(SandboxError::NameTaken(launch.name.clone())),
-            Ok(Err(error)) if is_status(&error, 404) => Err(SandboxError::ImageMissing(self.settings.image.clone())),
-            Ok(Err(error)) => Err(translate(error, action, limit)),
+            Ok(Err(error)) => Err(match &self.settings.runtime {
+                Some(runtime) if speaks_of_no_runtime(&error) => SandboxError::RuntimeMissing(runtime.clone()),
+                _ if is_status(&error, 404) => SandboxError::ImageMissing(self.settings.image.clone()),
+                _ => translate(error, action, limit),
+            }),
             Ok(Ok(created)) => {
                 for warning in created.warnings {
                     tracing::warn!(container = %launch.name, warning, "the engine does not hold a limit");

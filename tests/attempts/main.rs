@@ -4,6 +4,7 @@
 
 #[path = "../harness/harness.rs"]
 mod harness;
+mod hostile;
 mod kinds;
 #[path = "../support/tiny.rs"]
 mod tiny;

@@ -8,7 +8,7 @@ use drydock::clock::Clock;
 use drydock::config::Config;
 use drydock::gateway;
 use drydock::plan::{DatasetInput, ModelInput, ModelSource, ResolvedInputs};
-use drydock::sandbox::{ContainerName, EngineInfo, Found, Launch, Sandbox, SandboxError};
+use drydock::sandbox::{ContainerName, EngineInfo, Found, Isolation, Launch, Sandbox, SandboxError};
 use drydock::store::{Holder, Job, Lease, NewJob, ReportBatch, Store};
 use drydock_spec::report::Metrics;
 use drydock_spec::{FinetuneArgs, JobArgs, JobId, Limits, Owner, Priority, Report, ReportLine, TraceId};
@@ -30,6 +30,8 @@ impl Sandbox for Idle {
             cpus: 4,
             memory_bytes: 8 << 30,
             image: Ok("sha256:0".into()),
+            runtime: Ok("idle".into()),
+            isolation: Isolation::default(),
         })
     }
 

@@ -45,13 +45,13 @@ async fn ask_modern(house: &House, method: &str, mut params: Value, extensions: 
     (response.status(), response.json().await.unwrap())
 }
 
-async fn call(house: &House, name: &str, arguments: Value) -> Value {
+pub(crate) async fn call(house: &House, name: &str, arguments: Value) -> Value {
     let answer = ask_legacy(house, "tools/call", json!({"name": name, "arguments": arguments})).await;
     assert!(answer.get("error").is_none(), "{answer}");
     answer["result"].clone()
 }
 
-fn text(result: &Value) -> &str {
+pub(crate) fn text(result: &Value) -> &str {
     result["content"][0]["text"].as_str().unwrap()
 }
 

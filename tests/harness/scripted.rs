@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use drydock::sandbox::{ContainerName, EngineInfo, Exit, Found, Launch, Sandbox, SandboxError, Status};
+use drydock::sandbox::{ContainerName, EngineInfo, Exit, Found, Isolation, Launch, Sandbox, SandboxError, Status};
 use drydock_spec::contract::{EVENTS_PATH, OUTPUT_PATH};
 use drydock_spec::report::{Finished, Started};
 use drydock_spec::{Report, ReportLine, Stage};
@@ -262,6 +262,8 @@ impl Sandbox for Scripted {
             cpus: 4,
             memory_bytes: 16 << 30,
             image: Ok("sha256:scripted".into()),
+            runtime: Ok("scripted".into()),
+            isolation: Isolation::default(),
         })
     }
 

@@ -16,7 +16,7 @@ use bytesize::ByteSize;
 use drydock::api::LoadDataset;
 use drydock::engine::EngineWatch;
 use drydock::plan::{ModelSource, Plan, PlanError, Planner};
-use drydock::sandbox::{EngineInfo, SandboxError};
+use drydock::sandbox::{EngineInfo, Isolation, SandboxError};
 use drydock_spec::dataset::Columns;
 use drydock_spec::finetune::TargetModule;
 use drydock_spec::{FinetuneArgs, JobArgs, JobSpec, LimitArgs};
@@ -46,6 +46,8 @@ fn engine(memory_bytes: u64) -> EngineWatch {
         cpus: 4,
         memory_bytes,
         image,
+        runtime: Ok("scripted".into()),
+        isolation: Isolation::default(),
     }))
 }
 

@@ -3,23 +3,29 @@
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::syscalls;
-use crate::{EVENTS, outcome, tell};
+use crate::{EVENTS, leaks, outcome, rights, syscalls, tell};
 
-pub(crate) fn inspect() {
+/// Tries everything. A socket of this abstract name listens on the host.
+pub(crate) fn inspect(host_socket: &str) {
+    try_to_rewrite_reports();
     tell_who_it_is();
     tell_what_it_sees();
     tell_of_inputs(Path::new("/in"));
-    try_the_network();
+    leaks::tell_leaks();
+    try_the_network(host_socket);
     try_to_write();
-    try_to_rewrite_reports();
     try_to_execute();
+    rights::try_to_rise();
+    syscalls::try_other_doors();
     syscalls::try_all();
+    syscalls::try_namespaces();
     tell("end", "reached");
 }
 
@@ -38,6 +44,7 @@ fn tell_who_it_is() {
     let mut names: Vec<_> = std::env::vars().map(|(name, value)| format!("{name}={value}")).collect();
     names.sort();
     tell("environment", &names.join(" "));
+    tell("kernel", fs::read_to_string("/proc/version").unwrap_or_default().trim());
     tell("first process", fs::read_to_string("/proc/1/comm").unwrap_or_default().trim());
 }
 
@@ -64,32 +71,23 @@ fn tell_what_it_sees() {
         let kind = line.split(" - ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap_or("?");
         tell(&format!("mount {}", fields[4]), &format!("{kind} {}", fields[5]));
     }
-    for path in ["/proc/kcore", "/proc/kallsyms", "/proc/keys", "/proc/config.gz", "/proc/cmdline", "/proc/interrupts"]
-    {
-        tell(
-            &format!("read {path}"),
-            &fs::read(path).map_or_else(|error| crate::error_name(&error), |bytes| format!("{} bytes", bytes.len())),
-        );
-    }
-    for path in ["/sys/kernel", "/sys/module", "/sys/firmware"] {
-        tell(&format!("list {path}"), &names(path));
-    }
 }
 
-fn try_the_network() {
-    for (family, number) in [
-        ("unix", libc::AF_UNIX),
-        ("inet", libc::AF_INET),
-        ("inet6", libc::AF_INET6),
-        ("netlink", libc::AF_NETLINK),
-        ("packet", libc::AF_PACKET),
-        ("vsock", libc::AF_VSOCK),
-        ("alg", libc::AF_ALG),
+fn try_the_network(host_socket: &str) {
+    syscalls::try_sockets();
+    for (what, address) in [
+        ("somewhere", SocketAddr::from(([1, 1, 1, 1], 443))),
+        ("metadata", SocketAddr::from(([169, 254, 169, 254], 80))),
+        ("the host's engine", SocketAddr::from(([127, 0, 0, 1], 2375))),
     ] {
-        tell(&format!("socket {family}"), &outcome(syscalls::socket(number)));
+        tell(&format!("connect {what}"), &outcome(TcpStream::connect_timeout(&address, Duration::from_secs(3))));
     }
-    let somewhere = SocketAddr::from(([1, 1, 1, 1], 443));
-    tell("connect", &outcome(TcpStream::connect_timeout(&somewhere, Duration::from_secs(3))));
+    // A name outside of all folders: only a network namespace keeps it apart.
+    let abstract_name = std::os::unix::net::SocketAddr::from_abstract_name(host_socket);
+    tell(
+        "connect the host's abstract socket",
+        &outcome(abstract_name.and_then(|name| UnixStream::connect_addr(&name))),
+    );
 }
 
 fn try_to_write() {
@@ -106,17 +104,26 @@ fn try_to_write() {
     tell("create /tmp/file", &outcome(File::create("/tmp/file").and_then(|mut file| file.write_all(b"scratch"))));
 }
 
+/// First of all, and told only afterwards: where it works, nothing that was told before is left.
 fn try_to_rewrite_reports() {
-    tell("truncate reports", &outcome(OpenOptions::new().write(true).truncate(true).open(EVENTS)));
-    tell("cut reports", &outcome(OpenOptions::new().append(true).open(EVENTS).and_then(|file| file.set_len(0))));
-    tell("overwrite reports", &outcome(OpenOptions::new().write(true).open(EVENTS)));
-    tell("delete reports", &outcome(fs::remove_file(EVENTS)));
-    tell("move reports", &outcome(fs::rename(EVENTS, "/job/other")));
-    tell("move reports to out", &outcome(fs::rename(EVENTS, "/out/other")));
-    tell("link reports", &outcome(fs::hard_link(EVENTS, "/out/other")));
-    tell("make reports a link", &outcome(symlink("/out/file", EVENTS)));
-    tell("make reports executable", &outcome(fs::set_permissions(EVENTS, Permissions::from_mode(0o777))));
-    tell("append reports", &outcome(OpenOptions::new().append(true).open(EVENTS)));
+    let tried = [
+        ("truncate", outcome(OpenOptions::new().write(true).truncate(true).open(EVENTS))),
+        ("cut", outcome(OpenOptions::new().append(true).open(EVENTS).and_then(|file| file.set_len(0)))),
+        ("overwrite", outcome(OpenOptions::new().write(true).open(EVENTS))),
+        ("delete", outcome(fs::remove_file(EVENTS))),
+        ("move", outcome(fs::rename(EVENTS, "/job/other"))),
+        ("move to out", outcome(fs::rename(EVENTS, "/out/other"))),
+        ("link", outcome(fs::hard_link(EVENTS, "/out/other"))),
+        ("replace by a link", outcome(symlink("/out/file", EVENTS))),
+        ("make executable", outcome(fs::set_permissions(EVENTS, Permissions::from_mode(0o777)))),
+        ("clear flags", outcome(syscalls::clear_flags(EVENTS))),
+        ("punch a hole", outcome(syscalls::punch_a_hole(EVENTS))),
+        ("map for writing", outcome(syscalls::map_for_writing(EVENTS))),
+        ("append", outcome(OpenOptions::new().append(true).open(EVENTS))),
+    ];
+    for (what, outcome) in tried {
+        tell(&format!("reports {what}"), &outcome);
+    }
 }
 
 fn try_to_execute() {
@@ -137,7 +144,7 @@ fn execute(path: &str) -> io::Result<()> {
     executed
 }
 
-fn names(folder: &str) -> String {
+pub(crate) fn names(folder: &str) -> String {
     let Ok(entries) = fs::read_dir(folder) else { return "unreadable".to_owned() };
     let mut names: Vec<_> = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
     names.sort();

@@ -2,7 +2,11 @@
 //! container must not be able to do and appends what came of it to the events file, one JSON object a line:
 //! `{"fact": "socket 2", "value": "EPERM"}`.
 
+mod greed;
 mod inspect;
+mod leaks;
+mod output;
+mod rights;
 mod syscalls;
 mod worker;
 
@@ -18,12 +22,24 @@ fn main() -> ExitCode {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments[..] {
         ["run", spec] => return worker::work(spec),
-        ["inspect"] => inspect::inspect(),
+        ["inspect", host_socket] => inspect::inspect(host_socket),
         ["exit", code] => return code.parse::<u8>().map_or(ExitCode::FAILURE, ExitCode::from),
         ["raise", signal] => raise(signal.parse().unwrap_or(0)),
         ["eat-memory"] => eat_memory(),
         ["child-eats-memory"] => child_eats_memory(),
+        ["eat-unmapped-memory"] => greed::eat_unmapped_memory(),
+        ["fork-bomb"] => greed::fork_bomb(),
+        ["spin"] => greed::spin(),
+        ["take-watches"] => {
+            greed::take_watches();
+            wait_for_ever(libc::SIG_DFL);
+        }
+        ["take-a-watch"] => greed::take_a_watch(),
+        ["make-outputs"] => output::make_all(),
+        ["call-32-bit"] => return ExitCode::from(syscalls::call_32_bit()),
+        ["call-x32"] => return ExitCode::from(syscalls::call_x32()),
         ["fill", path] => fill(path),
+        ["fill-with-files", folder] => greed::fill_with_files(folder),
         ["ignore-term"] => wait_for_ever(libc::SIG_IGN),
         ["wait"] => wait_for_ever(libc::SIG_DFL),
         ["say", words, times] => return say(words, times.parse().unwrap_or(0)),
@@ -33,7 +49,7 @@ fn main() -> ExitCode {
 }
 
 /// Time in which an engine notices things.
-const NOTICE: Duration = Duration::from_millis(500);
+pub(crate) const NOTICE: Duration = Duration::from_millis(500);
 
 /// Appends a fact to the events file.
 pub(crate) fn tell(fact: &str, value: &str) {
@@ -74,6 +90,11 @@ pub(crate) fn error_name(error: &Error) -> String {
         Some(libc::ENOSPC) => "ENOSPC".to_owned(),
         Some(libc::ENOENT) => "ENOENT".to_owned(),
         Some(libc::EXDEV) => "EXDEV".to_owned(),
+        Some(libc::EAGAIN) => "EAGAIN".to_owned(),
+        Some(libc::EFBIG) => "EFBIG".to_owned(),
+        Some(libc::EMFILE) => "EMFILE".to_owned(),
+        Some(libc::ECONNREFUSED) => "ECONNREFUSED".to_owned(),
+        Some(libc::ENXIO) => "ENXIO".to_owned(),
         _ => error.to_string(),
     }
 }

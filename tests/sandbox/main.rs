@@ -6,7 +6,12 @@
 
 mod ends;
 mod engine;
+mod greed;
 mod image;
+mod kernel;
 mod life;
+mod other_engines;
+mod outputs;
 mod stage;
+mod told;
 mod walls;

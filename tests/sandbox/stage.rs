@@ -5,8 +5,9 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use drydock::sandbox::attempt_dir::{self, AttemptDir, InputFolders, ModelFolders, OutputCap};
+use drydock::sandbox::attempt_dir::{self, AttemptDir, FolderSettings, InputFolders, ModelFolders, OutputCap};
 use drydock::sandbox::docker::{DockerSandbox, DockerSettings};
+use drydock::sandbox::users::{IdMap, Users};
 use drydock::sandbox::{ContainerName, Exit, Labels, Launch, Sandbox, SandboxError, Status};
 use drydock_spec::{Attempt, AttemptSpec, FinetuneArgs, Inputs, JobArgs, JobId, Limits, TraceId, contract};
 
@@ -16,8 +17,11 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 pub(crate) struct Stage {
     pub(crate) sandbox: DockerSandbox,
     pub(crate) settings: DockerSettings,
+    /// How attempts' folders are made.
+    pub(crate) how: FolderSettings,
+    /// Who the containers' users are on the host.
+    pub(crate) ids: IdMap,
     state: tempfile::TempDir,
-    cap: OutputCap,
 }
 
 /// One attempt: its folder, and how its container would be launched.
@@ -32,7 +36,12 @@ impl Stage {
     }
 
     pub(crate) fn with(cap: OutputCap, change: impl FnOnce(&mut DockerSettings)) -> Self {
-        let state = tempfile::tempdir().unwrap();
+        Self::within(&std::env::temp_dir(), cap, change)
+    }
+
+    /// The same with its files below a folder that exists.
+    pub(crate) fn within(folder: &Path, cap: OutputCap, change: impl FnOnce(&mut DockerSettings)) -> Self {
+        let state = tempfile::tempdir_in(folder).unwrap();
         for input in contract_inputs() {
             let folder = on_host(state.path(), input);
             std::fs::create_dir_all(&folder).unwrap();
@@ -41,12 +50,12 @@ impl Stage {
         }
         let instance = format!("test-sb-{:032x}", rand::random::<u128>());
         let mut settings = DockerSettings::new(crate::image::probe(), instance, vec![state.path().to_owned()]);
-        settings.user = user();
         change(&mut settings);
-        Self { sandbox: DockerSandbox::new(settings.clone()), settings, state, cap }
+        let how = FolderSettings { users: users(), output_cap: cap, append_only: true };
+        Self { sandbox: DockerSandbox::new(settings.clone()), settings, how, ids: IdMap::default(), state }
     }
 
-    fn attempts(&self) -> PathBuf {
+    pub(crate) fn attempts(&self) -> PathBuf {
         self.state.path().join("attempts")
     }
 
@@ -57,7 +66,7 @@ impl Stage {
 
     pub(crate) fn act_within(&self, limits: Limits, arguments: &[&str]) -> Act {
         let spec = spec();
-        let dir = AttemptDir::create(&self.attempts(), &spec, &limits, self.settings.user, self.cap).unwrap();
+        let dir = AttemptDir::create(&self.attempts(), &spec, &limits, &self.how).unwrap();
         let at = |input: &str| on_host(self.state.path(), input);
         let model = |model: &str, adapter: &str| ModelFolders {
             name: "m".into(),
@@ -82,6 +91,7 @@ impl Stage {
             },
             args: arguments.iter().map(|argument| (*argument).to_owned()).collect(),
             mounts: dir.mounts(&inputs),
+            user: self.ids.inside(dir.owner().unwrap()),
             limits,
         };
         Act { dir, launch }
@@ -185,9 +195,9 @@ fn on_host(state: &Path, input: &str) -> PathBuf {
 }
 
 /// The user of the containers: only root can hand files to another than itself.
-fn user() -> (u32, u32) {
+fn users() -> Users {
     let me = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    if me.0 == 0 { (65532, 65532) } else { me }
+    if me.0 == 0 { Users::shared(65532, 65532) } else { Users::shared(me.0, me.1) }
 }
 
 pub(crate) fn limits() -> Limits {

@@ -3,6 +3,7 @@
 use drydock_spec::{FinetuneArgs, Inputs, JobArgs, TraceId, contract};
 
 use super::*;
+use crate::sandbox::users::IdMap;
 
 const MOST: Usage = Usage { bytes: u64::MAX, files: u64::MAX, events_bytes: u64::MAX };
 const DISK_BYTES: u64 = 16 << 20;
@@ -40,7 +41,7 @@ fn limits(disk_bytes: u64) -> Limits {
 }
 
 /// Says so past the harness's capture of what tests print: `make test` counts these lines.
-fn skipped(why: &str) {
+pub(crate) fn skipped(why: &str) {
     let _ = writeln!(std::io::stderr(), "skipped: {}: {why}", std::thread::current().name().unwrap_or_default());
 }
 
@@ -48,12 +49,19 @@ fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-fn me() -> (u32, u32) {
-    if is_root() { (65532, 65532) } else { (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()) }
+fn how(users: Users, output_cap: OutputCap) -> FolderSettings {
+    FolderSettings { users, output_cap, append_only: true }
+}
+
+fn users() -> Users {
+    match is_root() {
+        true => Users::shared(65532, 65532),
+        false => Users::shared(rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
+    }
 }
 
 fn create(root: &Path, number: u128, cap: OutputCap) -> AttemptDir {
-    AttemptDir::create(root, &spec(job(number), Attempt::FIRST), &limits(DISK_BYTES), me(), cap).unwrap()
+    AttemptDir::create(root, &spec(job(number), Attempt::FIRST), &limits(DISK_BYTES), &how(users(), cap)).unwrap()
 }
 
 #[test]
@@ -108,8 +116,12 @@ fn an_opened_folder_is_the_created_one() {
 #[test]
 fn a_disk_without_room_is_told_apart() {
     let root = tempfile::tempdir().unwrap();
-    let asked =
-        AttemptDir::create(root.path(), &spec(job(1), Attempt::FIRST), &limits(u64::MAX), me(), OutputCap::Watched);
+    let asked = AttemptDir::create(
+        root.path(),
+        &spec(job(1), Attempt::FIRST),
+        &limits(u64::MAX),
+        &how(users(), OutputCap::Watched),
+    );
     let error = asked.unwrap_err();
     assert!(error.is_disk_full(), "{error}");
 }
@@ -145,6 +157,74 @@ fn counting_stops_once_the_bound_is_passed() {
     std::fs::create_dir_all(deep).unwrap();
     assert_eq!(dir.usage(Usage { files: 1000, ..MOST }).unwrap().files, 1001, "too deep counts as too many");
     dir.remove().unwrap();
+}
+
+/// Runs it on a thread of a user who may do nothing in particular: root can look into everything.
+fn as_nobody<T: Send>(what: impl FnOnce() -> T + Send) -> T {
+    let nobody = rustix::process::Uid::from_raw(65532);
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            if is_root() {
+                rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
+            }
+            what()
+        });
+        thread.join().unwrap()
+    })
+}
+
+#[test]
+fn what_cannot_be_looked_into_counts_as_too_much() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = create(root.path(), 1, OutputCap::Watched);
+    let most = Usage { files: 1000, ..MOST };
+    let shut = dir.output_path().join("shut");
+    std::fs::create_dir_all(shut.join("full")).unwrap();
+    std::fs::set_permissions(&shut, std::fs::Permissions::from_mode(0)).unwrap();
+    for folder in [root.path(), &dir.path, &dir.output_path()] {
+        std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    assert_eq!(as_nobody(|| dir.usage(most)).unwrap().files, 1001);
+    std::fs::set_permissions(&shut, std::fs::Permissions::from_mode(0o700)).unwrap();
+
+    // A path longer than the kernel takes: each folder is made in the one before.
+    let mut folder = hostile::open_root(&shut).unwrap();
+    let name = "n".repeat(255);
+    for _ in 0..20 {
+        rustix::fs::mkdirat(&folder, &name, rustix::fs::Mode::RWXU).unwrap();
+        let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY;
+        folder = rustix::fs::openat(&folder, &name, flags, rustix::fs::Mode::empty()).unwrap();
+    }
+    assert_eq!(dir.usage(most).unwrap().files, 1001);
+    dir.remove().unwrap();
+}
+
+#[test]
+fn an_attempts_files_belong_to_the_user_that_it_was_given() {
+    if !is_root() {
+        return skipped("only root gives files to others");
+    }
+    let root = tempfile::tempdir().unwrap();
+    let range = "70000-70001".parse().unwrap();
+    let users = Users::own(range, vec![root.path().to_owned()]).mapped(IdMap { uid: 100_000, gid: 200_000 });
+    let make = |number, cap| {
+        AttemptDir::create(
+            root.path(),
+            &spec(job(number), Attempt::FIRST),
+            &limits(DISK_BYTES),
+            &how(users.clone(), cap),
+        )
+    };
+    for (number, cap, owner) in [(1, OutputCap::Watched, (170_000, 270_000)), (2, OutputCap::Auto, (170_001, 270_001))]
+    {
+        let dir = make(number, cap).unwrap();
+        let output = dir.output_path().metadata().unwrap();
+        assert_eq!((dir.owner().unwrap(), (output.uid(), output.gid())), (owner, owner), "{cap:?}");
+    }
+    assert!(matches!(make(3, OutputCap::Watched), Err(AttemptDirError::NoUser(NoUser::AllTaken(_)))));
+    // Made anew, an attempt gives its user back first.
+    assert_eq!(make(1, OutputCap::Watched).unwrap().owner().unwrap(), (170_000, 270_000));
+    assert_eq!(sweep(root.path(), |_, _| false).unwrap().len(), 3, "the one without a user, too");
 }
 
 #[test]

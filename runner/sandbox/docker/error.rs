@@ -42,6 +42,14 @@ pub(super) fn is_status(error: &Error, status: u16) -> bool {
     matches!(error, Error::DockerResponseServerError { status_code, .. } if *status_code == status)
 }
 
+/// Whether the engine does not know the runtime that it was asked for: `Unknown runtime specified x`, and in newer
+/// engines `unknown or invalid runtime name: x`.
+pub(super) fn speaks_of_no_runtime(error: &Error) -> bool {
+    let Error::DockerResponseServerError { status_code: 400 | 404, message } = error else { return false };
+    let message = message.to_ascii_lowercase();
+    message.contains("unknown") && message.contains("runtime")
+}
+
 fn refusal(status: u16, message: String, action: Action) -> SandboxError {
     if status == 503 || speaks_of_a_lost_runtime(&message) {
         SandboxError::Unreachable(message)

@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use bollard::models::{
-    ContainerCreateBody, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig, Mount, MountBindOptions,
-    MountBindOptionsPropagationEnum, MountType, ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum,
+    ContainerCreateBody, HealthConfig, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig, Mount,
+    MountBindOptions, MountBindOptionsPropagationEnum, MountType, ResourcesUlimits, RestartPolicy,
+    RestartPolicyNameEnum,
 };
 
 use super::{DockerSettings, found, seccomp};
@@ -16,7 +17,7 @@ const TMPFS_INODES: u32 = 10_000;
 
 /// Paths that show more of the host than a job has to know. Naming any replaces the engine's own list, so that is
 /// repeated first.
-const MASKED: [&str; 18] = [
+const MASKED: [&str; 23] = [
     "/proc/asound",
     "/proc/acpi",
     "/proc/kcore",
@@ -33,6 +34,13 @@ const MASKED: [&str; 18] = [
     "/proc/config.gz",
     "/proc/cmdline",
     "/proc/modules",
+    "/proc/diskstats",
+    "/proc/partitions",
+    // Anybody may have the kernel watch the host's load there.
+    "/proc/pressure",
+    // Loop devices tell where the outputs of other jobs lie.
+    "/sys/devices/virtual/block",
+    "/sys/devices/virtual/dmi",
     "/sys/module",
     "/sys/kernel",
 ];
@@ -52,7 +60,7 @@ pub(super) fn body(launch: &Launch, settings: &DockerSettings, resolved: &Resolv
     ContainerCreateBody {
         image: Some(resolved.image.clone()),
         cmd: Some(launch.args.clone()),
-        user: Some(format!("{}:{}", settings.user.0, settings.user.1)),
+        user: Some(format!("{}:{}", launch.user.0, launch.user.1)),
         hostname: Some("drydock".to_owned()),
         env: Some(vec!["HOME=/tmp".to_owned(), "TMPDIR=/tmp".to_owned()]),
         working_dir: Some("/".to_owned()),
@@ -60,6 +68,8 @@ pub(super) fn body(launch: &Launch, settings: &DockerSettings, resolved: &Resolv
         attach_stdin: Some(false),
         open_stdin: Some(false),
         tty: Some(false),
+        // The image's own would have the engine start programs in the container, again and again.
+        healthcheck: Some(HealthConfig { test: Some(vec!["NONE".to_owned()]), ..Default::default() }),
         labels: Some(found::label_map(&launch.labels)),
         host_config: Some(host_config(launch, settings, resolved)),
         ..Default::default()
@@ -83,7 +93,7 @@ fn host_config(launch: &Launch, settings: &DockerSettings, resolved: &Resolved) 
         oom_score_adj: Some(500),
         // What it sees.
         mounts: Some(launch.mounts.iter().zip(&resolved.sources).map(|(mount, source)| bind(mount, source)).collect()),
-        tmpfs: Some(HashMap::from([("/tmp".to_owned(), tmpfs_options(settings))])),
+        tmpfs: Some(HashMap::from([("/tmp".to_owned(), tmpfs_options(launch, settings))])),
         readonly_rootfs: Some(true),
         masked_paths: Some(MASKED.map(str::to_owned).to_vec()),
         network_mode: Some("none".to_owned()),
@@ -137,8 +147,8 @@ fn bind(mount: &crate::sandbox::Mount, source: &std::path::Path) -> Mount {
     }
 }
 
-fn tmpfs_options(settings: &DockerSettings) -> String {
-    let (uid, gid) = settings.user;
+fn tmpfs_options(launch: &Launch, settings: &DockerSettings) -> String {
+    let (uid, gid) = launch.user;
     format!(
         "rw,noexec,nosuid,nodev,size={},nr_inodes={TMPFS_INODES},uid={uid},gid={gid},mode=700",
         settings.tmpfs_bytes
@@ -176,6 +186,7 @@ mod tests {
                 },
                 crate::sandbox::Mount { source: "/state/out".into(), target: "/out".into(), access: Access::ReadWrite },
             ],
+            user: (65532, 65533),
             limits: Limits {
                 memory_bytes: 512 << 20,
                 cpu_millis: 1500,
@@ -191,7 +202,6 @@ mod tests {
 
     fn made() -> ContainerCreateBody {
         let mut settings = DockerSettings::new("worker", "test", vec!["/state".into()]);
-        settings.user = (65532, 65533);
         settings.tmpfs_bytes = 64 << 20;
         let resolved = Resolved {
             image: "sha256:abc".into(),
@@ -214,6 +224,7 @@ mod tests {
         assert_eq!(body.entrypoint, None, "the image's own");
         assert_eq!(body.env.unwrap(), ["HOME=/tmp", "TMPDIR=/tmp"]);
         assert_eq!(body.labels.unwrap()["drydock.attempt"], "1");
+        assert_eq!(body.healthcheck.unwrap().test.unwrap(), ["NONE"]);
     }
 
     #[test]
