@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::plan::ResolvedInputs;
+use crate::store::Resumed;
 
 /// What somebody wants done.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -51,6 +52,9 @@ pub struct JobView {
     /// The next attempt while the job is queued, otherwise the current or last one.
     pub attempt: u32,
     pub max_attempts: u32,
+    /// Where the attempt went on, if it did not begin at the beginning.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resumed_from: Option<Resumed>,
     /// Number of the newest line of the job's log; what came before it is included here.
     pub seq: i64,
     pub submitted_ms: i64,

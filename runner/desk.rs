@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use drydock_gpu::Capacity;
-use drydock_spec::{JobId, Owner, TraceId};
+use drydock_spec::{Attempt, JobId, Owner, TraceId};
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
@@ -249,7 +249,11 @@ impl Desk {
             drydock_spec::JobState::Queued { .. } => Some(self.waits_for(job).await?),
             _ => None,
         };
-        Ok(view::job(job, &findings, &newest, waits_for))
+        let resumed = match job.attempt {
+            Attempt::FIRST => None,
+            attempt => self.store.resumed(job.id, attempt).await?,
+        };
+        Ok(view::job(job, &findings, &newest, waits_for, resumed))
     }
 }
 

@@ -15,6 +15,8 @@ use crate::store::{Holder, StoreError};
 const LINE: u32 = 64;
 /// How long to wait after the database did not do its part.
 const RECOVER: Duration = Duration::from_secs(1);
+/// How long to wait at most for a retry whose time has not come.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
 /// Claims what fits and sets it going.
 #[derive(Clone)]
@@ -41,7 +43,8 @@ impl Dispatch {
             };
             let pause = async {
                 match pause {
-                    Some(ms) => tokio::time::sleep(Duration::from_millis(ms as u64)).await,
+                    // The clock may be set meanwhile.
+                    Some(ms) => tokio::time::sleep(Duration::from_millis(ms as u64).min(LOOK_AGAIN)).await,
                     None => std::future::pending().await,
                 }
             };

@@ -12,8 +12,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::artifacts::ArtifactStore;
-use crate::attempt::Attempts;
+use crate::attempt::{Attempts, InHand};
 use crate::blobs::Blobs;
+use crate::checkpoints::Checkpoints;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::datasets::Datasets;
@@ -65,6 +66,7 @@ impl House {
         let blobs = Blobs::open(&state)?;
         let hub = Hub::open(&config.hub, blobs.clone())?;
         let artifacts = ArtifactStore::new(state.join("artifacts"));
+        artifacts.sweep_unfinished()?;
         let models = Models::new(store.clone(), blobs.clone(), hub.clone(), artifacts.clone(), &config);
         let datasets = Datasets::new(store.clone(), blobs.clone(), hub, &config);
         let shutdown = CancellationToken::new();
@@ -97,6 +99,8 @@ impl House {
             models,
             datasets,
             artifacts,
+            checkpoints: Checkpoints::new(state.join("checkpoints")),
+            in_hand: InHand::default(),
             config,
             instance,
             lease_ms,
@@ -143,8 +147,9 @@ impl House {
 
 /// What Docker is told by this configuration.
 pub(crate) fn docker(config: &Config, instance: &str) -> DockerSettings {
-    let mount_roots =
-        ["attempts", "previews", "models", "datasets"].map(|folder| config.state_dir.join(folder)).to_vec();
+    let mount_roots = ["attempts", "previews", "models", "datasets", "checkpoints"]
+        .map(|folder| config.state_dir.join(folder))
+        .to_vec();
     DockerSettings {
         host: config.sandbox.docker_host.clone(),
         user: (config.sandbox.uid, config.sandbox.gid),

@@ -5,6 +5,7 @@ pub mod api;
 pub mod artifacts;
 pub mod attempt;
 pub mod blobs;
+pub mod checkpoints;
 pub mod cli;
 pub mod clock;
 pub mod config;

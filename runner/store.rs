@@ -17,6 +17,7 @@ use crate::clock::Clock;
 mod awaited;
 mod catalog;
 mod changes;
+mod checkpoints;
 mod history;
 mod jobs;
 mod lease;
@@ -24,8 +25,9 @@ mod rows;
 
 pub use catalog::CatalogEntry;
 pub use changes::{Changes, Subscription};
+pub use checkpoints::Resumed;
 pub use history::{Entry, LogLine, MetricsLine};
-pub use jobs::{Filter, Job, NewJob, Page, Submitted};
+pub use jobs::{Filter, Job, LONGEST_WAIT_MS, NewJob, Page, Submitted};
 pub use lease::{AttemptRow, Holder, Lease, ReportBatch, Termination};
 
 /// Something could not be stored or read.

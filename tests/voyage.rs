@@ -9,6 +9,8 @@ mod harness;
 
 #[path = "voyage/chain.rs"]
 mod chain;
+#[path = "voyage/resume.rs"]
+mod resume;
 
 use harness::process::{Folders, Gateway};
 use serde_json::{Value, json};

@@ -7,7 +7,7 @@ use drydock_spec::{AttemptSpec, FailureKind, Inputs, Outcome, Stage};
 
 use super::{Attempts, Stop, hold, stopping};
 use crate::inputs::bring;
-use crate::sandbox::attempt_dir::{AttemptDir, AttemptDirError, InputFolders};
+use crate::sandbox::attempt_dir::{AttemptDir, InputFolders};
 use crate::sandbox::{ContainerName, Labels, Launch, SandboxError, Status};
 use crate::store::Lease;
 
@@ -54,9 +54,10 @@ impl Attempts {
 
     /// Brings the inputs into place and creates the container.
     async fn create(&self, lease: &mut Lease, name: &ContainerName) -> Result<(), Stop> {
-        let folders = self.prepare(lease).await?;
+        let mut folders = self.prepare(lease).await?;
+        folders.checkpoint = self.resume(lease).await?;
         let Ok(engine) = self.engine.now() else {
-            tokio::time::sleep(ASK_AGAIN).await;
+            self.store.clock().sleep(ASK_AGAIN).await;
             return Ok(());
         };
         let dir = self.make_dir(lease, folders.inside()).await?;
@@ -123,10 +124,7 @@ impl Attempts {
         let made = tokio::task::spawn_blocking(move || AttemptDir::create(&root, &spec, &limits, owner, cap));
         match hold::renewing(lease, self.lease_ms, made).await?? {
             Ok(dir) => Ok(dir),
-            Err(error @ AttemptDirError::DiskFull { .. }) => {
-                Err(Stop::failed(FailureKind::DiskFull, Stage::Prepare, error))
-            }
-            Err(error) if error.is_disk_full() => Err(Stop::failed(FailureKind::DiskFull, Stage::Prepare, error)),
+            Err(error) if error.is_disk_full() => Err(Stop::failed(FailureKind::NoRoom, Stage::Prepare, error)),
             Err(error) => Err(Stop::failed(FailureKind::Internal, Stage::Prepare, error)),
         }
     }
@@ -162,7 +160,7 @@ impl Attempts {
             Err(error) if error.leaves_doubt() => {
                 tracing::warn!(%error, action, "the engine did not answer; nothing is concluded from that");
                 tokio::select! {
-                    () = tokio::time::sleep(ASK_AGAIN) => Ok(()),
+                    () = self.store.clock().sleep(ASK_AGAIN) => Ok(()),
                     () = self.shutdown.cancelled() => Err(Stop::Detached),
                 }
             }

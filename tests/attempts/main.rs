@@ -5,6 +5,7 @@
 #[path = "../harness/harness.rs"]
 mod harness;
 mod kinds;
+mod resume;
 #[path = "../support/tiny.rs"]
 mod tiny;
 
