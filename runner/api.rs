@@ -110,6 +110,8 @@ pub enum WaitsFor {
     Cpu { needs: u64, free: u64 },
     /// Memory, in bytes.
     Memory { needs: u64, free: u64 },
+    /// Room on the host's disk, in bytes.
+    Disk { needs: u64, free: u64, problem: String },
     /// A retry after a failure of the infrastructure.
     Retry { at_ms: i64, failure: String },
     /// The container engine does not answer, or lacks the image.
@@ -263,6 +265,9 @@ pub struct Logs {
     pub last_words: Option<String>,
     /// Give this as `after` to read on.
     pub next_after: i64,
+    /// When most of what the worker said on its way was removed, as the configuration says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub removed_ms: Option<i64>,
 }
 
 /// Metrics of a job, oldest first.
@@ -271,6 +276,9 @@ pub struct MetricsView {
     pub metrics: Vec<MetricsPoint>,
     /// Give this as `after` to read on.
     pub next_after: i64,
+    /// When all but the last of each attempt were removed, as the configuration says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub removed_ms: Option<i64>,
 }
 
 /// The metrics of an attempt after an optimizer step.
@@ -290,6 +298,9 @@ pub struct ArtifactList {
     /// The folder on the gateway's host that holds them; absent until there are any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub folder: Option<String>,
+    /// When the files were removed, as the configuration says; what they were is still listed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub removed_ms: Option<i64>,
 }
 
 /// A file that a job made.
@@ -435,6 +446,51 @@ pub struct HostView {
     pub jobs: std::collections::BTreeMap<String, u64>,
     /// The gateway's state folder.
     pub state_dir: String,
+}
+
+/// A wish to have removed what has had its time.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct GcRequest {
+    /// Only say what would be removed.
+    pub dry_run: bool,
+}
+
+/// What has had its time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct GcReport {
+    /// Whether nothing was removed yet.
+    pub dry_run: bool,
+    pub taken: Vec<Taken>,
+    /// Bytes of all of it.
+    pub bytes: u64,
+}
+
+/// Something that has had its time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Taken {
+    pub what: TakenKind,
+    /// The job's id, or the digest.
+    pub name: String,
+    pub why: String,
+    /// Bytes that it takes; none where others hold the same files.
+    pub bytes: u64,
+}
+
+/// What kind of thing has had its time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TakenKind {
+    /// The files that a job made.
+    Artifacts,
+    /// What a job said on its way.
+    Reports,
+    /// The folder of a model that no catalogue and no job names.
+    Model,
+    /// The folder of such a dataset.
+    Dataset,
+    /// A file of the store.
+    File,
 }
 
 /// Why a request was refused: fact, value and next step.

@@ -9,6 +9,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::attempt::Attempts;
 use crate::desk::need;
+use crate::disk::DiskWatch;
 use crate::store::{Holder, StoreError};
 
 /// Jobs that are looked at in one pass.
@@ -22,6 +23,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(30);
 #[derive(Clone)]
 pub struct Dispatch {
     pub attempts: Attempts,
+    pub disk: DiskWatch,
     pub holder: Holder,
     pub tracker: TaskTracker,
 }
@@ -32,6 +34,7 @@ impl Dispatch {
         let store = self.attempts.store.clone();
         let mut queue = store.changes().queue();
         let mut engine = self.attempts.engine.clone();
+        let mut disk = self.disk.clone();
         loop {
             queue.mark_unchanged();
             let pause = match self.dispatch_once().await {
@@ -52,6 +55,7 @@ impl Dispatch {
                 // The sender lives in the store that we hold.
                 _ = queue.changed() => {}
                 () = engine.changed() => {}
+                () = disk.changed() => {}
                 () = pause => {}
                 () = shutdown.cancelled() => return,
             }
@@ -74,7 +78,10 @@ impl Dispatch {
             let free = all.less(Capacity { cpu_millis, memory_bytes });
             let line = store.queue(LINE).await?;
             let needs: Vec<_> = line.iter().map(need).collect();
-            let admitted = admit(free, &needs);
+            let room = self.disk.now();
+            // Nobody is overtaken for want of disk, either.
+            let fitting = line.iter().take_while(|job| room.takes(job.limits.disk_bytes)).count();
+            let admitted = admit(free, &needs[..fitting]);
             for job in &line[..admitted] {
                 if let Some(lease) = store.claim(job.id, &self.holder).await? {
                     self.tracker.spawn(self.attempts.clone().run(lease));

@@ -11,6 +11,8 @@ mod harness;
 mod chain;
 #[path = "voyage/resume.rs"]
 mod resume;
+#[path = "voyage/together.rs"]
+mod together;
 
 use harness::process::{Folders, Gateway};
 use serde_json::{Value, json};

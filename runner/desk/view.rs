@@ -21,6 +21,14 @@ impl Desk {
         if let Err(error) = self.engine.ready() {
             return Ok(WaitsFor::Engine { problem: error.to_string() });
         }
+        let room = self.disk.now();
+        if let Some(shortage) = room.shortage {
+            return Ok(WaitsFor::Disk {
+                needs: shortage.least_bytes,
+                free: shortage.free_bytes,
+                problem: shortage.to_string(),
+            });
+        }
         let jobs = self.store.ahead_of(job).await?;
         if jobs > 0 {
             return Ok(WaitsFor::JobsAhead { jobs });
@@ -29,6 +37,15 @@ impl Desk {
         Ok(match free.fits(need(job)) {
             Err(Shortage::Cpu { needs, free }) => WaitsFor::Cpu { needs, free },
             Err(Shortage::Memory { needs, free }) => WaitsFor::Memory { needs, free },
+            Ok(()) if job.limits.disk_bytes > room.free_bytes => WaitsFor::Disk {
+                needs: job.limits.disk_bytes,
+                free: room.free_bytes,
+                problem: format!(
+                    "its output may take {}, {} are free; free disk space, or lower limits.disk_mib",
+                    size(job.limits.disk_bytes),
+                    size(room.free_bytes)
+                ),
+            },
             Ok(()) => WaitsFor::Dispatch,
         })
     }
@@ -144,7 +161,7 @@ fn summary(job: &Job, view: &JobView) -> String {
                 format!("queued: needs {} of memory, {} are free", size(*needs), size(*free))
             }
             Some(WaitsFor::Retry { failure, .. }) => format!("queued to be tried again after: {failure}"),
-            Some(WaitsFor::Engine { problem }) => format!("queued: {problem}"),
+            Some(WaitsFor::Engine { problem } | WaitsFor::Disk { problem, .. }) => format!("queued: {problem}"),
         },
         JobState::Running { attempt } => match view.progress.as_ref().and_then(|progress| progress.metrics.as_ref()) {
             Some(metrics) if metrics.step < metrics.total_steps => format!(

@@ -185,6 +185,7 @@ impl Sandbox for DockerSandbox {
             incarnation: self.incarnation(system.id.as_deref().unwrap_or_default()).await?,
             cpus: cpus(&system),
             memory_bytes: system.mem_total.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0),
+            folder: system.docker_root_dir.map(PathBuf::from),
             image,
         })
     }

@@ -49,6 +49,10 @@ pub struct Job {
     pub submitted_ms: i64,
     pub started_ms: Option<i64>,
     pub ended_ms: Option<i64>,
+    /// When its artifacts were removed, though the job's account stays.
+    pub artifacts_removed_ms: Option<i64>,
+    /// When what it said on its way was removed.
+    pub reports_removed_ms: Option<i64>,
 }
 
 impl Job {
@@ -96,7 +100,7 @@ pub struct Page {
 }
 
 pub(super) const COLUMNS: &str = "id, owner, trace_id, spec, inputs, limits, priority, state, attempt, failure, \
-     last_seq, not_before_ms, submitted_ms, started_ms, ended_ms";
+     last_seq, not_before_ms, submitted_ms, started_ms, ended_ms, artifacts_removed_ms, reports_removed_ms";
 
 pub(super) fn job(row: &SqliteRow) -> Result<Job, StoreError> {
     let number: i64 = row.try_get("attempt")?;
@@ -119,6 +123,8 @@ pub(super) fn job(row: &SqliteRow) -> Result<Job, StoreError> {
         submitted_ms: row.try_get("submitted_ms")?,
         started_ms: row.try_get("started_ms")?,
         ended_ms: row.try_get("ended_ms")?,
+        artifacts_removed_ms: row.try_get("artifacts_removed_ms")?,
+        reports_removed_ms: row.try_get("reports_removed_ms")?,
     })
 }
 

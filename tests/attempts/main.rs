@@ -6,6 +6,8 @@
 mod harness;
 mod kinds;
 mod resume;
+mod retention;
+mod room;
 #[path = "../support/tiny.rs"]
 mod tiny;
 

@@ -29,6 +29,7 @@ impl Sandbox for Idle {
             incarnation: "a".into(),
             cpus: 4,
             memory_bytes: 8 << 30,
+            folder: None,
             image: Ok("sha256:0".into()),
         })
     }

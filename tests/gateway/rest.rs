@@ -191,6 +191,15 @@ async fn an_artifact_is_downloaded_as_listed_and_nothing_else_is() {
         assert_eq!(refused.0, 500, "{path}");
         assert!(!refused.1.to_string().contains(house.config.state_dir.to_str().unwrap()), "{}", refused.1);
     }
+
+    let (status, planned) = answer(house.ask(Method::POST, "/v1/gc").json(&json!({"dry_run": true}))).await;
+    assert_eq!((status.as_u16(), &planned["taken"]), (200, &json!([])), "by default artifacts are kept");
+    house.store.remove_artifacts(id).await.unwrap();
+    let gone = house.get(&path).await;
+    assert_eq!(code(&gone), (410, "artifact_removed"));
+    assert!(gone.1["error"]["message"].as_str().unwrap().contains("was removed on 20"), "{}", gone.1);
+    let (_, list) = house.get(&format!("/v1/jobs/{id}/artifacts")).await;
+    assert!(list["removed_ms"].is_i64() && list["artifacts"][0]["sha256"] == "00", "{list}");
 }
 
 #[tokio::test]
