@@ -63,7 +63,7 @@ impl Caps {
 /// Which files of an output folder are taken over.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Wanted {
-    /// Those outside the folder of checkpoints: a checkpoint is of use to the attempt that wrote it and to nobody else.
+    /// Those outside the folder of checkpoints: a checkpoint is of use to attempts of the same job and to nobody else.
     AllButCheckpoints,
     /// Those with these paths.
     These(BTreeSet<String>),

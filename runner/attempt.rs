@@ -234,7 +234,7 @@ fn stopping(lease: &Lease) -> bool {
 
 /// Gateways that may die over one attempt, without a report of its worker in between, before the attempt is given up:
 /// whatever it is that kills them must not do so for ever.
-const MOST_ORPHANED: u32 = 20;
+const MOST_ORPHANED: u32 = 50;
 
 const FIRST_BACKOFF: Duration = Duration::from_secs(2);
 /// With its jitter it is [`LONGEST_WAIT_MS`](crate::store::LONGEST_WAIT_MS).

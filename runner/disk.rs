@@ -14,6 +14,9 @@ use crate::blobs::size;
 use crate::config::Config;
 use crate::engine::EngineWatch;
 
+/// By so much a disk has to become emptier for the line to be looked at again.
+const NOTABLE_BYTES: u64 = 16 << 20;
+
 /// A disk that has too little room.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
@@ -102,13 +105,17 @@ impl DiskProbe {
     /// Tells the watchers how the disks stand; they hear of it only when it matters to the line.
     pub fn publish(&self, room: Room) {
         self.news.send_if_modified(|known| {
-            let differs = known.shortage.is_some() != room.shortage.is_some() || known.free_bytes < room.free_bytes;
+            let grew = room.free_bytes >= known.free_bytes.saturating_add(NOTABLE_BYTES);
+            let differs = grew || known.shortage.is_some() != room.shortage.is_some();
             match (&known.shortage, &room.shortage) {
                 (None, Some(shortage)) => tracing::warn!("no job starts: {shortage}"),
                 (Some(_), None) => tracing::info!("there is room again; jobs start"),
                 _ => {}
             }
-            *known = room;
+            // What is not notable yet adds up.
+            if differs || room.free_bytes < known.free_bytes {
+                *known = room;
+            }
             differs
         });
     }
