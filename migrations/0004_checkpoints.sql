@@ -11,5 +11,9 @@ CREATE TABLE checkpoints (
 
 ALTER TABLE attempts ADD COLUMN resumed_attempt BIGINT; -- whose checkpoint the attempt was given
 ALTER TABLE attempts ADD COLUMN resumed_step BIGINT;
+-- When the attempt was launched and ended by us, by a clock that nobody sets; it counts from the boot of that name.
+ALTER TABLE attempts ADD COLUMN boot TEXT;
+ALTER TABLE attempts ADD COLUMN launched_steady_ms BIGINT;
+ALTER TABLE attempts ADD COLUMN terminated_steady_ms BIGINT;
 -- Processes that died while they spoke for the attempt, one after the other and without a report in between.
 ALTER TABLE attempts ADD COLUMN orphaned BIGINT NOT NULL DEFAULT 0;

@@ -25,8 +25,15 @@ pub struct Manual {
     steady_ms: watch::Sender<i64>,
 }
 
-/// When this process first asked for the steady time.
-static ORIGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
+/// When this process first asked for the steady time: milliseconds since the host was booted, to a second or so.
+static ORIGIN: LazyLock<(i64, Instant)> =
+    LazyLock::new(|| (rustix::system::sysinfo().uptime.saturating_mul(1000), Instant::now()));
+
+/// The kernel's name for the time since the host was booted; empty if it does not tell.
+static BOOT: LazyLock<String> = LazyLock::new(|| {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+    id.map(|id| id.trim().to_owned()).unwrap_or_default()
+});
 
 impl Clock {
     /// A manual clock that shows `ms`.
@@ -48,12 +55,25 @@ impl Clock {
         }
     }
 
-    /// Milliseconds that have passed since some point in this process's life, whatever was done to the host's clock.
+    /// Milliseconds that have passed since the host was booted, whatever was done to its clock. Processes of the same
+    /// [`Clock::boot`] agree on it, to a second or so.
     #[must_use]
     pub fn steady_ms(&self) -> i64 {
         match self {
-            Self::System => i64::try_from(ORIGIN.elapsed().as_millis()).unwrap_or(i64::MAX),
+            Self::System => {
+                let (uptime_ms, then) = *ORIGIN;
+                uptime_ms.saturating_add(i64::try_from(then.elapsed().as_millis()).unwrap_or(i64::MAX))
+            }
             Self::Manual(manual) => *manual.steady_ms.borrow(),
+        }
+    }
+
+    /// What steady times are counted from; `None` where that cannot be told, so that no process knows another's.
+    #[must_use]
+    pub fn boot(&self) -> Option<&str> {
+        match self {
+            Self::System => Some(BOOT.as_str()).filter(|boot| !boot.is_empty()),
+            Self::Manual(_) => Some("manual"),
         }
     }
 

@@ -40,8 +40,8 @@ struct Tale {
     times: Times,
 }
 
-/// When things happened, by the steady clock, which nobody can set: what a process before us saw is put there by the
-/// time of day, once.
+/// When things happened, by the steady clock, which nobody can set: the time of day has to do only where the host was
+/// booted since.
 #[derive(Debug, Default)]
 struct Times {
     launched_ms: i64,
@@ -54,12 +54,16 @@ struct Times {
 impl Times {
     fn of(lease: &Lease, clock: &Clock) -> Self {
         let (now, steady) = (clock.now_ms(), clock.steady_ms());
-        let then = |day_ms: i64| steady - (now - day_ms).max(0);
         let row = lease.row();
+        let same_boot = clock.boot().is_some() && row.boot.as_deref() == clock.boot();
+        let then = |steady_ms: Option<i64>, day_ms: i64| match steady_ms {
+            Some(then) if same_boot => then.min(steady),
+            _ => steady - (now - day_ms).max(0),
+        };
         Self {
-            launched_ms: then(row.launched_ms.unwrap_or(row.claimed_ms)),
+            launched_ms: then(row.launched_steady_ms, row.launched_ms.unwrap_or(row.claimed_ms)),
             heard_ms: steady,
-            told_ms: row.terminated.map(|(at_ms, _)| then(at_ms)),
+            told_ms: row.terminated.map(|(at_ms, _)| then(row.terminated_steady_ms, at_ms)),
         }
     }
 }

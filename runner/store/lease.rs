@@ -52,6 +52,10 @@ pub struct AttemptRow {
     pub terminated: Option<(i64, Termination)>,
     /// Processes that died while they spoke for the attempt, one after the other and without a report in between.
     pub orphaned: u32,
+    /// What `launched` and `terminated` are as steady times, and since which boot these count.
+    pub boot: Option<String>,
+    pub launched_steady_ms: Option<i64>,
+    pub terminated_steady_ms: Option<i64>,
 }
 
 /// A process that speaks for attempts.
@@ -164,7 +168,7 @@ impl Store {
         let rows = sqlx::query(
             "-- store::lease::attempts_under_way
              SELECT job_id, attempt, fence, claimed_ms, launched_ms, incarnation, report_offset, last_report_ms,
-                    terminated_ms, termination, orphaned
+                    terminated_ms, termination, orphaned, boot, launched_steady_ms, terminated_steady_ms
              FROM attempts WHERE ended_ms IS NULL",
         )
         .fetch_all(&self.pool)
@@ -235,11 +239,14 @@ impl Lease {
         let now = self.store.clock.now_ms();
         let statement = self.statement(
             "-- store::lease::launching
-             UPDATE attempts SET launched_ms = $4, incarnation = $5
+             UPDATE attempts SET launched_ms = $4, incarnation = $5, boot = $6, launched_steady_ms = $7
              WHERE job_id = $1 AND attempt = $2 AND token = $3 AND ended_ms IS NULL",
         );
-        self.still_ours(statement.bind(now).bind(incarnation).execute(&self.store.pool).await?)?;
+        let (boot, steady) = (self.store.clock.boot().map(str::to_owned), self.store.clock.steady_ms());
+        let statement = statement.bind(now).bind(incarnation).bind(boot.clone()).bind(steady);
+        self.still_ours(statement.execute(&self.store.pool).await?)?;
         self.row.launched_ms = Some(now);
+        (self.row.boot, self.row.launched_steady_ms) = (boot, Some(steady));
         self.row.incarnation = Some(incarnation.to_owned());
         Ok(())
     }
@@ -252,11 +259,14 @@ impl Lease {
         let now = self.store.clock.now_ms();
         let statement = self.statement(
             "-- store::lease::terminating
-             UPDATE attempts SET terminated_ms = $4, termination = $5
+             UPDATE attempts SET terminated_ms = $4, termination = $5, terminated_steady_ms = $6
              WHERE job_id = $1 AND attempt = $2 AND token = $3 AND ended_ms IS NULL",
         );
-        self.still_ours(statement.bind(now).bind(to_json(&why)?).execute(&self.store.pool).await?)?;
+        let steady = self.store.clock.steady_ms();
+        let statement = statement.bind(now).bind(to_json(&why)?).bind(steady);
+        self.still_ours(statement.execute(&self.store.pool).await?)?;
         self.row.terminated = Some((now, why));
+        self.row.terminated_steady_ms = Some(steady);
         Ok(())
     }
 
@@ -421,7 +431,7 @@ async fn attempt_row(tx: &mut Transaction<'_, Sqlite>, id: JobId, number: Attemp
     let row = sqlx::query(
         "-- store::lease::attempt_row
          SELECT job_id, attempt, fence, claimed_ms, launched_ms, incarnation, report_offset, last_report_ms,
-                terminated_ms, termination, orphaned
+                terminated_ms, termination, orphaned, boot, launched_steady_ms, terminated_steady_ms
          FROM attempts WHERE job_id = $1 AND attempt = $2",
     )
     .bind(id.to_string())
@@ -448,5 +458,8 @@ fn from_row(row: &SqliteRow) -> Result<AttemptRow, StoreError> {
             _ => None,
         },
         orphaned: u32::try_from(row.try_get::<i64, _>("orphaned")?).unwrap_or(u32::MAX),
+        boot: row.try_get("boot")?,
+        launched_steady_ms: row.try_get("launched_steady_ms")?,
+        terminated_steady_ms: row.try_get("terminated_steady_ms")?,
     })
 }

@@ -169,6 +169,14 @@ pub(crate) fn once_broken() -> Vec<Vec<Op>> {
             Op::Adopt,
             Op::GoOn,
         ],
+        // The clock is set on and the runner dies: the next one would have ended the attempt for its time.
+        vec![
+            Op::submit(Story::Success),
+            Op::Dispatch,
+            Op::SetClock(7_000_000),
+            Op::Crash { polls: 0 },
+            Op::Advance(1000),
+        ],
         // The clock is set back after a lost attempt: the retry would have waited for hours.
         vec![Op::submit(Story::Killed), Op::Dispatch, Op::GoOn, Op::GoOn, Op::SetClock(-7_000_000), Op::Dispatch],
     ]
