@@ -169,7 +169,11 @@ fn free(folder: &Path) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use bytesize::ByteSize;
+
     use super::*;
+    use crate::config::DiskConfig;
+    use crate::sandbox::EngineInfo;
 
     fn place(free_bytes: u64) -> Place {
         Place { what: "the state folder", path: "/s".into(), free_bytes, least_bytes: 1000, key: "disk.min_free_state" }
@@ -180,6 +184,28 @@ mod tests {
         let short = |free, was_short| judge(vec![place(free)], was_short).is_some();
         assert!(!short(1000, false) && short(999, false));
         assert!(short(1099, true) && !short(1100, true));
+    }
+
+    #[test]
+    fn the_engines_own_disk_counts_where_it_is_on_this_host() {
+        let folder = tempfile::tempdir().unwrap();
+        let key = |engine: &Path| {
+            let disk = DiskConfig { min_free_state: ByteSize(0), min_free_engine: ByteSize(u64::MAX / 2) };
+            let config = Config { state_dir: folder.path().to_owned(), disk, ..Config::default() };
+            let info = EngineInfo {
+                engine: "docker 1".into(),
+                incarnation: "1".into(),
+                cpus: 1,
+                memory_bytes: 1,
+                folder: Some(engine.to_owned()),
+                image: Ok("sha256:1".into()),
+            };
+            let (probe, watch) = DiskProbe::new(Arc::new(config), EngineWatch::still(Ok(info)));
+            probe.probe_once();
+            watch.now().shortage.map(|shortage| shortage.key)
+        };
+        assert_eq!(key(folder.path()), Some("disk.min_free_engine"));
+        assert_eq!(key(Path::new("/nowhere/at/all")), None);
     }
 
     #[test]
