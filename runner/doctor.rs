@@ -104,16 +104,14 @@ fn disk(config: &Config) -> Check {
     let free = stat.f_bavail * stat.f_frsize;
     let wanted = config.limits.disk.0;
     let found = format!("{} free below {}", size(free), there.display());
-    match free {
-        _ if free < least => {
-            let mend = "free disk space, for example with `drydock gc`, or set state_dir to another disk";
-            problem("disk", format!("{found}; no job starts with less than {}", size(least)), mend)
-        }
-        _ if free < wanted => {
-            let mend = format!("a job may write {}: free disk space, or lower limits.disk", size(wanted));
-            warn("disk", found, mend)
-        }
-        _ => ok("disk", found),
+    if free < least {
+        let mend = "free disk space, for example with `drydock gc`, or set state_dir to another disk";
+        problem("disk", format!("{found}; no job starts with less than {}", size(least)), mend)
+    } else if free < wanted {
+        let mend = format!("a job may write {}: free disk space, or lower limits.disk", size(wanted));
+        warn("disk", found, mend)
+    } else {
+        ok("disk", found)
     }
 }
 
