@@ -116,8 +116,11 @@ impl Attempts {
             }
             Err(Stop::Broken(error)) => return Err(error),
         };
-        self.keep_last_words(&lease).await?;
-        self.keep_checkpoint(&lease, &outcome).await?;
+        // What kills one gateway after the other may be what it has left.
+        if !is_given_up(&lease) {
+            self.keep_last_words(&lease).await?;
+            self.keep_checkpoint(&lease, &outcome).await?;
+        }
         let (outcome, artifacts) = self.collect(&lease, outcome).await?;
         let (job, attempt) = (lease.job().id, lease.attempt());
         let retry_at_ms = self.store.clock().now_ms() + backoff_ms(attempt.0, rand::random());
@@ -131,7 +134,7 @@ impl Attempts {
     }
 
     async fn until_ended(&self, lease: &mut Lease) -> Result<Ending, Stop> {
-        if lease.row().orphaned >= MOST_ORPHANED {
+        if is_given_up(lease) {
             let message = format!("{MOST_ORPHANED} gateways in a row died while they were at work on the attempt");
             return Err(Stop::failed(FailureKind::Internal, Stage::Start, message));
         }
@@ -225,6 +228,11 @@ async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, AttemptDirError> + Send + 'static,
 ) -> Result<T, AttemptError> {
     Ok(tokio::task::spawn_blocking(work).await??)
+}
+
+/// Whether too many gateways have died over the attempt.
+fn is_given_up(lease: &Lease) -> bool {
+    lease.row().orphaned >= MOST_ORPHANED
 }
 
 /// Whether somebody has asked for the job's end.
