@@ -9,6 +9,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::plan::ResolvedInputs;
+use crate::store::Resumed;
+
+mod gc;
+
+pub use gc::{GcReport, GcRequest, Taken, TakenKind};
 
 /// What somebody wants done.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -51,6 +56,9 @@ pub struct JobView {
     /// The next attempt while the job is queued, otherwise the current or last one.
     pub attempt: u32,
     pub max_attempts: u32,
+    /// Where the attempt went on, if it did not begin at the beginning.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resumed_from: Option<Resumed>,
     /// Number of the newest line of the job's log; what came before it is included here.
     pub seq: i64,
     pub submitted_ms: i64,
@@ -106,6 +114,8 @@ pub enum WaitsFor {
     Cpu { needs: u64, free: u64 },
     /// Memory, in bytes.
     Memory { needs: u64, free: u64 },
+    /// Room on the host's disk, in bytes.
+    Disk { needs: u64, free: u64, problem: String },
     /// A retry after a failure of the infrastructure.
     Retry { at_ms: i64, failure: String },
     /// The container engine does not answer, or lacks the image.
@@ -259,6 +269,9 @@ pub struct Logs {
     pub last_words: Option<String>,
     /// Give this as `after` to read on.
     pub next_after: i64,
+    /// When most of what the worker said on its way was removed, as the configuration says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub removed_ms: Option<i64>,
 }
 
 /// Metrics of a job, oldest first.
@@ -267,6 +280,9 @@ pub struct MetricsView {
     pub metrics: Vec<MetricsPoint>,
     /// Give this as `after` to read on.
     pub next_after: i64,
+    /// When all but the last of each attempt were removed, as the configuration says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub removed_ms: Option<i64>,
 }
 
 /// The metrics of an attempt after an optimizer step.
@@ -286,6 +302,9 @@ pub struct ArtifactList {
     /// The folder on the gateway's host that holds them; absent until there are any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub folder: Option<String>,
+    /// When the files were removed, as the configuration says; what they were is still listed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub removed_ms: Option<i64>,
 }
 
 /// A file that a job made.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <root>/<job>/<path in the output folder>
-//! <root>/<job>.new/                        a collection that has not come to its end
+//! <root>/<job>.<number>.new/               a collection that has not come to its end
 //! ```
 //!
 //! An output folder is read as a hostile one, after its container is gone. A collection appears whole or not at all;
@@ -25,6 +25,9 @@ mod collect;
 
 /// The folder of an output folder that checkpoints lie in.
 pub const CHECKPOINTS: &str = "checkpoints";
+
+/// What the name of an unfinished collection ends with.
+const UNFINISHED: &str = ".new";
 
 /// A file that a job made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,10 +63,12 @@ impl Caps {
 /// Which files of an output folder are taken over.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Wanted {
-    /// Those outside the folder of checkpoints: a checkpoint is of use to the attempt that wrote it and to nobody else.
+    /// Those outside the folder of checkpoints: a checkpoint is of use to attempts of the same job and to nobody else.
     AllButCheckpoints,
     /// Those with these paths.
     These(BTreeSet<String>),
+    /// Those below this folder.
+    Within(String),
 }
 
 impl Wanted {
@@ -71,6 +76,7 @@ impl Wanted {
         match self {
             Self::AllButCheckpoints => path.split('/').next() != Some(CHECKPOINTS),
             Self::These(paths) => paths.contains(path),
+            Self::Within(folder) => path.strip_prefix(folder.as_str()).is_some_and(|rest| rest.starts_with('/')),
         }
     }
 }
@@ -107,7 +113,7 @@ pub enum Reason {
 }
 
 impl ArtifactError {
-    fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { action, path, source }
     }
@@ -140,17 +146,48 @@ impl ArtifactStore {
         caps: Caps,
         wanted: &Wanted,
     ) -> Result<Vec<Artifact>, ArtifactError> {
-        let unfinished = self.root.join(format!("{job}.new"));
-        delete(&unfinished)?;
+        self.take(&job.to_string(), output, caps, wanted)
+    }
+
+    /// The same into the folder `name`.
+    pub(crate) fn take(
+        &self,
+        name: &str,
+        output: &Path,
+        caps: Caps,
+        wanted: &Wanted,
+    ) -> Result<Vec<Artifact>, ArtifactError> {
+        // A name of its own: whoever lost the right to collect may still be at it.
+        let unfinished = self.root.join(format!("{name}.{:016x}{UNFINISHED}", rand::random::<u64>()));
         let make = DirBuilder::new().recursive(true).mode(0o700).create(&unfinished);
         make.map_err(ArtifactError::io("make", &unfinished))?;
         let collected = collect::collect(output, &unfinished, caps, wanted);
         if collected.is_ok() {
-            replace(&unfinished, &self.folder(job))?;
+            replace(&unfinished, &self.at(name))?;
         }
         // After a success this is what was replaced.
         delete(&unfinished)?;
         collected
+    }
+
+    /// Removes what collections have left behind that were cut off. Nobody may be collecting meanwhile.
+    pub fn sweep_unfinished(&self) -> Result<(), ArtifactError> {
+        for name in self.names()?.into_iter().filter(|name| name.ends_with(UNFINISHED)) {
+            self.drop_folder(&name)?;
+        }
+        Ok(())
+    }
+
+    /// The names of all folders, those of unfinished collections among them.
+    pub(crate) fn names(&self) -> Result<Vec<String>, ArtifactError> {
+        let entries = match std::fs::read_dir(&self.root) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(ArtifactError::io("list", &self.root))?,
+        };
+        let names = entries.map(|entry| Ok(entry?.file_name().into_string()));
+        let names = names.collect::<io::Result<Vec<_>>>().map_err(ArtifactError::io("list", &self.root))?;
+        // What is not text was not made here.
+        Ok(names.into_iter().flatten().collect())
     }
 
     /// Opens an artifact, with its size in bytes; `None` if the job has none of that path. The path may come from
@@ -177,13 +214,23 @@ impl ArtifactStore {
 
     /// Deletes a job's artifacts. A job that has none is no error.
     pub fn remove(&self, job: JobId) -> Result<(), ArtifactError> {
-        delete(&self.folder(job))
+        self.drop_folder(&job.to_string())
+    }
+
+    /// Deletes a folder, unless it is gone already.
+    pub(crate) fn drop_folder(&self, name: &str) -> Result<(), ArtifactError> {
+        delete(&self.at(name))
+    }
+
+    /// Where the folder of that name lies, or would.
+    pub(crate) fn at(&self, name: &str) -> PathBuf {
+        self.root.join(name)
     }
 
     /// The folder that holds what a job has made.
     #[must_use]
     pub fn folder(&self, job: JobId) -> PathBuf {
-        self.root.join(job.to_string())
+        self.at(&job.to_string())
     }
 }
 

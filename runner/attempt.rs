@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::artifacts::{Artifact, ArtifactError, ArtifactStore, Caps, Wanted};
+use crate::checkpoints::Checkpoints;
 use crate::config::Config;
 use crate::datasets::Datasets;
 use crate::desk::LAST_WORDS_BYTES;
@@ -24,12 +25,16 @@ use crate::sandbox::{ContainerName, Sandbox};
 use crate::store::{Job, Lease, Store, StoreError};
 
 mod follow;
+mod hand;
 mod hold;
 pub mod reports;
+mod resume;
 mod start;
 
 /// Characters of what a worker says that a file is.
 const MOST_ROLE_CHARS: usize = 64;
+
+pub use hand::InHand;
 
 /// What attempts are made with. Cloning shares it.
 #[derive(Clone)]
@@ -40,6 +45,9 @@ pub struct Attempts {
     pub models: Models,
     pub datasets: Datasets,
     pub artifacts: ArtifactStore,
+    pub checkpoints: Checkpoints,
+    /// The attempts that this process is at work on.
+    pub in_hand: InHand,
     pub config: Arc<Config>,
     /// The installation's name, which its containers are labelled with.
     pub instance: String,
@@ -88,6 +96,7 @@ impl Attempts {
     /// Takes the attempt from wherever it stands to its end.
     pub async fn run(self, lease: Lease) {
         let job = lease.job();
+        let Some(_in_hand) = self.in_hand.take(job.id, lease.attempt()) else { return };
         let span = tracing::info_span!("attempt", job = %job.id, attempt = %lease.attempt(), trace_id = %job.trace_id);
         async move {
             match self.run_attempt(lease).await {
@@ -106,10 +115,17 @@ impl Attempts {
         let outcome = match self.until_ended(&mut lease).await {
             Ok(ending) => diagnose(&ending),
             Err(Stop::Over(outcome)) => outcome,
-            Err(Stop::Detached) => return Ok(None),
+            Err(Stop::Detached) => {
+                lease.leave().await?;
+                return Ok(None);
+            }
             Err(Stop::Broken(error)) => return Err(error),
         };
-        self.keep_last_words(&lease).await?;
+        // What kills one gateway after the other may be what it has left.
+        if !is_given_up(&lease) {
+            self.keep_last_words(&lease).await?;
+            self.keep_checkpoint(&lease, &outcome).await?;
+        }
         fail_point::before(Step::Collect);
         let (outcome, artifacts) = self.collect(&lease, outcome).await?;
         fail_point::after(Step::Collect);
@@ -127,6 +143,10 @@ impl Attempts {
     }
 
     async fn until_ended(&self, lease: &mut Lease) -> Result<Ending, Stop> {
+        if is_given_up(lease) {
+            let message = format!("{MOST_ORPHANED} gateways in a row died while they were at work on the attempt");
+            return Err(Stop::failed(FailureKind::Internal, Stage::Start, message));
+        }
         let dir = self.start(lease).await?;
         self.follow(lease, dir).await
     }
@@ -175,7 +195,7 @@ impl Attempts {
                 let kind = match &error {
                     ArtifactError::Rejected { .. } => FailureKind::ArtifactRejected,
                     ArtifactError::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
-                        FailureKind::DiskFull
+                        FailureKind::NoRoom
                     }
                     ArtifactError::Io { .. } => FailureKind::Internal,
                 };
@@ -222,13 +242,23 @@ async fn blocking<T: Send + 'static>(
     Ok(tokio::task::spawn_blocking(work).await??)
 }
 
+/// Whether too many gateways have died over the attempt.
+fn is_given_up(lease: &Lease) -> bool {
+    lease.row().orphaned >= MOST_ORPHANED
+}
+
 /// Whether somebody has asked for the job's end.
 fn stopping(lease: &Lease) -> bool {
     matches!(lease.job().state, JobState::Stopping { .. })
 }
 
+/// Gateways that may die over one attempt, without a report of its worker in between, before the attempt is given up:
+/// whatever it is that kills them must not do so for ever.
+const MOST_ORPHANED: u32 = 50;
+
 const FIRST_BACKOFF: Duration = Duration::from_secs(2);
-const LONGEST_BACKOFF: Duration = Duration::from_secs(300);
+/// With its jitter it is [`LONGEST_WAIT_MS`](crate::store::LONGEST_WAIT_MS).
+const LONGEST_BACKOFF: Duration = Duration::from_secs(240);
 
 /// How long a job waits after its failed attempt number `attempt`, in milliseconds: doubling, with a quarter of jitter
 /// so that jobs that failed together do not come back together.
@@ -249,8 +279,9 @@ mod tests {
         #[test]
         fn backoff_doubles_within_its_jitter(attempt in 1..60u32, random: u64) {
             let wait = backoff_ms(attempt, random);
-            let doubled = (2_000f64 * 2f64.powi(attempt as i32 - 1)).min(300_000.0);
+            let doubled = (2_000f64 * 2f64.powi(attempt as i32 - 1)).min(240_000.0);
             prop_assert!(wait as f64 >= doubled * 0.75 - 1.0 && wait as f64 <= doubled * 1.25 + 1.0);
+            prop_assert!(wait <= crate::store::LONGEST_WAIT_MS);
         }
     }
 }

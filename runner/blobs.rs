@@ -100,6 +100,11 @@ impl Blobs {
         Ok(self.root.join(&sha256[..2]).join(sha256))
     }
 
+    /// The folder that all of them lie below.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// Whether the blob is here.
     pub async fn has(&self, sha256: &str) -> bool {
         match self.path(sha256) {
@@ -194,7 +199,10 @@ impl Blobs {
         fs::create_dir_all(folder).map_err(|error| self.failed(folder, error))?;
         match fs::hard_link(path, &target) {
             Ok(()) => File::open(folder).and_then(|folder| folder.sync_all()).map_err(|error| self.failed(path, error)),
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                touch(&target);
+                Ok(())
+            }
             Err(_) => {
                 let mut file = File::open(path).map_err(|error| self.failed(path, error))?;
                 let stored = self.put_file(&mut file)?;
@@ -312,11 +320,22 @@ impl<'a> Draft<'a> {
         file.as_file().sync_all().map_err(failed)?;
         let new = match file.persist_noclobber(&target) {
             Ok(_) => true,
-            Err(error) if error.error.kind() == ErrorKind::AlreadyExists => false,
+            Err(error) if error.error.kind() == ErrorKind::AlreadyExists => {
+                touch(&target);
+                false
+            }
             Err(error) => return Err(failed(error.error)),
         };
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)?;
         Ok(Stored { sha256, bytes, new })
+    }
+}
+
+/// Says that a file or folder of the store is wanted, so that it is not taken for one that nobody needs. One that
+/// cannot be touched is as old as it was, which shows when it is named.
+fn touch(path: &Path) {
+    if let Err(error) = File::open(path).and_then(|file| file.set_modified(std::time::SystemTime::now())) {
+        tracing::debug!(path = %path.display(), %error, "not touched");
     }
 }
 

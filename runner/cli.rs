@@ -20,6 +20,7 @@ mod doctor;
 mod error;
 mod flags;
 mod follow;
+mod gc;
 mod jobs;
 mod logs;
 mod models;
@@ -99,6 +100,8 @@ enum Command {
     Datasets(datasets::Datasets),
     /// List what a job has made, or download it
     Artifacts(artifacts::Artifacts),
+    /// Remove what has had its time: artifacts and reports of ended jobs, files that nothing needs
+    Gc(gc::Gc),
     /// Print the configuration in force, and where each value comes from
     Config(serve::Settings),
     /// Check this host and say how to mend what is wrong
@@ -144,6 +147,7 @@ impl Cli {
             Command::Cancel(job) => job.cancel(&global.client()?, out).await,
             Command::Models(models) => models.run(&global.client()?, out).await,
             Command::Datasets(datasets) => datasets.run(&global.client()?, out).await,
+            Command::Gc(gc) => gc.run(&global.client()?, out).await,
             Command::Artifacts(artifacts) => artifacts.run(&global.client()?, out).await,
         }
     }

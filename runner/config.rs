@@ -34,6 +34,8 @@ pub struct Config {
     pub capacity: CapacityConfig,
     pub sandbox: SandboxConfig,
     pub limits: LimitsConfig,
+    pub disk: DiskConfig,
+    pub retention: RetentionConfig,
     pub hub: HubConfig,
     pub log: LogConfig,
 }
@@ -151,6 +153,37 @@ pub struct LimitsConfig {
     pub max_attempts: u32,
 }
 
+/// Room that is kept free: with less, no job starts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DiskConfig {
+    /// On the state folder's disk.
+    pub min_free_state: ByteSize,
+    /// On the disk of the container engine's own folder, where that is on this host.
+    pub min_free_engine: ByteSize,
+}
+
+/// What is kept of jobs that have ended, and for how long. Without a limit it is kept for ever.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RetentionConfig {
+    /// Time after a job's end for which its artifacts are kept.
+    #[serde(with = "humantime_serde")]
+    pub artifacts_age: Option<Duration>,
+    /// Jobs whose artifacts are kept, the newest.
+    pub artifacts_jobs: Option<u64>,
+    /// Bytes of artifacts that are kept, the newest.
+    pub artifacts_bytes: Option<ByteSize>,
+    /// Time after a job's end for which its metrics and the other reports on its course are kept.
+    #[serde(with = "humantime_serde")]
+    pub reports_age: Option<Duration>,
+    /// Jobs of which they are kept, the newest.
+    pub reports_jobs: Option<u64>,
+    /// Time for which files stay in the store that no model, no dataset and no job needs any more.
+    #[serde(with = "humantime_serde")]
+    pub unused_age: Duration,
+}
+
 /// The model hub.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -189,6 +222,8 @@ impl Default for Config {
             capacity: CapacityConfig::default(),
             sandbox: SandboxConfig::default(),
             limits: LimitsConfig::default(),
+            disk: DiskConfig::default(),
+            retention: RetentionConfig::default(),
             hub: HubConfig::default(),
             log: LogConfig::default(),
         }
@@ -241,6 +276,25 @@ impl Default for LimitsConfig {
             silence: Duration::from_secs(600),
             grace: Duration::from_secs(30),
             max_attempts: 3,
+        }
+    }
+}
+
+impl Default for DiskConfig {
+    fn default() -> Self {
+        Self { min_free_state: ByteSize::gib(1), min_free_engine: ByteSize::gib(1) }
+    }
+}
+
+impl Default for RetentionConfig {
+    fn default() -> Self {
+        Self {
+            artifacts_age: None,
+            artifacts_jobs: None,
+            artifacts_bytes: None,
+            reports_age: None,
+            reports_jobs: None,
+            unused_age: Duration::from_secs(7 * 24 * 3600),
         }
     }
 }

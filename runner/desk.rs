@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use drydock_gpu::Capacity;
-use drydock_spec::{JobId, Owner, TraceId};
+use drydock_spec::{Attempt, JobId, Owner, TraceId};
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
@@ -19,10 +19,12 @@ use crate::artifacts::ArtifactStore;
 use crate::blobs::Blobs;
 use crate::config::Config;
 use crate::datasets::{DatasetError, Datasets};
+use crate::disk::DiskWatch;
 use crate::engine::EngineWatch;
 use crate::models::{ModelError, Models};
 use crate::plan::{PlanError, Planner};
 use crate::preview::{PreviewError, Previews};
+use crate::retention::{Retention, RetentionError};
 use crate::sandbox::{ContainerName, Sandbox, SandboxError};
 use crate::store::{Filter, NewJob, Store, StoreError, Subscription};
 
@@ -47,6 +49,8 @@ pub enum DeskError {
     Sandbox(#[from] SandboxError),
     #[error(transparent)]
     Preview(#[from] PreviewError),
+    #[error(transparent)]
+    Retention(#[from] RetentionError),
 }
 
 /// What a submission leads to.
@@ -66,8 +70,10 @@ pub struct Desk {
     pub models: Models,
     pub datasets: Datasets,
     pub planner: Planner,
+    pub retention: Retention,
     pub previews: Previews,
     pub engine: EngineWatch,
+    pub disk: DiskWatch,
     pub sandbox: Arc<dyn Sandbox>,
     pub config: Arc<Config>,
 }
@@ -169,12 +175,13 @@ impl Desk {
             lines: lines.into_iter().map(|line| log_line(line, &job.trace_id)).collect(),
             last_words,
             next_after,
+            removed_ms: job.reports_removed_ms,
         })
     }
 
     /// Metrics after line `after` of the job's log.
     pub async fn metrics(&self, id: JobId, after: i64, limit: u32) -> Result<MetricsView, DeskError> {
-        self.store.job(id).await?;
+        let job = self.store.job(id).await?;
         let metrics = self.store.metrics(id, after, limit).await?;
         let next_after = metrics.last().map_or(after, |line| line.seq);
         let metrics = metrics
@@ -186,12 +193,12 @@ impl Desk {
                 metrics: line.metrics,
             })
             .collect();
-        Ok(MetricsView { metrics, next_after })
+        Ok(MetricsView { metrics, next_after, removed_ms: job.reports_removed_ms })
     }
 
     /// What the job has made.
     pub async fn artifacts(&self, id: JobId) -> Result<ArtifactList, DeskError> {
-        self.store.job(id).await?;
+        let job = self.store.job(id).await?;
         let artifacts: Vec<_> = self
             .store
             .artifacts(id)
@@ -205,8 +212,9 @@ impl Desk {
                 sha256: artifact.sha256,
             })
             .collect();
-        let folder = (!artifacts.is_empty()).then(|| self.artifacts.folder(id).display().to_string());
-        Ok(ArtifactList { artifacts, folder })
+        let there = !artifacts.is_empty() && job.artifacts_removed_ms.is_none();
+        let folder = there.then(|| self.artifacts.folder(id).display().to_string());
+        Ok(ArtifactList { artifacts, folder, removed_ms: job.artifacts_removed_ms })
     }
 
     /// What jobs may use of the host, and what of it is free. Without an engine there is nothing to give.
@@ -228,6 +236,7 @@ impl Desk {
                 None
             }
         });
+        problems.extend(self.disk.now().shortage.map(|shortage| shortage.to_string()));
         Ok(HostView {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             engine: info.map(|info| info.engine),
@@ -249,7 +258,11 @@ impl Desk {
             drydock_spec::JobState::Queued { .. } => Some(self.waits_for(job).await?),
             _ => None,
         };
-        Ok(view::job(job, &findings, &newest, waits_for))
+        let resumed = match job.attempt {
+            Attempt::FIRST => None,
+            attempt => self.store.resumed(job.id, attempt).await?,
+        };
+        Ok(view::job(job, &findings, &newest, waits_for, resumed))
     }
 }
 

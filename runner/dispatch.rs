@@ -9,6 +9,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::attempt::Attempts;
 use crate::desk::need;
+use crate::disk::DiskWatch;
 use crate::fail_point::{self, Step};
 use crate::store::{Holder, StoreError};
 
@@ -16,11 +17,14 @@ use crate::store::{Holder, StoreError};
 const LINE: u32 = 64;
 /// How long to wait after the database did not do its part.
 const RECOVER: Duration = Duration::from_secs(1);
+/// How long to wait at most for a retry whose time has not come.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
 /// Claims what fits and sets it going.
 #[derive(Clone)]
 pub struct Dispatch {
     pub attempts: Attempts,
+    pub disk: DiskWatch,
     pub holder: Holder,
     pub tracker: TaskTracker,
 }
@@ -31,6 +35,7 @@ impl Dispatch {
         let store = self.attempts.store.clone();
         let mut queue = store.changes().queue();
         let mut engine = self.attempts.engine.clone();
+        let mut disk = self.disk.clone();
         loop {
             queue.mark_unchanged();
             let pause = match self.dispatch_once().await {
@@ -42,7 +47,8 @@ impl Dispatch {
             };
             let pause = async {
                 match pause {
-                    Some(ms) => tokio::time::sleep(Duration::from_millis(ms as u64)).await,
+                    // The clock may be set meanwhile.
+                    Some(ms) => tokio::time::sleep(Duration::from_millis(ms as u64).min(LOOK_AGAIN)).await,
                     None => std::future::pending().await,
                 }
             };
@@ -50,6 +56,7 @@ impl Dispatch {
                 // The sender lives in the store that we hold.
                 _ = queue.changed() => {}
                 () = engine.changed() => {}
+                () = disk.changed() => {}
                 () = pause => {}
                 () = shutdown.cancelled() => return,
             }
@@ -72,7 +79,10 @@ impl Dispatch {
             let free = all.less(Capacity { cpu_millis, memory_bytes });
             let line = store.queue(LINE).await?;
             let needs: Vec<_> = line.iter().map(need).collect();
-            let admitted = admit(free, &needs);
+            let room = self.disk.now();
+            // Nobody is overtaken for want of disk, either.
+            let fitting = line.iter().take_while(|job| room.takes(job.limits.disk_bytes)).count();
+            let admitted = admit(free, &needs[..fitting]);
             for job in &line[..admitted] {
                 fail_point::before(Step::Claim);
                 if let Some(lease) = store.claim(job.id, &self.holder).await? {

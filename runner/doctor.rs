@@ -54,6 +54,7 @@ pub fn examine(
     let mut checks = vec![configuration(loaded), state_folder(config), disk(config), engine_answers(config, engine)];
     checks.extend([cgroup(Path::new("/sys/fs/cgroup")), seccomp(Path::new("/proc/sys/kernel/seccomp"))]);
     checks.extend(engine.as_ref().ok().map(image));
+    checks.extend(engine.as_ref().ok().and_then(|info| engine_disk(config, info)));
     let means = walls::Means::of_process();
     checks.extend(engine.as_ref().ok().into_iter().flat_map(|info| walls::checks(config, info, means)));
     checks.push(memory(config, engine));
@@ -99,7 +100,7 @@ fn state_folder(config: &Config) -> Check {
 }
 
 fn disk(config: &Config) -> Check {
-    const LITTLE: u64 = 1 << 30;
+    let least = config.disk.min_free_state.0;
     let there = nearest(&config.state_dir);
     let Ok(stat) = rustix::fs::statvfs(&there) else {
         return warn("disk", format!("free space below {} is unknown", there.display()), "look at `df`");
@@ -107,14 +108,28 @@ fn disk(config: &Config) -> Check {
     let free = stat.f_bavail * stat.f_frsize;
     let wanted = config.limits.disk.0;
     let found = format!("{} free below {}", size(free), there.display());
-    match free {
-        0..LITTLE => problem("disk", found, "free disk space, or set state_dir to another disk"),
-        _ if free < wanted => {
-            let mend = format!("a job may write {}: free disk space, or lower limits.disk", size(wanted));
-            warn("disk", found, mend)
-        }
-        _ => ok("disk", found),
+    if free < least {
+        let mend = "free disk space, for example with `drydock gc`, or set state_dir to another disk";
+        problem("disk", format!("{found}; no job starts with less than {}", size(least)), mend)
+    } else if free < wanted {
+        let mend = format!("a job may write {}: free disk space, or lower limits.disk", size(wanted));
+        warn("disk", found, mend)
+    } else {
+        ok("disk", found)
     }
+}
+
+/// The disk of the engine's own folder, where it lies on this host.
+fn engine_disk(config: &Config, info: &EngineInfo) -> Option<Check> {
+    let folder = info.folder.as_ref()?;
+    let stat = rustix::fs::statvfs(folder).ok()?;
+    let (free, least) = (stat.f_bavail * stat.f_frsize, config.disk.min_free_engine.0);
+    let found = format!("{} free below {}", size(free), folder.display());
+    if free >= least {
+        return Some(ok("engine's disk", found));
+    }
+    let mend = "free disk space, or lower disk.min_free_engine";
+    Some(problem("engine's disk", format!("{found}; no job starts with less than {}", size(least)), mend))
 }
 
 /// The folder itself, or the closest one above it that exists.
@@ -255,6 +270,7 @@ mod tests {
             incarnation: "1".into(),
             cpus: 2,
             memory_bytes: 24 << 30,
+            folder: None,
             image: Ok("sha256:abc".into()),
             runtime: Ok("runc".into()),
             isolation: Isolation { seccomp: true, cgroup: "2".into(), ..Isolation::default() },

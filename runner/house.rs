@@ -12,12 +12,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::artifacts::ArtifactStore;
-use crate::attempt::Attempts;
+use crate::attempt::{Attempts, InHand};
 use crate::blobs::Blobs;
+use crate::checkpoints::Checkpoints;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::datasets::Datasets;
 use crate::desk::Desk;
+use crate::disk::DiskProbe;
 use crate::dispatch::Dispatch;
 use crate::engine::EngineProbe;
 use crate::hub::Hub;
@@ -25,14 +27,17 @@ use crate::models::Models;
 use crate::plan::Planner;
 use crate::preview::Previews;
 use crate::reaper::Reaper;
+use crate::retention::Retention;
 use crate::sandbox::Sandbox;
 use crate::sandbox::docker::{DockerSandbox, DockerSettings};
 use crate::store::{Holder, Store, StoreError};
 
 /// How long a lease holds without being renewed.
 const LEASE: Duration = Duration::from_secs(30);
-/// How often the engine is asked whether it is there.
+/// How often the engine is asked whether it is there, and the disks are looked at.
 const PROBE: Duration = Duration::from_secs(5);
+/// How often what has had its time is removed.
+const TIDY: Duration = Duration::from_secs(3600);
 /// How often leases and leftovers are looked at.
 const REAP: Duration = Duration::from_secs(10);
 
@@ -41,6 +46,8 @@ pub struct House {
     pub desk: Desk,
     pub reaper: Reaper,
     probe: EngineProbe,
+    /// Looks at the disks.
+    pub disk: DiskProbe,
     shutdown: CancellationToken,
     tracker: TaskTracker,
     _lock: File,
@@ -71,19 +78,27 @@ impl House {
         let blobs = Blobs::open(&state)?;
         let hub = Hub::open(&config.hub, blobs.clone())?;
         let artifacts = ArtifactStore::new(state.join("artifacts"));
+        artifacts.sweep_unfinished()?;
         let models = Models::new(store.clone(), blobs.clone(), hub.clone(), artifacts.clone(), &config);
         let datasets = Datasets::new(store.clone(), blobs.clone(), hub, &config);
         let shutdown = CancellationToken::new();
         let tracker = TaskTracker::new();
         let config = Arc::new(config);
+        let (disk, room) = DiskProbe::new(Arc::clone(&config), engine.clone());
         let planner = Planner::new(models.clone(), datasets.clone(), engine.clone(), Arc::clone(&config));
         let desk = Desk {
             store: store.clone(),
-            blobs,
+            blobs: blobs.clone(),
             artifacts: artifacts.clone(),
             models: models.clone(),
             datasets: datasets.clone(),
             planner,
+            retention: Retention {
+                store: store.clone(),
+                artifacts: artifacts.clone(),
+                blobs: blobs.clone(),
+                config: Arc::clone(&config),
+            },
             previews: Previews::new(
                 Arc::clone(&sandbox),
                 engine.clone(),
@@ -93,6 +108,7 @@ impl House {
                 shutdown.clone(),
             ),
             engine: engine.clone(),
+            disk: room.clone(),
             sandbox: Arc::clone(&sandbox),
             config: Arc::clone(&config),
         };
@@ -104,14 +120,16 @@ impl House {
             models,
             datasets,
             artifacts,
+            checkpoints: Checkpoints::new(state.join("checkpoints")),
+            in_hand: InHand::default(),
             config,
             instance,
             lease_ms,
             shutdown: shutdown.clone(),
         };
         let holder = Holder { name: format!("{:032x}", rand::random::<u128>()), lease_ms };
-        let dispatch = Dispatch { attempts, holder, tracker: tracker.clone() };
-        Ok(Self { desk, reaper: Reaper { dispatch }, probe, shutdown, tracker, _lock: lock })
+        let dispatch = Dispatch { attempts, disk: room, holder, tracker: tracker.clone() };
+        Ok(Self { desk, reaper: Reaper { dispatch }, probe, disk, shutdown, tracker, _lock: lock })
     }
 
     /// Cancelled when the house is being brought to rest.
@@ -120,9 +138,10 @@ impl House {
         self.shutdown.clone()
     }
 
-    /// Asks the engine once, so that the desk knows of it before anything else is set going.
+    /// Asks the engine once and looks at the disks, so that the desk knows of them before anything else is set going.
     pub async fn probe_once(&self) {
         self.probe.probe_once().await;
+        self.disk.probe_once();
     }
 
     /// Sets everything going: the watch on the engine, the taking over of what was left, and the dispatch.
@@ -134,7 +153,9 @@ impl House {
         // Before anything new is claimed, what another process left is taken up, and its reservations count.
         self.reaper.adopt_once().await?;
         self.tracker.spawn(self.probe.clone().run(PROBE, self.shutdown.clone()));
+        self.tracker.spawn(self.disk.clone().run(PROBE, self.shutdown.clone()));
         self.tracker.spawn(self.reaper.clone().run(REAP, self.shutdown.clone()));
+        self.tracker.spawn(self.desk.retention.clone().run(TIDY, self.shutdown.clone()));
         self.tracker.spawn(self.reaper.dispatch.clone().run(self.shutdown.clone()));
         Ok(())
     }
@@ -150,8 +171,9 @@ impl House {
 
 /// What Docker is told by this configuration.
 pub(crate) fn docker(config: &Config, instance: &str) -> DockerSettings {
-    let mount_roots =
-        ["attempts", "previews", "models", "datasets"].map(|folder| config.state_dir.join(folder)).to_vec();
+    let mount_roots = ["attempts", "previews", "models", "datasets", "checkpoints"]
+        .map(|folder| config.state_dir.join(folder))
+        .to_vec();
     DockerSettings {
         host: config.sandbox.docker_host.clone(),
         runtime: config.sandbox.runtime.clone(),

@@ -386,7 +386,7 @@ fn failure(error: &ModelError) -> Failure {
         ModelError::Hub(HubError::Denied { .. }) => FailureKind::AccessDenied,
         ModelError::Hub(HubError::Unavailable { .. } | HubError::Corrupt { .. }) => FailureKind::HubUnavailable,
         ModelError::Blob(BlobError::Full { .. }) | ModelError::Hub(HubError::Blob(BlobError::Full { .. })) => {
-            FailureKind::DiskFull
+            FailureKind::NoRoom
         }
         ModelError::Request(_)
         | ModelError::Name(_)

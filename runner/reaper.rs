@@ -10,6 +10,7 @@ use drydock_spec::{Attempt, JobId};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
+use crate::artifacts::ArtifactError;
 use crate::dispatch::Dispatch;
 use crate::sandbox::attempt_dir::{self, AttemptDirError};
 use crate::sandbox::{Found, SandboxError};
@@ -27,6 +28,8 @@ pub enum ReapError {
     Sandbox(#[from] SandboxError),
     #[error(transparent)]
     Dir(#[from] AttemptDirError),
+    #[error(transparent)]
+    Checkpoints(#[from] ArtifactError),
     #[error("a blocking call did not return: {0}")]
     Join(#[from] tokio::task::JoinError),
 }
@@ -59,10 +62,15 @@ impl Reaper {
 
     /// Takes up every attempt that another process left, or whose lease has run out.
     pub async fn adopt_once(&self) -> Result<(), StoreError> {
-        let Dispatch { attempts, holder, tracker } = &self.dispatch;
-        while let Some(lease) = attempts.store.take_over(holder).await? {
-            tracing::info!(job = %lease.job().id, attempt = %lease.attempt(), "attempt taken over");
-            tracker.spawn(attempts.clone().run(lease));
+        let Dispatch { attempts, holder, tracker, .. } = &self.dispatch;
+        for (job, attempt) in attempts.store.abandoned(holder).await? {
+            if attempts.in_hand.has(job, attempt) {
+                continue;
+            }
+            if let Some(lease) = attempts.store.take_over(job, attempt, holder).await? {
+                tracing::info!(%job, %attempt, orphaned = lease.row().orphaned, "attempt taken over");
+                tracker.spawn(attempts.clone().run(lease));
+            }
         }
         Ok(())
     }
@@ -84,7 +92,9 @@ impl Reaper {
             if under_way.get(&(labels.job, labels.attempt)) == Some(&labels.fence) {
                 continue;
             }
-            if now - created_ms < GRACE_MS && !attempts.store.attempt_is_over(labels.job, labels.attempt).await? {
+            // One from the future is as old as any: somebody has set the clock back.
+            let is_young = (0..GRACE_MS).contains(&(now - created_ms));
+            if is_young && !attempts.store.attempt_is_over(labels.job, labels.attempt).await? {
                 continue;
             }
             tracing::info!(container = %name, "a container that nobody owns is removed");
@@ -93,6 +103,7 @@ impl Reaper {
                 tracing::warn!(%error, container = %name, "the container stays until the next sweep");
             }
         }
+        self.sweep_checkpoints().await?;
         let in_use: Vec<_> = found.iter().map(|container| (container.labels.job, container.labels.attempt)).collect();
         let (root, store, runtime) = (attempts.attempts_dir(), attempts.store.clone(), Handle::current());
         tokio::task::spawn_blocking(move || {
@@ -100,6 +111,18 @@ impl Reaper {
             // about now will never be needed again. When in doubt it stays.
             let under_way = |job, attempt| runtime.block_on(store.attempt_under_way(job, attempt)).unwrap_or(true);
             attempt_dir::sweep(&root, |job, attempt| in_use.contains(&(job, attempt)) || under_way(job, attempt))
+        })
+        .await??;
+        Ok(())
+    }
+
+    /// Removes the checkpoints that no attempt will go on from.
+    async fn sweep_checkpoints(&self) -> Result<(), ReapError> {
+        let (checkpoints, store) = (self.dispatch.attempts.checkpoints.clone(), self.dispatch.attempts.store.clone());
+        let runtime = Handle::current();
+        tokio::task::spawn_blocking(move || {
+            // When in doubt it stays.
+            checkpoints.sweep(|job, attempt| runtime.block_on(store.checkpoint_wanted(job, attempt)).unwrap_or(true))
         })
         .await??;
         Ok(())

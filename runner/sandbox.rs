@@ -114,6 +114,8 @@ pub struct EngineInfo {
     pub incarnation: String,
     pub cpus: u32,
     pub memory_bytes: u64,
+    /// Where the engine keeps its data, as its own host calls it.
+    pub folder: Option<PathBuf>,
     /// The id that the configured image resolves to.
     pub image: Result<String, SandboxError>,
     /// The OCI runtime that containers get, such as `runc`.

@@ -17,16 +17,20 @@ use crate::clock::Clock;
 mod awaited;
 mod catalog;
 mod changes;
+mod checkpoints;
 mod history;
 mod jobs;
 mod lease;
+mod retention;
 mod rows;
 
 pub use catalog::CatalogEntry;
 pub use changes::{Changes, Subscription};
+pub use checkpoints::Resumed;
 pub use history::{Entry, LogLine, MetricsLine};
-pub use jobs::{Filter, Job, NewJob, Page, Submitted};
+pub use jobs::{Filter, Job, LONGEST_WAIT_MS, NewJob, Page, Submitted};
 pub use lease::{AttemptRow, Holder, Lease, ReportBatch, Termination};
+pub use retention::Left;
 
 /// Something could not be stored or read.
 #[derive(Debug, thiserror::Error)]
@@ -127,6 +131,13 @@ impl Store {
     pub async fn ping(&self) -> Result<(), StoreError> {
         self.write().await?.rollback().await?;
         Ok(())
+    }
+
+    /// Connections that are at work, and those that are open: for `/metrics`.
+    #[must_use]
+    pub fn connections(&self) -> (u32, u32) {
+        let (open, idle) = (self.pool.size(), self.pool.num_idle());
+        (open.saturating_sub(u32::try_from(idle).unwrap_or(u32::MAX)), open)
     }
 
     async fn write(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {

@@ -9,6 +9,10 @@ mod harness;
 
 #[path = "voyage/chain.rs"]
 mod chain;
+#[path = "voyage/resume.rs"]
+mod resume;
+#[path = "voyage/together.rs"]
+mod together;
 
 use harness::process::{Folders, Gateway};
 use serde_json::{Value, json};

@@ -51,7 +51,7 @@ impl fmt::Display for Stage {
 pub enum FailureKind {
     /// The memory limit was hit.
     OutOfMemory,
-    /// The output folder, or the host's disk, is full.
+    /// The job has written more than it may.
     DiskFull,
     /// The time limit passed.
     TimeLimit,
@@ -91,12 +91,14 @@ pub enum FailureKind {
     ArtifactRejected,
     /// The container engine, or the host, was lost under the attempt.
     EngineLost,
+    /// The host's disk is full.
+    NoRoom,
     /// drydock itself could not do its part.
     Internal,
 }
 
 impl FailureKind {
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::OutOfMemory,
         Self::DiskFull,
         Self::TimeLimit,
@@ -118,6 +120,7 @@ impl FailureKind {
         Self::ContractBroken,
         Self::ArtifactRejected,
         Self::EngineLost,
+        Self::NoRoom,
         Self::Internal,
     ];
 
@@ -146,6 +149,7 @@ impl FailureKind {
             Self::ContractBroken => "worker broke its contract",
             Self::ArtifactRejected => "artifact rejected",
             Self::EngineLost => "container engine lost",
+            Self::NoRoom => "no room on the host",
             Self::Internal => "internal error",
         }
     }
@@ -155,7 +159,7 @@ impl FailureKind {
     #[must_use]
     pub fn retryable(self) -> bool {
         match self {
-            Self::HubUnavailable | Self::StartFailed | Self::EngineLost | Self::Internal => true,
+            Self::HubUnavailable | Self::StartFailed | Self::EngineLost | Self::NoRoom | Self::Internal => true,
             Self::OutOfMemory
             | Self::DiskFull
             | Self::TimeLimit
@@ -185,7 +189,7 @@ impl FailureKind {
                 "set gradient_checkpointing to true, or halve per_device_train_batch_size and double \
                  gradient_accumulation_steps (of an evaluation, halve batch_size), or raise limits.memory_mib"
             }
-            Self::DiskFull => "free disk space on the host, or raise limits.disk_mib",
+            Self::DiskFull => "raise limits.disk_mib",
             Self::TimeLimit => "raise limits.time_limit_s, or lower num_train_epochs or max_steps",
             Self::Silent => "look at the job's logs; raise limits.silence_limit_s if a single step takes that long",
             Self::BadDataset => "mend the rows that the message names and load the dataset again",
@@ -204,6 +208,7 @@ impl FailureKind {
             Self::Unexplained => "look at the job's logs",
             Self::ContractBroken => "use a worker image that honours the container contract",
             Self::ArtifactRejected => "use a worker that writes plain files only",
+            Self::NoRoom => "free disk space on the host, for example with `drydock gc`; submit again",
             Self::EngineLost => "check that the container engine is running; submit again",
             Self::Internal => "look at the gateway's log for the trace id",
         }

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use drydock_spec::{Report, ReportLine, Stage};
 use futures::StreamExt;
-use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::reports::ReportReader;
 use super::{AttemptError, Attempts, Stop, blocking, hold, stopping};
+use crate::clock::Clock;
 use crate::diagnose::Ending;
 use crate::fail_point::{self, Step};
 use crate::sandbox::attempt_dir::{AttemptDir, Usage};
@@ -38,8 +38,35 @@ struct Tale {
     stage: Option<Stage>,
     peak_rss_bytes: Option<u64>,
     broken: Option<String>,
-    /// When we began to listen: silence while nobody did is not the worker's.
-    heard_since_ms: i64,
+    times: Times,
+}
+
+/// When things happened, by the steady clock, which nobody can set: the time of day has to do only where the host was
+/// booted since.
+#[derive(Debug, Default)]
+struct Times {
+    launched_ms: i64,
+    /// The last report, or when we began to listen: silence while nobody did is not the worker's.
+    heard_ms: i64,
+    /// When the container was asked to end.
+    told_ms: Option<i64>,
+}
+
+impl Times {
+    fn of(lease: &Lease, clock: &Clock) -> Self {
+        let (now, steady) = (clock.now_ms(), clock.steady_ms());
+        let row = lease.row();
+        let same_boot = clock.boot().is_some() && row.boot.as_deref() == clock.boot();
+        let then = |steady_ms: Option<i64>, day_ms: i64| match steady_ms {
+            Some(then) if same_boot => then.min(steady),
+            _ => steady - (now - day_ms).max(0),
+        };
+        Self {
+            launched_ms: then(row.launched_steady_ms, row.launched_ms.unwrap_or(row.claimed_ms)),
+            heard_ms: steady,
+            told_ms: row.terminated.map(|(at_ms, _)| then(row.terminated_steady_ms, at_ms)),
+        }
+    }
 }
 
 impl Tale {
@@ -72,11 +99,11 @@ impl Attempts {
         let mut written = watch(&dir.events_path());
         let mut news = self.store.changes().subscribe(lease.job().id);
         lease.refresh().await?;
-        let mut ticks = interval(TICK);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let clock = self.store.clock().clone();
+        let mut tick = std::pin::pin!(clock.sleep(Duration::ZERO));
         let mut exit = std::pin::pin!(self.exit_of(&name));
         let mut exited: Option<Option<Exit>> = None;
-        let mut renewed = Instant::now();
+        let mut renewed_ms = clock.steady_ms();
         let mut signalled = false;
         loop {
             let more = self.read(lease, &mut reader, &mut tale).await?;
@@ -97,15 +124,16 @@ impl Attempts {
                 () = news.changed() => {
                     lease.refresh().await?;
                     if stopping(lease) {
-                        self.enforce(lease, &dir, &tale, &name, &mut signalled).await?;
+                        self.enforce(lease, &dir, &mut tale, &name, &mut signalled).await?;
                     }
                 }
-                _ = ticks.tick() => {
-                    if renewed.elapsed() > hold::renewal(self.lease_ms) {
+                () = &mut tick => {
+                    if clock.steady_ms() - renewed_ms > self.lease_ms / 3 {
                         lease.renew(self.lease_ms).await?;
-                        renewed = Instant::now();
+                        renewed_ms = clock.steady_ms();
                     }
-                    self.enforce(lease, &dir, &tale, &name, &mut signalled).await?;
+                    tick.set(clock.sleep(TICK));
+                    self.enforce(lease, &dir, &mut tale, &name, &mut signalled).await?;
                 }
                 () = std::future::ready(()), if more => {}
                 () = written.changed() => {}
@@ -125,6 +153,7 @@ impl Attempts {
         }
         lease.record(&reading.batch).await?;
         if news {
+            tale.times.heard_ms = self.store.clock().steady_ms();
             fail_point::after(Step::Report);
         }
         tale.goes_on(&reading.batch.lines);
@@ -134,7 +163,7 @@ impl Attempts {
 
     /// What the reports that are stored already add up to.
     async fn tale_so_far(&self, lease: &Lease) -> Result<Tale, Stop> {
-        let mut tale = Tale { heard_since_ms: self.store.clock().now_ms(), ..Tale::default() };
+        let mut tale = Tale { times: Times::of(lease, self.store.clock()), ..Tale::default() };
         if lease.row().report_offset > 0 {
             tale.goes_on(&self.store.newest_reports(lease.job().id).await?);
             tale.last = lease.last_report().await?.map(|line| line.report);
@@ -147,7 +176,7 @@ impl Attempts {
         &self,
         lease: &mut Lease,
         dir: &AttemptDir,
-        tale: &Tale,
+        tale: &mut Tale,
         name: &ContainerName,
         signalled: &mut bool,
     ) -> Result<(), Stop> {
@@ -156,9 +185,10 @@ impl Attempts {
             tracing::info!(?why, "the container is asked to end");
             lease.terminating(why).await?;
         }
-        let Some((at_ms, why)) = lease.row().terminated else { return Ok(()) };
+        let Some((_, why)) = lease.row().terminated else { return Ok(()) };
         let grace_ms = if is_flood(why) { 0 } else { lease.job().limits.grace_ms };
-        let overdue = self.store.clock().now_ms() - at_ms >= grace_ms;
+        let steady = self.store.clock().steady_ms();
+        let overdue = steady - *tale.times.told_ms.get_or_insert(steady) >= grace_ms;
         if overdue {
             tracing::warn!("the container did not end within its grace");
         }
@@ -177,20 +207,18 @@ impl Attempts {
 
     /// Whether the attempt must not go on, and why.
     async fn must_end(&self, lease: &Lease, dir: &AttemptDir, tale: &Tale) -> Result<Option<Termination>, Stop> {
-        let (job, row) = (lease.job(), lease.row());
+        let job = lease.job();
         if stopping(lease) {
             return Ok(Some(Termination::Cancelled));
         }
         if tale.broken.is_some() {
             return Ok(Some(Termination::ContractBroken));
         }
-        let now = self.store.clock().now_ms();
-        let launched = row.launched_ms.unwrap_or(row.claimed_ms);
-        if now - launched >= job.limits.time_ms {
+        let now = self.store.clock().steady_ms();
+        if now - tale.times.launched_ms >= job.limits.time_ms {
             return Ok(Some(Termination::TimeLimit));
         }
-        let heard = row.last_report_ms.unwrap_or(launched).max(tale.heard_since_ms);
-        if now - heard >= job.limits.silence_ms {
+        if now - tale.times.heard_ms >= job.limits.silence_ms {
             return Ok(Some(Termination::Silent));
         }
         let most = Usage { bytes: job.limits.disk_bytes, files: MOST_FILES, events_bytes: MOST_EVENTS_BYTES };
@@ -212,13 +240,13 @@ impl Attempts {
                     Status::Running => {
                         if let Err(error) = self.sandbox.wait(name, WAIT).await {
                             tracing::warn!(%error, "waiting for the container was cut; nothing is concluded from that");
-                            tokio::time::sleep(ASK_AGAIN).await;
+                            self.store.clock().sleep(ASK_AGAIN).await;
                         }
                     }
                 },
                 Err(error) => {
                     tracing::warn!(%error, "the container cannot be looked up; nothing is concluded from that");
-                    tokio::time::sleep(ASK_AGAIN).await;
+                    self.store.clock().sleep(ASK_AGAIN).await;
                 }
             }
         }
@@ -235,7 +263,7 @@ impl Attempts {
                     }
                     Err(error) => {
                         tracing::warn!(%error, "the engine cannot be asked who it is; nothing is concluded from that");
-                        tokio::time::sleep(ASK_AGAIN).await;
+                        self.store.clock().sleep(ASK_AGAIN).await;
                     }
                 }
             }
@@ -254,7 +282,7 @@ impl Attempts {
             return exit;
         }
         for _ in 0..LATE_NEWS.as_millis() / LOOK_AGAIN.as_millis() {
-            tokio::time::sleep(LOOK_AGAIN).await;
+            self.store.clock().sleep(LOOK_AGAIN).await;
             if let Ok(Some(found)) = self.sandbox.inspect(name).await
                 && let Status::Exited(later) = found.status
                 && later.oom_killed

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use drydock_spec::contract::{EVENTS_PATH, OUTPUT_PATH, SPEC_PATH, VERSION};
 use drydock_spec::{AttemptSpec, FailureKind, Inputs, Outcome, Stage};
-use tokio::time::Instant;
 
 use super::{Attempts, Stop, hold, stopping};
 use crate::fail_point::{self, Step};
@@ -71,8 +70,9 @@ impl Attempts {
     }
 
     /// Brings the inputs into place and creates the container.
-    async fn create(&self, lease: &mut Lease, name: &ContainerName, failing: &mut Option<Instant>) -> Result<(), Stop> {
-        let folders = self.prepare(lease).await?;
+    async fn create(&self, lease: &mut Lease, name: &ContainerName, failing: &mut Option<i64>) -> Result<(), Stop> {
+        let mut folders = self.prepare(lease).await?;
+        folders.checkpoint = self.resume(lease).await?;
         let Ok(engine) = self.engine.now() else { return self.pause().await };
         let how = self.config.folder_settings(&engine.isolation);
         let Some(dir) = self.make_dir(lease, folders.inside(), how).await? else { return self.pause().await };
@@ -149,10 +149,7 @@ impl Attempts {
                 tracing::warn!(%error, "the attempt waits for a user");
                 Ok(None)
             }
-            Err(error @ AttemptDirError::DiskFull { .. }) => {
-                Err(Stop::failed(FailureKind::DiskFull, Stage::Prepare, error))
-            }
-            Err(error) if error.is_disk_full() => Err(Stop::failed(FailureKind::DiskFull, Stage::Prepare, error)),
+            Err(error) if error.is_disk_full() => Err(Stop::failed(FailureKind::NoRoom, Stage::Prepare, error)),
             Err(error) => Err(Stop::failed(FailureKind::Internal, Stage::Prepare, error)),
         }
     }
@@ -187,13 +184,11 @@ impl Attempts {
         &self,
         called: Result<(), SandboxError>,
         action: &str,
-        failing: &mut Option<Instant>,
+        failing: &mut Option<i64>,
     ) -> Result<(), Stop> {
         match called {
             Ok(()) => Ok(()),
-            Err(error @ SandboxError::Failed { .. })
-                if failing.get_or_insert_with(Instant::now).elapsed() >= FAILING =>
-            {
+            Err(error @ SandboxError::Failed { .. }) if self.fails_for(failing) >= FAILING => {
                 Err(Stop::failed(FailureKind::StartFailed, Stage::Start, error))
             }
             Err(error) if error.leaves_doubt() => {
@@ -209,10 +204,16 @@ impl Attempts {
         }
     }
 
+    /// How long the engine has been failing; `since` when, by the steady clock, is noted the first time.
+    fn fails_for(&self, since: &mut Option<i64>) -> Duration {
+        let now = self.store.clock().steady_ms();
+        Duration::from_millis(u64::try_from(now - *since.get_or_insert(now)).unwrap_or_default())
+    }
+
     /// A moment for an engine to come to itself.
     async fn pause(&self) -> Result<(), Stop> {
         tokio::select! {
-            () = tokio::time::sleep(ASK_AGAIN) => Ok(()),
+            () = self.store.clock().sleep(ASK_AGAIN) => Ok(()),
             () = self.shutdown.cancelled() => Err(Stop::Detached),
         }
     }

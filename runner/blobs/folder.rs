@@ -48,6 +48,7 @@ impl Blobs {
     pub fn assemble(&self, parent: &Path, files: &[StoredFile]) -> Result<PathBuf, BlobError> {
         let target = parent.join(digest_of(files));
         if target.is_dir() {
+            super::touch(&target);
             return Ok(target);
         }
         let failed = |error| self.failed(&target, error);
@@ -69,6 +70,14 @@ impl Blobs {
             }
         }
         Ok(target)
+    }
+
+    /// Removes a folder that was put together: it is gone from its name in one step. Blocks.
+    pub(crate) fn discard_folder(&self, folder: &Path) -> Result<(), BlobError> {
+        let failed = |error| self.failed(folder, error);
+        let draft = tempfile::tempdir_in(self.drafts()).map_err(failed)?;
+        fs::rename(folder, draft.path().join("discarded")).map_err(failed)?;
+        draft.close().map_err(failed)
     }
 
     fn place(&self, file: &StoredFile, at: &Path) -> Result<(), BlobError> {

@@ -10,7 +10,7 @@ use super::client::Client;
 use super::error::{CliError, Exit};
 use super::jobs::Named;
 use super::out::Out;
-use super::text::size;
+use super::text::{ago, now_ms, size};
 use super::upload::{bar, hex};
 use crate::api::{ArtifactList, ArtifactView, JobView};
 
@@ -49,6 +49,10 @@ impl Artifacts {
             [artifact.path.clone(), role, size(artifact.bytes), artifact.sha256.clone()]
         };
         out.table(["PATH", "ROLE", "SIZE", "SHA256"], list.artifacts.iter().map(row).collect())?;
+        if let Some(at_ms) = list.removed_ms {
+            out.note(format!("the files were removed {}, as the gateway's configuration says", ago(at_ms, now_ms())));
+            return Ok(Exit::Ok);
+        }
         match (&self.download, &list.folder) {
             (Some(folder), _) => out.note(format!("downloaded to {}", folder.display())),
             (None, Some(folder)) => out.note(format!("on the gateway's host they lie in {folder}")),

@@ -158,6 +158,9 @@ fn print(job: &JobView, out: &mut Out) -> Result<(), CliError> {
         times.push_str(&format!(", {verb} {}", span(took)));
     }
     out.line(format!("  {times}; attempt {} of at most {}", job.attempt, job.max_attempts))?;
+    if let Some(from) = &job.resumed_from {
+        out.line(format!("  it went on from step {} of attempt {}", from.step, from.attempt))?;
+    }
     if let Some(metrics) = job.progress.as_ref().and_then(|progress| progress.metrics.as_ref()) {
         let (step, total) = (metrics.step, metrics.total_steps);
         out.line(format!("  step {step}/{total}  {}", describe::metrics(metrics)))?;

@@ -76,6 +76,14 @@ pub const KEYS: &[Key] = keys! {
     "limits.silence", TIME, "time between two reports of an attempt";
     "limits.grace", TIME, "time from SIGTERM to SIGKILL";
     "limits.max_attempts", "a whole number from 1 to 10", "attempts of a job; only failures of the infrastructure are tried again";
+    "disk.min_free_state", SIZE, "room kept free on the state folder's disk: with less, no job starts";
+    "disk.min_free_engine", SIZE, "the same on the disk of the engine's own folder";
+    "retention.artifacts_age", TIME, "how long artifacts are kept after a job's end; by default for ever";
+    "retention.artifacts_jobs", COUNT, "jobs whose artifacts are kept, the newest; by default all";
+    "retention.artifacts_bytes", SIZE, "size of the artifacts that are kept, the newest; by default any";
+    "retention.reports_age", TIME, "how long metrics and what else a job reported on its way are kept; by default for ever";
+    "retention.reports_jobs", COUNT, "jobs of which they are kept, the newest; by default all";
+    "retention.unused_age", TIME, "how long files stay that no model, dataset or job needs any more";
     "hub.endpoint", "an address such as https://hub.example.org", "address of the model hub; HF_ENDPOINT is honoured as well";
     "hub.token_file", "a file", "file with the hub's token; HF_TOKEN is honoured as well";
     "hub.offline", "true or false", "never ask the hub for anything";

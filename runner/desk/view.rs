@@ -6,7 +6,7 @@ use drydock_spec::{JobEvent, JobState, Outcome, Report, ReportLine, TraceId};
 use super::{Desk, DeskError};
 use crate::api::{AttemptReport, EntryView, JobView, LogLineView, Part, Progress, WaitsFor};
 use crate::scores;
-use crate::store::{Entry, Job, LogLine};
+use crate::store::{Entry, Job, LogLine, Resumed};
 
 impl Desk {
     /// Why a queued job does not run yet: the first reason that holds, in the order in which they would be lifted.
@@ -14,12 +14,20 @@ impl Desk {
         if let Some(input) = self.store.awaited_by(job.id).await? {
             return Ok(WaitsFor::Job { id: input.id, state: input.state.word().to_owned() });
         }
-        if job.not_before_ms > self.store.clock().now_ms() {
+        if job.waits_ms(self.store.clock().now_ms()) > 0 {
             let failure = self.last_failure(job).await?.unwrap_or_default();
             return Ok(WaitsFor::Retry { at_ms: job.not_before_ms, failure });
         }
         if let Err(error) = self.engine.ready() {
             return Ok(WaitsFor::Engine { problem: error.to_string() });
+        }
+        let room = self.disk.now();
+        if let Some(shortage) = room.shortage {
+            return Ok(WaitsFor::Disk {
+                needs: shortage.least_bytes,
+                free: shortage.free_bytes,
+                problem: shortage.to_string(),
+            });
         }
         let jobs = self.store.ahead_of(job).await?;
         if jobs > 0 {
@@ -29,6 +37,15 @@ impl Desk {
         Ok(match free.fits(need(job)) {
             Err(Shortage::Cpu { needs, free }) => WaitsFor::Cpu { needs, free },
             Err(Shortage::Memory { needs, free }) => WaitsFor::Memory { needs, free },
+            Ok(()) if job.limits.disk_bytes > room.free_bytes => WaitsFor::Disk {
+                needs: job.limits.disk_bytes,
+                free: room.free_bytes,
+                problem: format!(
+                    "its output may take {}, {} are free; free disk space, or lower limits.disk_mib",
+                    size(job.limits.disk_bytes),
+                    size(room.free_bytes)
+                ),
+            },
             Ok(()) => WaitsFor::Dispatch,
         })
     }
@@ -50,7 +67,13 @@ pub(crate) fn need(job: &Job) -> Capacity {
 }
 
 /// The job for everybody to see. `findings` and `newest` are its reports, oldest first.
-pub(super) fn job(job: &Job, findings: &[ReportLine], newest: &[ReportLine], waits_for: Option<WaitsFor>) -> JobView {
+pub(super) fn job(
+    job: &Job,
+    findings: &[ReportLine],
+    newest: &[ReportLine],
+    waits_for: Option<WaitsFor>,
+    resumed: Option<Resumed>,
+) -> JobView {
     let progress = progress(newest, job.spec.recipe().is_some());
     let mut view = JobView {
         id: job.id,
@@ -65,6 +88,7 @@ pub(super) fn job(job: &Job, findings: &[ReportLine], newest: &[ReportLine], wai
         priority: job.priority,
         attempt: job.attempt.0,
         max_attempts: job.limits.max_attempts,
+        resumed_from: resumed,
         seq: job.last_seq,
         submitted_ms: job.submitted_ms,
         started_ms: job.started_ms,
@@ -137,7 +161,7 @@ fn summary(job: &Job, view: &JobView) -> String {
                 format!("queued: needs {} of memory, {} are free", size(*needs), size(*free))
             }
             Some(WaitsFor::Retry { failure, .. }) => format!("queued to be tried again after: {failure}"),
-            Some(WaitsFor::Engine { problem }) => format!("queued: {problem}"),
+            Some(WaitsFor::Engine { problem } | WaitsFor::Disk { problem, .. }) => format!("queued: {problem}"),
         },
         JobState::Running { attempt } => match view.progress.as_ref().and_then(|progress| progress.metrics.as_ref()) {
             Some(metrics) if metrics.step < metrics.total_steps => format!(
@@ -153,7 +177,10 @@ fn summary(job: &Job, view: &JobView) -> String {
                     format!("attempt {attempt} is at stage {stage}, {} of {}", part.done, part.total)
                 }
                 Some((Some(stage), None)) => format!("attempt {attempt} is at stage {stage}"),
-                Some((None, _)) | None => format!("attempt {attempt} is starting"),
+                Some((None, _)) | None => match &view.resumed_from {
+                    Some(from) => format!("attempt {attempt} is starting from step {}", from.step),
+                    None => format!("attempt {attempt} is starting"),
+                },
             },
         },
         JobState::Stopping { attempt } => format!("attempt {attempt} was asked to stop"),

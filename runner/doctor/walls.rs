@@ -105,6 +105,7 @@ mod tests {
             incarnation: "1".into(),
             cpus: 1,
             memory_bytes: 1 << 30,
+            folder: None,
             image: Ok("sha256:abc".into()),
             runtime: Ok("runsc".into()),
             isolation: Isolation { seccomp: true, cgroup: "2".into(), ..isolation },

@@ -15,6 +15,7 @@ use tokio_util::io::ReaderStream;
 use super::Gateway;
 use super::body::Named;
 use super::error::Refusal;
+use super::words;
 
 /// Bytes that are read at a time.
 const CHUNK: usize = 64 * 1024;
@@ -29,7 +30,7 @@ pub(super) async fn artifact(
     Named(id): Named,
     Path(Wanted { path }): Path<Wanted>,
 ) -> Result<Response, Refusal> {
-    gateway.desk.store.job(id).await?;
+    let job = gateway.desk.store.job(id).await?;
     let listed = gateway.desk.store.artifacts(id).await?.into_iter().find(|artifact| artifact.path == path);
     let Some(listed) = listed else {
         return Err(Refusal::new(
@@ -39,6 +40,12 @@ pub(super) async fn artifact(
         )
         .hint(format!("GET /v1/jobs/{id}/artifacts lists what there is")));
     };
+    if let Some(at_ms) = job.artifacts_removed_ms {
+        let message = format!("artifact `{path}` of job `{id}` was removed on {}", words::day(at_ms));
+        return Err(Refusal::new(StatusCode::GONE, "artifact_removed", message).hint(
+            "submit the job again; [retention] of the gateway's configuration says how long artifacts are kept",
+        ));
+    }
     let artifacts = gateway.desk.artifacts.clone();
     let opened = tokio::task::spawn_blocking(move || artifacts.open_for_reading(id, &path)).await;
     let opened = opened.map_err(|error| Refusal::internal(&error))?.map_err(|error| Refusal::internal(&error))?;

@@ -15,6 +15,7 @@ use crate::hub::HubError;
 use crate::models::ModelError;
 use crate::plan::PlanError;
 use crate::preview::PreviewError;
+use crate::retention::RetentionError;
 use crate::sandbox::SandboxError;
 use crate::store::StoreError;
 
@@ -88,6 +89,8 @@ impl From<DeskError> for Refusal {
             DeskError::Store(error) => error.into(),
             DeskError::Sandbox(error) => error.into(),
             DeskError::Preview(error) => error.into(),
+            DeskError::Retention(RetentionError::Store(error)) => error.into(),
+            DeskError::Retention(error) => Self::internal(&error),
         }
     }
 }

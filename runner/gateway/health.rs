@@ -55,13 +55,15 @@ pub(super) struct Readiness {
     ready: bool,
     database: String,
     engine: String,
+    disk: String,
 }
 
 pub(super) async fn ready(State(gateway): State<Arc<Gateway>>) -> Response {
     let database = gateway.desk.store.ping().await;
     let engine = gateway.desk.engine.ready();
+    let room = gateway.desk.disk.now();
     let readiness = Readiness {
-        ready: database.is_ok() && engine.is_ok(),
+        ready: database.is_ok() && engine.is_ok() && room.shortage.is_none(),
         database: match database {
             Ok(()) => "answers".into(),
             Err(error) => Refusal::from(error).body.message,
@@ -69,6 +71,10 @@ pub(super) async fn ready(State(gateway): State<Arc<Gateway>>) -> Response {
         engine: match engine {
             Ok((info, image)) => format!("{} answers and has the worker image {image}", info.engine),
             Err(error) => error.to_string(),
+        },
+        disk: match room.shortage {
+            None => format!("{} free", crate::blobs::size(room.free_bytes)),
+            Some(shortage) => shortage.to_string(),
         },
     };
     let status = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
@@ -90,6 +96,12 @@ pub(super) async fn metrics(State(gateway): State<Arc<Gateway>>) -> Result<Respo
     page.value("{part=\"free\"}", host.memory_bytes_free);
     page.family("drydock_engine_up", "gauge", "Whether the container engine answers and has the worker image.");
     page.value("", u64::from(host.problems.is_empty()));
+    page.family("drydock_disk_free_bytes", "gauge", "Room on the state folder's disk.");
+    page.value("", gateway.desk.disk.now().free_bytes);
+    let (busy, open) = gateway.desk.store.connections();
+    page.family("drydock_database_connections", "gauge", "Connections to the database.");
+    page.value("{state=\"busy\"}", busy);
+    page.value("{state=\"open\"}", open);
     page.family("drydock_watchers", "gauge", "Clients that follow a job's events.");
     page.value("", gateway.traffic.watchers.load(Ordering::Relaxed));
     page.family("drydock_http_requests_total", "counter", "Requests answered, by class of status.");

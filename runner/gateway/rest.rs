@@ -13,10 +13,10 @@ use super::Gateway;
 use super::body::{Asked, Body, Named, job_id};
 use super::error::Refusal;
 use crate::api::{
-    AddModel, ArtifactList, DatasetList, HostView, JobList, JobView, LoadDataset, LoadedDataset, Logs, MetricsView,
-    ModelList, ModelView, Submission,
+    AddModel, ArtifactList, DatasetList, GcReport, GcRequest, HostView, JobList, JobView, LoadDataset, LoadedDataset,
+    Logs, MetricsView, ModelList, ModelView, Submission,
 };
-use crate::desk::Answer;
+use crate::desk::{Answer, DeskError};
 use crate::store::Filter;
 
 /// Lines of a log, or metrics, that one answer may hold.
@@ -192,6 +192,15 @@ pub(super) async fn remove_dataset(State(gateway): Shared, Path(name): Path<Stri
     }
     Err(Refusal::new(StatusCode::NOT_FOUND, "unknown_dataset", format!("no dataset `{name}`"))
         .hint("GET /v1/datasets lists the datasets there are"))
+}
+
+pub(super) async fn gc(
+    State(gateway): Shared,
+    Body(GcRequest { dry_run }): Body<GcRequest>,
+) -> Granted<Json<GcReport>> {
+    let retention = gateway.desk.retention.clone();
+    let report = gateway.undisturbed(async move { retention.gc_once(dry_run).await.map_err(DeskError::from) });
+    Ok(Json(report.await?))
 }
 
 pub(super) async fn host(State(gateway): Shared) -> Granted<Json<HostView>> {

@@ -13,8 +13,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use super::error::Refusal;
 use super::{Gateway, downloads, follow, health, openapi, rest, uploads};
 use crate::api::{
-    AddModel, ArtifactList, DatasetList, HostView, JobList, JobView, LoadDataset, LoadedDataset, Logs, MetricsView,
-    ModelList, ModelView, PlanView, Submission, SubmittedView,
+    AddModel, ArtifactList, DatasetList, ErrorView, GcReport, GcRequest, HostView, JobList, JobView, LoadDataset,
+    LoadedDataset, Logs, MetricsView, ModelList, ModelView, PlanView, Submission, SubmittedView,
 };
 
 /// Makes a schema when the document is written.
@@ -219,7 +219,8 @@ fn jobs() -> Vec<Route> {
         Route::get("/v1/jobs/{id}/artifacts/{*path}", "get_artifact", "Download an artifact.", downloads::artifact)
             .job()
             .path("path", "The artifact's path, as listed.")
-            .says(200, "The file.", "application/octet-stream"),
+            .says(200, "The file.", "application/octet-stream")
+            .answers::<ErrorView>(410, "It was removed, as the configuration says; the job's account stays."),
     ]
 }
 
@@ -257,6 +258,9 @@ fn house() -> Vec<Route> {
     vec![
         Route::get("/v1/host", "get_host", "The host, its engine, and what is wrong with them.", rest::host)
             .answers::<HostView>(200, "The host."),
+        Route::post("/v1/gc", "collect_garbage", "Remove what has had its time, or say what that is.", rest::gc)
+            .reads::<GcRequest>()
+            .answers::<GcReport>(200, "What was removed, or would be."),
         Route::get("/v1/openapi.json", "get_openapi", "This document.", openapi::serve).says(
             200,
             "OpenAPI 3.1.",

@@ -45,6 +45,9 @@ pub(super) fn job(job: &JobView) -> String {
         Some(failure) => lines.push(fenced("why it failed", &told(failure))),
         None => lines.push(cut(&job.summary, 500)),
     }
+    if let Some(from) = &job.resumed_from {
+        lines.push(format!("attempt {} went on from step {} of attempt {}", job.attempt, from.step, from.attempt));
+    }
     for evaluation in &job.evaluations {
         lines.push(format!(
             "held-out loss {}: {:.4} (perplexity {:.2})",
@@ -318,8 +321,18 @@ pub(super) fn artifacts(id: JobId, list: &ArtifactList) -> String {
         .collect();
     let mut lines = vec![fenced(&format!("files of job {id}"), &entries.join("\n"))];
     lines.extend(left_out(list.artifacts.len(), &format!("/v1/jobs/{id}/artifacts")));
+    lines.extend(
+        list.removed_ms.map(|at_ms| format!("their files were removed on {}; submit the job again", day(at_ms))),
+    );
     lines.extend(list.folder.as_ref().map(|folder| format!("on the gateway's host: {folder}")));
     lines.join("\n")
+}
+
+/// A day for people, such as `2026-11-20`.
+pub(super) fn day(at_ms: i64) -> String {
+    let since = std::time::Duration::from_millis(u64::try_from(at_ms).unwrap_or(0));
+    let text = humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + since).to_string();
+    text.split('T').next().unwrap_or_default().to_owned()
 }
 
 fn left_out(entries: usize, path: &str) -> Option<String> {
@@ -372,7 +385,7 @@ mod tests {
             trace_id: trace_id.clone(),
             entry: EntryView::Event(JobEvent::CancelRequested),
         };
-        Logs { lines: (1..=count).map(line).collect(), last_words: None, next_after: count }
+        Logs { lines: (1..=count).map(line).collect(), last_words: None, next_after: count, removed_ms: None }
     }
 
     #[test]

@@ -266,6 +266,10 @@ impl Models {
     }
 
     async fn left_by(&self, job: &Job) -> Result<Vec<Output>, ModelError> {
+        if job.artifacts_removed_ms.is_some() {
+            let problem = format!("what job {} left was removed, as [retention] of the configuration says", job.id);
+            return Err(unusable(&format!("{PREFIX}{}", job.id), problem, "submit that job again"));
+        }
         Ok(outputs::among(&self.store.artifacts(job.id).await?))
     }
 

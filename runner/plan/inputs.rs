@@ -62,14 +62,39 @@ pub struct DatasetInput {
 }
 
 impl ResolvedInputs {
+    /// The models that the job reads.
+    fn models(&self) -> impl Iterator<Item = &ModelInput> {
+        self.model.iter().chain(&self.compared).chain(&self.tokenizer)
+    }
+
+    /// Where its models and adapters are.
+    fn sources(&self) -> impl Iterator<Item = &ModelSource> {
+        self.models().flat_map(|model| {
+            std::iter::once(&model.source).chain(model.adapter.as_ref().map(|adapter| &adapter.source))
+        })
+    }
+
+    /// What the caller called its models and adapters.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.models().flat_map(|model| {
+            std::iter::once(model.name.as_str()).chain(model.adapter.as_ref().map(|adapter| adapter.name.as_str()))
+        })
+    }
+
+    /// The digests of what it reads out of the store.
+    pub fn digests(&self) -> impl Iterator<Item = String> {
+        let models = self.sources().filter_map(|source| match source {
+            ModelSource::Stored { digest } => Some(digest.clone()),
+            ModelSource::Hub { .. } | ModelSource::Awaited { .. } => None,
+        });
+        models.chain(self.dataset.iter().chain(&self.eval_dataset).map(|dataset| dataset.digest.clone()))
+    }
+
     /// The jobs that must have succeeded before this one can start, each once.
     #[must_use]
     pub fn awaited(&self) -> Vec<JobId> {
-        let models = self.model.iter().chain(&self.compared).chain(&self.tokenizer);
-        let sources = models.flat_map(|model| {
-            std::iter::once(&model.source).chain(model.adapter.as_ref().map(|adapter| &adapter.source))
-        });
-        let mut jobs: Vec<_> = sources
+        let mut jobs: Vec<_> = self
+            .sources()
             .filter_map(|source| match source {
                 ModelSource::Awaited { job } => Some(*job),
                 ModelSource::Stored { .. } | ModelSource::Hub { .. } => None,

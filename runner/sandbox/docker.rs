@@ -190,6 +190,7 @@ impl Sandbox for DockerSandbox {
             incarnation: self.incarnation(system.id.as_deref().unwrap_or_default()).await?,
             cpus: cpus(&system),
             memory_bytes: system.mem_total.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0),
+            folder: system.docker_root_dir.as_ref().map(PathBuf::from),
             image,
             isolation: isolation::isolation(&system, runtime.as_deref().ok())?,
             runtime,

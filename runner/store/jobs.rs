@@ -11,6 +11,9 @@ use super::rows::{attempt, job_id, json, signed, state, state_columns, to_json};
 use super::{Store, StoreError};
 use crate::plan::ResolvedInputs;
 
+/// No retry waits for longer than this, in milliseconds.
+pub const LONGEST_WAIT_MS: i64 = 300_000;
+
 /// A job to be.
 #[derive(Debug, Clone)]
 pub struct NewJob {
@@ -46,9 +49,22 @@ pub struct Job {
     pub submitted_ms: i64,
     pub started_ms: Option<i64>,
     pub ended_ms: Option<i64>,
+    /// When its artifacts were removed, though the job's account stays.
+    pub artifacts_removed_ms: Option<i64>,
+    /// When what it said on its way was removed.
+    pub reports_removed_ms: Option<i64>,
 }
 
 impl Job {
+    /// How long a queued job still has to wait before it may be tried again, in milliseconds; at most [`LONGEST_WAIT_MS`].
+    #[must_use]
+    pub fn waits_ms(&self, now_ms: i64) -> i64 {
+        match self.not_before_ms - now_ms {
+            wait if wait > LONGEST_WAIT_MS => 0,
+            wait => wait.max(0),
+        }
+    }
+
     /// The last attempt that the job may take.
     #[must_use]
     pub fn last_attempt(&self) -> Attempt {
@@ -84,7 +100,7 @@ pub struct Page {
 }
 
 pub(super) const COLUMNS: &str = "id, owner, trace_id, spec, inputs, limits, priority, state, attempt, failure, \
-     last_seq, not_before_ms, submitted_ms, started_ms, ended_ms";
+     last_seq, not_before_ms, submitted_ms, started_ms, ended_ms, artifacts_removed_ms, reports_removed_ms";
 
 pub(super) fn job(row: &SqliteRow) -> Result<Job, StoreError> {
     let number: i64 = row.try_get("attempt")?;
@@ -107,6 +123,8 @@ pub(super) fn job(row: &SqliteRow) -> Result<Job, StoreError> {
         submitted_ms: row.try_get("submitted_ms")?,
         started_ms: row.try_get("started_ms")?,
         ended_ms: row.try_get("ended_ms")?,
+        artifacts_removed_ms: row.try_get("artifacts_removed_ms")?,
+        reports_removed_ms: row.try_get("reports_removed_ms")?,
     })
 }
 
@@ -138,7 +156,7 @@ impl Store {
                                priority, position, state, attempt, last_seq, not_before_ms, idempotency_key,
                                request_digest, submitted_ms)
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10,
-                     $11, (SELECT COALESCE(MAX(position), 0) + 1 FROM jobs), 'queued', 1, 1, $12, $13, $14, $12)",
+                     $11, (SELECT COALESCE(MAX(position), 0) + 1 FROM jobs), 'queued', 1, 1, 0, $13, $14, $12)",
         )
         .bind(new.id.to_string())
         .bind(&new.owner.0)
@@ -213,17 +231,20 @@ impl Store {
         Ok(Page { jobs, more })
     }
 
-    /// The first `limit` jobs in line: by priority, then in order of submission. Left out are retries that still wait,
-    /// and jobs that wait for others.
+    /// The first `limit` jobs in line: by priority, then in order of submission, in which a job that is tried again keeps
+    /// its place. Left out are retries that still wait, and jobs that wait for others. A retry that would wait for
+    /// longer than any has to was written down before the host's clock was set back, and waits no more.
     pub async fn queue(&self, limit: u32) -> Result<Vec<Job>, StoreError> {
         let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
             "-- store::jobs::queue
-             SELECT {COLUMNS} FROM jobs WHERE state = 'queued' AND not_before_ms <= $1 AND {}
+             SELECT {COLUMNS} FROM jobs
+             WHERE state = 'queued' AND (not_before_ms <= $1 OR not_before_ms > $1 + $3) AND {}
              ORDER BY priority DESC, position LIMIT $2",
             waits_for_no_job!()
         )))
         .bind(self.clock.now_ms())
         .bind(i64::from(limit))
+        .bind(LONGEST_WAIT_MS)
         .fetch_all(&self.pool)
         .await?;
         rows.iter().map(job).collect()
@@ -234,12 +255,13 @@ impl Store {
         let count: i64 = sqlx::query_scalar(concat!(
             "-- store::jobs::ahead_of
              SELECT COUNT(*) FROM jobs, (SELECT priority AS p, position AS n FROM jobs WHERE id = $1)
-             WHERE state = 'queued' AND not_before_ms <= $2 AND (priority > p OR (priority = p AND position < n))
-                   AND ",
+             WHERE state = 'queued' AND (not_before_ms <= $2 OR not_before_ms > $2 + $3)
+                   AND (priority > p OR (priority = p AND position < n)) AND ",
             waits_for_no_job!()
         ))
         .bind(job.id.to_string())
         .bind(self.clock.now_ms())
+        .bind(LONGEST_WAIT_MS)
         .fetch_one(&self.pool)
         .await?;
         super::rows::unsigned(count)

@@ -50,6 +50,12 @@ pub struct AttemptRow {
     pub last_report_ms: Option<i64>,
     /// When and why we asked the container to end.
     pub terminated: Option<(i64, Termination)>,
+    /// Processes that died while they spoke for the attempt, one after the other and without a report in between.
+    pub orphaned: u32,
+    /// What `launched` and `terminated` are as steady times, and since which boot these count.
+    pub boot: Option<String>,
+    pub launched_steady_ms: Option<i64>,
+    pub terminated_steady_ms: Option<i64>,
 }
 
 /// A process that speaks for attempts.
@@ -64,7 +70,7 @@ pub struct Holder {
 /// The right to speak for an attempt. [`Lease::finish`] consumes it.
 #[derive(Debug)]
 pub struct Lease {
-    store: Store,
+    pub(super) store: Store,
     token: String,
     job: Job,
     row: AttemptRow,
@@ -110,29 +116,47 @@ impl Store {
         Ok(Some(Lease { store: self.clone(), token, job, row }))
     }
 
-    /// Takes over an attempt whose lease has run out, or whose holder is another process: the state folder is locked,
-    /// so no other process can be alive. Whoever spoke for the attempt before has lost the right.
-    pub async fn take_over(&self, holder: &Holder) -> Result<Option<Lease>, StoreError> {
-        let mut tx = self.write().await?;
+    /// The attempts that nobody speaks for, oldest first: those whose lease has run out, and those whose holder is
+    /// another process, as the state folder is locked and no other process can be alive. A lease that runs for longer
+    /// than any is given for was given before the host's clock was set back, and counts as run out.
+    pub async fn abandoned(&self, holder: &Holder) -> Result<Vec<(JobId, Attempt)>, StoreError> {
         let now = self.clock.now_ms();
+        let rows = sqlx::query(
+            "-- store::lease::abandoned
+             SELECT job_id, attempt FROM attempts
+             WHERE ended_ms IS NULL AND (holder <> $1 OR lease_until_ms < $2 OR lease_until_ms > $3)
+             ORDER BY claimed_ms",
+        )
+        .bind(&holder.name)
+        .bind(now)
+        .bind(now + holder.lease_ms)
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter().map(|row| Ok((job_id(row.try_get("job_id")?)?, attempt(row.try_get("attempt")?)?))).collect()
+    }
+
+    /// Takes an attempt over that is under way. Whoever spoke for it before has lost the right.
+    pub async fn take_over(&self, id: JobId, number: Attempt, holder: &Holder) -> Result<Option<Lease>, StoreError> {
+        let mut tx = self.write().await?;
         let token = fresh_token();
-        let found = sqlx::query(
+        let taken = sqlx::query(
             "-- store::lease::take_over
-             UPDATE attempts SET holder = $1, token = $2, lease_until_ms = $3
-             WHERE (job_id, attempt) = (SELECT job_id, attempt FROM attempts
-                                        WHERE ended_ms IS NULL AND (holder <> $1 OR lease_until_ms < $4)
-                                        ORDER BY claimed_ms LIMIT 1)
-             RETURNING job_id, attempt",
+             UPDATE attempts
+             SET holder = $1, token = $2, lease_until_ms = $3,
+                 orphaned = orphaned + CASE WHEN holder IN ($1, '') THEN 0 ELSE 1 END
+             WHERE job_id = $4 AND attempt = $5 AND ended_ms IS NULL",
         )
         .bind(&holder.name)
         .bind(&token)
-        .bind(now + holder.lease_ms)
-        .bind(now)
-        .fetch_optional(&mut *tx)
-        .await?;
-        let Some(found) = found else { return Ok(None) };
-        let id = job_id(found.try_get("job_id")?)?;
-        let number = attempt(found.try_get("attempt")?)?;
+        .bind(self.clock.now_ms() + holder.lease_ms)
+        .bind(id.to_string())
+        .bind(i64::from(number.0))
+        .execute(&mut *tx)
+        .await?
+        .rows_affected();
+        if taken != 1 {
+            return Ok(None);
+        }
         let job = read(&mut tx, id).await?;
         let row = attempt_row(&mut tx, id, number).await?;
         tx.commit().await?;
@@ -144,7 +168,7 @@ impl Store {
         let rows = sqlx::query(
             "-- store::lease::attempts_under_way
              SELECT job_id, attempt, fence, claimed_ms, launched_ms, incarnation, report_offset, last_report_ms,
-                    terminated_ms, termination
+                    terminated_ms, termination, orphaned, boot, launched_steady_ms, terminated_steady_ms
              FROM attempts WHERE ended_ms IS NULL",
         )
         .fetch_all(&self.pool)
@@ -213,16 +237,29 @@ impl Lease {
         self.still_ours(statement.bind(self.store.clock.now_ms() + lease_ms).execute(&self.store.pool).await?)
     }
 
+    /// Lets go of the attempt in good order, for the next process to take up.
+    pub async fn leave(self) -> Result<(), StoreError> {
+        let statement = self.statement(
+            "-- store::lease::leave
+             UPDATE attempts SET holder = ''
+             WHERE job_id = $1 AND attempt = $2 AND token = $3 AND ended_ms IS NULL",
+        );
+        self.still_ours(statement.execute(&self.store.pool).await?)
+    }
+
     /// Writes down that a container is about to be created, before it is.
     pub async fn launching(&mut self, incarnation: &str) -> Result<(), StoreError> {
         let now = self.store.clock.now_ms();
         let statement = self.statement(
             "-- store::lease::launching
-             UPDATE attempts SET launched_ms = $4, incarnation = $5
+             UPDATE attempts SET launched_ms = $4, incarnation = $5, boot = $6, launched_steady_ms = $7
              WHERE job_id = $1 AND attempt = $2 AND token = $3 AND ended_ms IS NULL",
         );
-        self.still_ours(statement.bind(now).bind(incarnation).execute(&self.store.pool).await?)?;
+        let (boot, steady) = (self.store.clock.boot().map(str::to_owned), self.store.clock.steady_ms());
+        let statement = statement.bind(now).bind(incarnation).bind(boot.clone()).bind(steady);
+        self.still_ours(statement.execute(&self.store.pool).await?)?;
         self.row.launched_ms = Some(now);
+        (self.row.boot, self.row.launched_steady_ms) = (boot, Some(steady));
         self.row.incarnation = Some(incarnation.to_owned());
         Ok(())
     }
@@ -235,11 +272,14 @@ impl Lease {
         let now = self.store.clock.now_ms();
         let statement = self.statement(
             "-- store::lease::terminating
-             UPDATE attempts SET terminated_ms = $4, termination = $5
+             UPDATE attempts SET terminated_ms = $4, termination = $5, terminated_steady_ms = $6
              WHERE job_id = $1 AND attempt = $2 AND token = $3 AND ended_ms IS NULL",
         );
-        self.still_ours(statement.bind(now).bind(to_json(&why)?).execute(&self.store.pool).await?)?;
+        let steady = self.store.clock.steady_ms();
+        let statement = statement.bind(now).bind(to_json(&why)?).bind(steady);
+        self.still_ours(statement.execute(&self.store.pool).await?)?;
         self.row.terminated = Some((now, why));
+        self.row.terminated_steady_ms = Some(steady);
         Ok(())
     }
 
@@ -254,7 +294,7 @@ impl Lease {
         let last_report = if batch.lines.is_empty() { self.row.last_report_ms } else { Some(now) };
         let statement = self.statement(
             "-- store::lease::record
-             UPDATE attempts SET report_offset = $4, last_report_ms = $5
+             UPDATE attempts SET report_offset = $4, last_report_ms = $5, orphaned = 0
              WHERE job_id = $1 AND attempt = $2 AND token = $3 AND report_offset = $6 AND ended_ms IS NULL",
         );
         let statement = statement.bind(signed(batch.end_offset)).bind(last_report).bind(signed(self.row.report_offset));
@@ -371,11 +411,11 @@ impl Lease {
     }
 
     /// A statement whose first three parameters are what makes the attempt ours: job, attempt and token.
-    fn statement(&self, sql: &'static str) -> Query<'_, Sqlite, SqliteArguments> {
+    pub(super) fn statement(&self, sql: &'static str) -> Query<'_, Sqlite, SqliteArguments> {
         sqlx::query(sql).bind(self.job.id.to_string()).bind(i64::from(self.row.attempt.0)).bind(&self.token)
     }
 
-    fn still_ours(&self, done: SqliteQueryResult) -> Result<(), StoreError> {
+    pub(super) fn still_ours(&self, done: SqliteQueryResult) -> Result<(), StoreError> {
         if done.rows_affected() == 1 {
             Ok(())
         } else {
@@ -404,7 +444,7 @@ async fn attempt_row(tx: &mut Transaction<'_, Sqlite>, id: JobId, number: Attemp
     let row = sqlx::query(
         "-- store::lease::attempt_row
          SELECT job_id, attempt, fence, claimed_ms, launched_ms, incarnation, report_offset, last_report_ms,
-                terminated_ms, termination
+                terminated_ms, termination, orphaned, boot, launched_steady_ms, terminated_steady_ms
          FROM attempts WHERE job_id = $1 AND attempt = $2",
     )
     .bind(id.to_string())
@@ -430,5 +470,9 @@ fn from_row(row: &SqliteRow) -> Result<AttemptRow, StoreError> {
             (Some(at), Some(why)) => Some((at, json(&why)?)),
             _ => None,
         },
+        orphaned: u32::try_from(row.try_get::<i64, _>("orphaned")?).unwrap_or(u32::MAX),
+        boot: row.try_get("boot")?,
+        launched_steady_ms: row.try_get("launched_steady_ms")?,
+        terminated_steady_ms: row.try_get("terminated_steady_ms")?,
     })
 }

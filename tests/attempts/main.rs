@@ -6,6 +6,9 @@
 mod harness;
 mod hostile;
 mod kinds;
+mod resume;
+mod retention;
+mod room;
 #[path = "../support/tiny.rs"]
 mod tiny;
 

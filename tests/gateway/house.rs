@@ -29,6 +29,7 @@ impl Sandbox for Idle {
             incarnation: "a".into(),
             cpus: 4,
             memory_bytes: 8 << 30,
+            folder: None,
             image: Ok("sha256:0".into()),
             runtime: Ok("idle".into()),
             isolation: Isolation::default(),
@@ -98,6 +99,8 @@ pub(crate) async fn whole(config: Config) -> drydock::house::House {
 pub(crate) async fn open_with(change: impl FnOnce(&mut Config)) -> House {
     let folder = tempfile::tempdir().unwrap();
     let mut config = Config { state_dir: folder.path().to_owned(), ..Config::default() };
+    // Where a test runs there may be little room.
+    config.disk.min_free_state = bytesize::ByteSize(0);
     change(&mut config);
     let whole = whole(config).await;
     let desk = whole.desk.clone();

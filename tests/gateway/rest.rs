@@ -191,6 +191,15 @@ async fn an_artifact_is_downloaded_as_listed_and_nothing_else_is() {
         assert_eq!(refused.0, 500, "{path}");
         assert!(!refused.1.to_string().contains(house.config.state_dir.to_str().unwrap()), "{}", refused.1);
     }
+
+    let (status, planned) = answer(house.ask(Method::POST, "/v1/gc").json(&json!({"dry_run": true}))).await;
+    assert_eq!((status.as_u16(), &planned["taken"]), (200, &json!([])), "by default artifacts are kept");
+    house.store.remove_artifacts(id).await.unwrap();
+    let gone = house.get(&path).await;
+    assert_eq!(code(&gone), (410, "artifact_removed"));
+    assert!(gone.1["error"]["message"].as_str().unwrap().contains("was removed on 20"), "{}", gone.1);
+    let (_, list) = house.get(&format!("/v1/jobs/{id}/artifacts")).await;
+    assert!(list["removed_ms"].is_i64() && list["artifacts"][0]["sha256"] == "00", "{list}");
 }
 
 #[tokio::test]
@@ -230,6 +239,7 @@ async fn health_is_told_in_words_and_numbers() {
     let (status, ready) = house.get("/readyz").await;
     assert_eq!((status.as_u16(), &ready["ready"]), (200, &json!(true)), "{ready}");
     assert_eq!(ready["engine"], "idle 1 answers and has the worker image sha256:0");
+    assert!(ready["disk"].as_str().unwrap().ends_with(" free"), "{ready}");
     let (_, page) = house.get("/metrics").await;
     let page = page.as_str().unwrap();
     for line in ["drydock_jobs{state=\"queued\"} 1", "drydock_cpu_millis{part=\"free\"} 4000", "drydock_watchers 0"] {
@@ -241,6 +251,18 @@ async fn health_is_told_in_words_and_numbers() {
     let broken = house.get("/v1/jobs").await;
     assert_eq!(code(&broken), (500, "internal"));
     assert!(!broken.1.to_string().contains("pool"), "{}", broken.1);
+}
+
+#[tokio::test]
+async fn a_gateway_without_room_is_not_ready_and_says_why() {
+    let house = open_with(|config| config.disk.min_free_state = bytesize::ByteSize(u64::MAX / 2)).await;
+    let (status, ready) = house.get("/readyz").await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(ready["disk"].as_str().unwrap().contains("are kept free; free disk space"), "{ready}");
+    let id = house.queue().await.id;
+    let (_, job) = house.get(&format!("/v1/jobs/{id}")).await;
+    assert_eq!((&job["state"], &job["waits_for"]["reason"]), (&json!("queued"), &json!("disk")), "{job}");
+    assert!(job["summary"].as_str().unwrap().contains("disk.min_free_state"), "{job}");
 }
 
 #[tokio::test]

@@ -77,6 +77,8 @@ struct World {
     ignore_sigterm: bool,
     /// Containers ever started, by name: more than one start is a bug.
     starts: BTreeMap<ContainerName, u32>,
+    /// How containers stood when they were removed.
+    removed: BTreeMap<ContainerName, Status>,
 }
 
 /// The engine. Cloning shares it.
@@ -172,6 +174,19 @@ impl Scripted {
         self.world().starts.values().copied().collect()
     }
 
+    /// How the container stands, or stood when it was removed; nothing of one that is forgotten or was never there.
+    pub fn last_seen(&self, name: &ContainerName) -> Option<Status> {
+        let world = self.world();
+        let there = world.containers.get(name).map(|container| container.status.clone());
+        there.or_else(|| world.removed.get(name).cloned())
+    }
+
+    /// The fences of all containers, by name.
+    pub fn fences(&self) -> BTreeMap<ContainerName, String> {
+        let world = self.world();
+        world.containers.iter().map(|(name, container)| (name.clone(), container.launch.labels.fence.clone())).collect()
+    }
+
     /// The launch of the only container there is.
     pub fn launch(&self) -> Option<Launch> {
         self.world().containers.values().next().map(|container| container.launch.clone())
@@ -261,6 +276,7 @@ impl Sandbox for Scripted {
             incarnation: world.incarnation.to_string(),
             cpus: 4,
             memory_bytes: 16 << 30,
+            folder: None,
             image: Ok("sha256:scripted".into()),
             runtime: Ok("scripted".into()),
             isolation: Isolation::default(),
@@ -355,7 +371,9 @@ impl Sandbox for Scripted {
 
     async fn remove(&self, name: &ContainerName) -> Result<(), SandboxError> {
         self.change(|world| {
-            world.containers.remove(name);
+            if let Some(container) = world.containers.remove(name) {
+                world.removed.insert(name.clone(), container.status);
+            }
             Ok(())
         })
     }

@@ -33,11 +33,18 @@ impl World {
 
     /// The same on an engine that has been told what to do.
     pub async fn with(engine: Scripted) -> Self {
+        Self::with_config(engine, |_| ()).await
+    }
+
+    /// The same with another configuration.
+    pub async fn with_config(engine: Scripted, change: impl FnOnce(&mut Config)) -> Self {
         let folder = Folder::new();
         for input in ["models/aa", "datasets/bb"] {
             std::fs::create_dir_all(folder.state().join(input)).unwrap();
         }
-        let house = open(&folder.state(), &engine).await;
+        let mut config = config(&folder.state());
+        change(&mut config);
+        let house = open(config, &engine).await;
         house.start().await.unwrap();
         Self { engine, house, folder }
     }
@@ -45,8 +52,9 @@ impl World {
     /// The process ends, and another one opens the same state folder. Containers notice nothing.
     pub async fn restart(self) -> Self {
         let Self { engine, house, folder } = self;
+        let config = (*house.desk.config).clone();
         house.close().await;
-        let house = open(&folder.state(), &engine).await;
+        let house = open(config, &engine).await;
         house.start().await.unwrap();
         Self { engine, house, folder }
     }
@@ -159,11 +167,17 @@ pub fn limits() -> Limits {
     }
 }
 
-async fn open(state: &Path, engine: &Scripted) -> House {
+fn config(state: &Path) -> Config {
     let mut config = Config { state_dir: state.to_owned(), ..Config::default() };
     config.sandbox.output_cap = OutputCap::Watched;
     // The scripted engine's containers run as whoever runs the test.
     config.sandbox.uid = rustix::process::geteuid().as_raw();
     config.sandbox.gid = rustix::process::getegid().as_raw();
+    // Where a test runs there may be little room.
+    config.disk.min_free_state = bytesize::ByteSize(0);
+    config
+}
+
+async fn open(config: Config, engine: &Scripted) -> House {
     House::open(config, Some(Arc::new(engine.clone())), Clock::System).await.unwrap()
 }

@@ -45,6 +45,7 @@ fn engine(memory_bytes: u64) -> EngineWatch {
         incarnation: "1".into(),
         cpus: 4,
         memory_bytes,
+        folder: None,
         image,
         runtime: Ok("scripted".into()),
         isolation: Isolation::default(),

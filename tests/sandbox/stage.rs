@@ -74,6 +74,7 @@ impl Stage {
             adapter: Some(at(adapter)),
         };
         let inputs = InputFolders {
+            checkpoint: None,
             model: Some(model(contract::MODEL_PATH, contract::ADAPTER_PATH)),
             compared: vec![model("/in/compared/0/model", "/in/compared/0/adapter")],
             tokenizer: Some(at(contract::TOKENIZER_PATH)),

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use drydock_spec::contract::{
-    ADAPTER_PATH, COMPARED_PATH, DATASET_PATH, EVAL_DATASET_PATH, MODEL_PATH, TOKENIZER_PATH,
+    ADAPTER_PATH, CHECKPOINT_PATH, COMPARED_PATH, DATASET_PATH, EVAL_DATASET_PATH, MODEL_PATH, TOKENIZER_PATH,
 };
 use drydock_spec::{Inputs, ModelInput};
 
@@ -17,6 +17,8 @@ pub struct InputFolders {
     pub tokenizer: Option<PathBuf>,
     pub dataset: Option<PathBuf>,
     pub eval_dataset: Option<PathBuf>,
+    /// The checkpoint to go on from.
+    pub checkpoint: Option<PathBuf>,
 }
 
 /// A model's folder, and that of the adapter over it.
@@ -45,7 +47,7 @@ impl InputFolders {
             tokenizer: at(&self.tokenizer, TOKENIZER_PATH),
             dataset: at(&self.dataset, DATASET_PATH),
             eval_dataset: at(&self.eval_dataset, EVAL_DATASET_PATH),
-            checkpoint: None,
+            checkpoint: at(&self.checkpoint, CHECKPOINT_PATH),
         }
     }
 
@@ -57,9 +59,12 @@ impl InputFolders {
             let (path, adapter) = compared_paths(number);
             mounts.extend(model.mounts(&path, &adapter));
         }
-        for (folder, path) in
-            [(&self.tokenizer, TOKENIZER_PATH), (&self.dataset, DATASET_PATH), (&self.eval_dataset, EVAL_DATASET_PATH)]
-        {
+        for (folder, path) in [
+            (&self.tokenizer, TOKENIZER_PATH),
+            (&self.dataset, DATASET_PATH),
+            (&self.eval_dataset, EVAL_DATASET_PATH),
+            (&self.checkpoint, CHECKPOINT_PATH),
+        ] {
             mounts.extend(folder.iter().map(|folder| read_only(folder, path)));
         }
         mounts
