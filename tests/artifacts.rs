@@ -117,15 +117,17 @@ fn a_refused_collection_leaves_the_one_before_as_it_was() {
 }
 
 #[test]
-fn a_crash_in_the_middle_is_mended_by_collecting_again() {
+fn a_crash_in_the_middle_is_mended_by_collecting_again_and_sweeping() {
     let case = Case::new();
     write(case.out("a"), "abc").unwrap();
-    let unfinished = case.dir.path().join(format!("artifacts/{}.new", job()));
+    let unfinished = case.dir.path().join(format!("artifacts/{}.0123456789abcdef.new", job()));
     create_dir_all(unfinished.join("a")).unwrap();
     write(unfinished.join("b"), "half").unwrap();
     assert_eq!(case.collect().unwrap(), [artifact("a", 3, SHA256_OF_ABC)]);
-    assert!(!unfinished.exists());
     assert_eq!(case.kept("b"), None);
+    case.store.sweep_unfinished().unwrap();
+    assert!(!unfinished.exists());
+    assert_eq!(case.kept("a"), Some(b"abc".to_vec()));
 }
 
 #[test]

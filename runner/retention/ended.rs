@@ -11,6 +11,8 @@ use crate::config::RetentionConfig;
 use crate::plan::ResolvedInputs;
 use crate::store::Left;
 
+const DAY_SECS: u64 = 24 * 3600;
+
 /// What is kept at most; without a limit everything is.
 pub(super) struct Limits {
     age: Option<(Duration, &'static str)>,
@@ -41,7 +43,11 @@ impl Limits {
 
     /// Why something goes of which so much is newer; nothing if it stays.
     fn exceeded(&self, age: Duration, newer_jobs: u64, bytes_with_it: u64) -> Option<String> {
-        let time = |time: Duration| humantime::format_duration(Duration::from_secs(time.as_secs())).to_string();
+        // Whole days where there are any: nobody sets a policy in months of 30.44 days.
+        let time = |time: Duration| match time.as_secs() / DAY_SECS {
+            0 => humantime::format_duration(Duration::from_secs(time.as_secs())).to_string(),
+            days => format!("{days}days"),
+        };
         if let Some((most, key)) = self.age.filter(|(most, _)| age > *most) {
             return Some(format!("the job ended {} ago, {key} is {}", time(age), time(most)));
         }
