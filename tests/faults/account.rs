@@ -143,7 +143,8 @@ fn check_reports(order: &Order, lines: &[Value], attempts: usize, patient: bool,
                 Ending::Leave | Ending::Crash | Ending::Eat => (true, "progress"),
                 Ending::Cancel => (false, "stopped"),
             };
-            let killed = order.ending == Ending::Cancel && !patient;
+            // In a later attempt the probe does not dawdle, and may be done before it is asked to stop.
+            let killed = order.ending == Ending::Cancel && (!patient || attempts > 1);
             assert!(last == ends_with || killed, "{last} instead of {ends_with}: {told}");
             assert!(!whole || steps.len() == order.reports as usize, "{told}");
         }

@@ -48,6 +48,14 @@ impl Outage {
     }
 }
 
+impl Outage {
+    /// Reports after which the workers end, one every 100 ms. An engine takes seconds to start another containerd, and
+    /// says of containers that ended meanwhile that they run: until their silence is noticed.
+    fn outlived_by(self) -> u32 {
+        if self == Self::ContainerdKilled { 300 } else { 80 }
+    }
+}
+
 /// An outage in the middle of jobs, and how many attempts these take in all.
 struct Trial {
     outage: Outage,
@@ -98,7 +106,8 @@ async fn survive(trial: &'static Trial) -> Sum {
     let host = engine.host();
     let yard = Yard::on(Some(host.clone()), true).await;
     let mut gateway = yard.gateway().await;
-    let mut orders = [Ending::Finish, Ending::Fail, Ending::Leave].map(|ending| Order::new(ending, 80, 100));
+    let reports = trial.outage.outlived_by();
+    let mut orders = [Ending::Finish, Ending::Fail, Ending::Leave].map(|ending| Order::new(ending, reports, 100));
     for order in &mut orders {
         order.submit(&gateway).await.unwrap();
     }
