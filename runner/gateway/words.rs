@@ -354,7 +354,7 @@ mod tests {
             trace_id: trace_id.clone(),
             entry: EntryView::Event(JobEvent::CancelRequested),
         };
-        Logs { lines: (1..=count).map(line).collect(), last_words: None, next_after: count }
+        Logs { lines: (1..=count).map(line).collect(), last_words: None, next_after: count, removed_ms: None }
     }
 
     #[test]
