@@ -74,6 +74,8 @@ struct World {
     lose_replies: u32,
     containers: BTreeMap<ContainerName, Container>,
     scripts: VecDeque<Vec<Step>>,
+    /// What containers do for which there is no script.
+    usual: Option<Vec<Step>>,
     ignore_sigterm: bool,
     /// Containers ever started, by name: more than one start is a bug.
     starts: BTreeMap<ContainerName, u32>,
@@ -100,6 +102,11 @@ impl Scripted {
     /// The next container that is created follows this script; without one it succeeds.
     pub fn script(&self, steps: Vec<Step>) {
         self.world().scripts.push_back(steps);
+    }
+
+    /// Containers without a script follow this one instead of [`success`].
+    pub fn usually(&self, steps: Vec<Step>) {
+        self.world().usual = Some(steps);
     }
 
     /// Whether containers created from now on ignore SIGTERM.
@@ -288,11 +295,12 @@ impl Sandbox for Scripted {
             if world.containers.contains_key(&launch.name) {
                 return Err(SandboxError::NameTaken(launch.name.clone()));
             }
+            let steps = world.scripts.pop_front().or_else(|| world.usual.clone());
             let container = Container {
                 launch: launch.clone(),
                 status: Status::Created { error: None },
                 created_ms: 0,
-                steps: world.scripts.pop_front().unwrap_or_else(success).into(),
+                steps: steps.unwrap_or_else(success).into(),
                 starts: 0,
                 ignores_sigterm: world.ignore_sigterm,
                 looks_until_oom: None,

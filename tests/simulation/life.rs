@@ -97,6 +97,7 @@ impl World {
             cancelled: Vec::new(),
             forgotten: false,
         };
+        world.engine.usually(Story::Success.steps());
         world.begin_life();
         world
     }

@@ -18,12 +18,13 @@ use crate::rules;
 struct Disks(Vec<PathBuf>);
 
 impl Disks {
-    /// `None`, and says so, where this process may not mount.
+    /// Whether this process may mount; says so if not.
     fn may_be_made() -> bool {
         let folder = tempfile::tempdir().unwrap();
         let made = Self(Vec::new()).make(folder.path(), 1 << 20);
         if made.is_none() {
-            println!("skipped: only root can make file systems of its own");
+            let name = std::thread::current().name().unwrap_or_default().to_owned();
+            let _ = writeln!(std::io::stderr(), "skipped: {name}: only root can make file systems of its own");
         }
         made.is_some()
     }
