@@ -14,6 +14,8 @@ use std::fmt::Display;
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use drydock_spec::contract::EXIT_FAILED;
 use drydock_spec::{Failure, FailureKind};
@@ -65,8 +67,17 @@ pub fn set_last_words(say: impl Fn(Failure) + Send + Sync + 'static) {
     let _ = LAST_WORDS.set(Box::new(say));
 }
 
+static ENDING: AtomicBool = AtomicBool::new(false);
+
 /// Ends the process because of what a call took.
 fn end(ration: Ration, took: impl Display) -> ! {
+    // Rows are rendered by several threads, and what one of them takes, the next will take as well. The first speaks
+    // for all; a second one that left at once would cut its words off.
+    if ENDING.swap(true, Ordering::SeqCst) {
+        loop {
+            std::thread::sleep(Duration::from_secs(1));
+        }
+    }
     let failure = Failure::new(FailureKind::BadModel, format!("{} {took}", ration.who)).with_hint(ration.hint);
     match LAST_WORDS.get() {
         Some(say) => say(failure),
