@@ -112,8 +112,12 @@ fn check_kind(entry: &Entry) -> Result<(), Reason> {
 
 /// The count's type differs between architectures.
 fn check_links(links: impl Into<u64>) -> Result<(), Reason> {
-    let links = links.into();
-    if links == 1 { Ok(()) } else { Err(Reason::Linked(links)) }
+    match links.into() {
+        1 => Ok(()),
+        // Another one has taken its name since it was opened.
+        0 => Err(Reason::Changed),
+        links => Err(Reason::Linked(links)),
+    }
 }
 
 /// Opens a listed file and looks at it again, this time at what is really open. Gives its size.

@@ -77,7 +77,7 @@ async fn reports_that_are_cut_off_or_replaced_end_the_job() {
 
 #[tokio::test]
 async fn a_job_that_hides_its_output_is_ended() {
-    // Twenty folders below each other, with the longest names there are: no path leads to the last.
+    // Folders below each other, with the longest names there are, as many as a path can have.
     let name = "n".repeat(255);
     let deep: &'static str = [name.as_str(); 15].join("/").leak();
     let world = stubborn(vec![Step::Say(started()), Step::Make { path: deep, content: b"" }, Step::Pause]).await;
@@ -87,7 +87,7 @@ async fn a_job_that_hides_its_output_is_ended() {
     let output = &launch.mounts.iter().find(|mount| mount.target == "/out").unwrap().source;
     // Moved under another as long, it is out of reach.
     let folder = output.join(&name);
-    let outer = output.join("o".repeat(255)).join("p".repeat(255));
+    let outer = ["o", "p", "r", "s"].iter().fold(output.clone(), |outer, letter| outer.join(letter.repeat(255)));
     std::fs::create_dir_all(&outer).unwrap();
     std::fs::rename(folder, outer.join("q".repeat(255))).unwrap();
     assert_eq!(kind(&world.until_done(id).await), FailureKind::DiskFull);

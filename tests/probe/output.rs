@@ -52,7 +52,7 @@ pub(crate) fn make_all() {
     }
     make("shut", |folder| {
         fs::create_dir_all(format!("{folder}/folder/inside"))?;
-        fs::set_permissions(format!("{folder}/folder"), Permissions::from_mode(0))
+        fs::set_permissions(format!("{folder}/folder"), Permissions::from_mode(0o0))
     });
     make("up", |folder| File::create(format!("{folder}/..\u{2215}..\u{2215}etc")).map(drop));
     make("harmless", |folder| File::create(format!("{folder}/file"))?.write_all(b"abc"));

@@ -180,7 +180,7 @@ fn what_cannot_be_looked_into_counts_as_too_much() {
     let most = Usage { files: 1000, ..MOST };
     let shut = dir.output_path().join("shut");
     std::fs::create_dir_all(shut.join("full")).unwrap();
-    std::fs::set_permissions(&shut, std::fs::Permissions::from_mode(0)).unwrap();
+    std::fs::set_permissions(&shut, std::fs::Permissions::from_mode(0o0)).unwrap();
     for folder in [root.path(), &dir.path, &dir.output_path()] {
         std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)).unwrap();
     }
