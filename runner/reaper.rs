@@ -88,23 +88,28 @@ impl Reaper {
             .map(|row| ((row.job, row.attempt), row.fence))
             .collect();
         let now = attempts.store.clock().now_ms();
+        // Attempts whose containers stay, and with them their folders.
+        let mut in_use = Vec::new();
         for Found { name, labels, created_ms, .. } in &found {
-            if under_way.get(&(labels.job, labels.attempt)) == Some(&labels.fence) {
+            let attempt = (labels.job, labels.attempt);
+            if under_way.get(&attempt) == Some(&labels.fence) {
+                in_use.push(attempt);
                 continue;
             }
             // One from the future is as old as any: somebody has set the clock back.
             let is_young = (0..GRACE_MS).contains(&(now - created_ms));
             if is_young && !attempts.store.attempt_is_over(labels.job, labels.attempt).await? {
+                in_use.push(attempt);
                 continue;
             }
             tracing::info!(container = %name, "a container that nobody owns is removed");
             // One that cannot be removed must not keep the others.
             if let Err(error) = attempts.sandbox.remove(name).await {
                 tracing::warn!(%error, container = %name, "the container stays until the next sweep");
+                in_use.push(attempt);
             }
         }
         self.sweep_checkpoints().await?;
-        let in_use: Vec<_> = found.iter().map(|container| (container.labels.job, container.labels.attempt)).collect();
         let (root, store, runtime) = (attempts.attempts_dir(), attempts.store.clone(), Handle::current());
         tokio::task::spawn_blocking(move || {
             // An attempt is claimed before its folder is made, so a folder whose attempt is not under way when asked

@@ -50,8 +50,9 @@ pub(crate) fn check_the_end(world: &mut World) {
     }
     assert_eq!(world.engine.container_count(), 0, "containers are left: {:?}", world.engine.fences());
     for folder in ["attempts", "checkpoints"] {
-        let left = std::fs::read_dir(world.state().join(folder)).map_or(0, Iterator::count);
-        assert_eq!(left, 0, "something is left in {folder}");
+        let left = std::fs::read_dir(world.state().join(folder)).into_iter().flatten();
+        let left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+        assert!(left.is_empty(), "{left:?} left in {folder}; the jobs: {:?}", world.told());
     }
     let (all, free) = world.with(async |house| house.desk.capacity().await.unwrap());
     assert_eq!(all, free, "everything that was reserved is given back");
