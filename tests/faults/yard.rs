@@ -32,8 +32,9 @@ impl Ending {
     /// What the probe is told.
     fn word(self) -> &'static str {
         match self {
-            // One that is cancelled would finish otherwise.
-            Self::Finish | Self::Cancel => "finish",
+            Self::Finish => "finish",
+            // One that is cancelled would finish otherwise, but not before somebody has cancelled it.
+            Self::Cancel => "linger",
             Self::Fail => "fail",
             Self::Leave => "leave",
             Self::Crash => "crash",

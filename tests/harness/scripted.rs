@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use drydock::sandbox::{ContainerName, EngineInfo, Exit, Found, Isolation, Launch, Sandbox, SandboxError, Status};
 use drydock_spec::contract::{EVENTS_PATH, OUTPUT_PATH};
 use drydock_spec::report::{Finished, Started};
-use drydock_spec::{Report, ReportLine, Stage};
+use drydock_spec::{JobId, Report, ReportLine, Stage};
 use tokio::sync::Notify;
 
 /// What a container does, one step after the other.
@@ -74,6 +74,8 @@ struct World {
     lose_replies: u32,
     containers: BTreeMap<ContainerName, Container>,
     scripts: VecDeque<Vec<Step>>,
+    /// The same for the containers of certain jobs, whoever is created first.
+    scripts_of: BTreeMap<JobId, VecDeque<Vec<Step>>>,
     /// What containers do for which there is no script.
     usual: Option<Vec<Step>>,
     ignore_sigterm: bool,
@@ -102,6 +104,11 @@ impl Scripted {
     /// The next container that is created follows this script; without one it succeeds.
     pub fn script(&self, steps: Vec<Step>) {
         self.world().scripts.push_back(steps);
+    }
+
+    /// The job's next container follows this script, also where another job's is created before it.
+    pub fn script_of(&self, job: JobId, steps: Vec<Step>) {
+        self.world().scripts_of.entry(job).or_default().push_back(steps);
     }
 
     /// Containers without a script follow this one instead of [`success`].
@@ -295,7 +302,8 @@ impl Sandbox for Scripted {
             if world.containers.contains_key(&launch.name) {
                 return Err(SandboxError::NameTaken(launch.name.clone()));
             }
-            let steps = world.scripts.pop_front().or_else(|| world.usual.clone());
+            let own = world.scripts_of.get_mut(&launch.labels.job).and_then(VecDeque::pop_front);
+            let steps = own.or_else(|| world.scripts.pop_front()).or_else(|| world.usual.clone());
             let container = Container {
                 launch: launch.clone(),
                 status: Status::Created { error: None },

@@ -2,8 +2,8 @@
 //!
 //! `<ending> <reports> <ms>`: after so many numbered reports, in a job's first attempt one every so many milliseconds
 //! and in later ones without delay, it ends in one of these ways: `finish`, with artifacts whose content follows from
-//! the job's id; `fail`, and says why; `leave`, with exit code 3 and without a word; `crash`; `eat`, until its memory is
-//! full. On SIGTERM it says that it stops, and does so.
+//! the job's id; `linger`, the same, but never hurrying; `fail`, and says why; `leave`, with exit code 3 and without a
+//! word; `crash`; `eat`, until its memory is full. On SIGTERM it says that it stops, and does so.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
@@ -51,15 +51,12 @@ impl Orders {
         };
         let words = after("\"sample_prompts\":[\"")?;
         let mut words = words.split(' ');
-        Some(Self {
-            job: after("\"job\":\"")?,
-            ending: words.next()?.to_owned(),
-            reports: words.next()?.parse().ok()?,
-            pace: match spec.contains("\"attempt\":1,") {
-                true => Duration::from_millis(words.next()?.parse().ok()?),
-                false => Duration::ZERO,
-            },
-        })
+        let ending = words.next()?.to_owned();
+        let reports = words.next()?.parse().ok()?;
+        let pace = Duration::from_millis(words.next()?.parse().ok()?);
+        let hurries = ending != "linger" && !spec.contains("\"attempt\":1,");
+        let pace = if hurries { Duration::ZERO } else { pace };
+        Some(Self { job: after("\"job\":\"")?, ending, reports, pace })
     }
 
     fn follow(&self, began: Instant) -> io::Result<u8> {
@@ -77,7 +74,7 @@ impl Orders {
             std::thread::sleep(self.pace);
         }
         match self.ending.as_str() {
-            "finish" => {
+            "finish" | "linger" => {
                 for (path, lines) in [("made/small", 1), ("made/deep/large", 20_000)] {
                     self.make(path, lines)?;
                     say(&format!("\"type\":\"artifact\",\"path\":\"{path}\",\"role\":\"proof\""))?;
