@@ -51,7 +51,7 @@ impl Step {
     }
 }
 
-/// The environment variable that says where to die: `before` or `after`, a step's name, and at the how manieth time, as
+/// The environment variable that says where to die: `before` or `after`, a step's name, and which time it is, as
 /// in `before:commit:1`. It is read once.
 pub const VARIABLE: &str = "DRYDOCK_DIE";
 
