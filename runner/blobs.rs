@@ -146,34 +146,39 @@ impl Blobs {
         limit: u64,
     ) -> Result<bool, BlobError> {
         self.path(sha256)?;
-        let (chunks, incoming) = mpsc::channel::<Bytes>(8);
+        // `None` is the end, which has to come: what broke off may look whole.
+        let (chunks, incoming) = mpsc::channel::<Option<Bytes>>(8);
         let blobs = self.clone();
         let expected = sha256.to_owned();
         // Hashing and writing keep a thread busy, which must not be one that answers requests.
         let writer = tokio::task::spawn_blocking(move || blobs.write(&expected, incoming));
         let mut received = 0;
         while let Some(chunk) = stream.next().await {
-            // Returning drops the channel early; the writer then finds a wrong hash and leaves nothing.
+            // Returning drops the channel early; the writer then misses the end and leaves nothing.
             let chunk = chunk.map_err(|error| BlobError::Interrupted { received, reason: error.to_string() })?;
             received += chunk.len() as u64;
             if received > limit {
                 return Err(BlobError::TooLarge { limit });
             }
-            if chunks.send(chunk).await.is_err() {
+            if chunks.send(Some(chunk)).await.is_err() {
                 break;
             }
         }
-        drop(chunks);
+        // A writer that has given up says why by itself.
+        let _ = chunks.send(None).await;
         let stored = writer.await.map_err(|error| self.failed(&self.root, std::io::Error::other(error)))??;
         Ok(stored.new)
     }
 
-    fn write(&self, expected: &str, mut incoming: mpsc::Receiver<Bytes>) -> Result<Stored, BlobError> {
+    fn write(&self, expected: &str, mut incoming: mpsc::Receiver<Option<Bytes>>) -> Result<Stored, BlobError> {
         let mut draft = Draft::begin(self)?;
-        while let Some(chunk) = incoming.blocking_recv() {
+        let mut received = 0;
+        while let Some(part) = incoming.blocking_recv() {
+            let Some(chunk) = part else { return draft.keep(Some(expected)) };
             draft.append(&chunk)?;
+            received += chunk.len() as u64;
         }
-        draft.keep(Some(expected))
+        Err(BlobError::Interrupted { received, reason: "its end did not come".into() })
     }
 
     /// Stores a copy of an open file, from its beginning. Blocks.
