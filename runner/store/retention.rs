@@ -1,6 +1,7 @@
 //! What is left of jobs that have ended, and what goes. A removal is written down before anything is deleted.
 
 use drydock_spec::JobId;
+use sqlx::sqlite::SqliteRow;
 use sqlx::{QueryBuilder, Row, Sqlite};
 
 use super::rows::{job_id, json, unsigned};
@@ -45,16 +46,7 @@ impl Store {
         ))
         .fetch_all(&self.pool)
         .await?;
-        rows.iter()
-            .map(|row| {
-                Ok(Left {
-                    job: job_id(row.try_get("id")?)?,
-                    ended_ms: row.try_get("ended_ms")?,
-                    bytes: unsigned(row.try_get("bytes")?)?,
-                    wanted: row.try_get("wanted")?,
-                })
-            })
-            .collect()
+        rows.iter().map(|row| Ok(Left { wanted: row.try_get("wanted")?, ..left(row)? })).collect()
     }
 
     /// What jobs that have ended said on their way, those of the newest end first.
@@ -71,16 +63,7 @@ impl Store {
         }
         sql.push(") GROUP BY jobs.id, jobs.ended_ms ORDER BY jobs.ended_ms DESC, jobs.position DESC");
         let rows = sql.build().fetch_all(&self.pool).await?;
-        rows.iter()
-            .map(|row| {
-                Ok(Left {
-                    job: job_id(row.try_get("id")?)?,
-                    ended_ms: row.try_get("ended_ms")?,
-                    bytes: unsigned(row.try_get("bytes")?)?,
-                    wanted: false,
-                })
-            })
-            .collect()
+        rows.iter().map(left).collect()
     }
 
     /// What every job reads that has not ended, or that has left something which stands on it.
@@ -155,4 +138,14 @@ impl Store {
         tx.commit().await?;
         Ok(true)
     }
+}
+
+/// What is left of a job, wanted by nobody.
+fn left(row: &SqliteRow) -> Result<Left, StoreError> {
+    Ok(Left {
+        job: job_id(row.try_get("id")?)?,
+        ended_ms: row.try_get("ended_ms")?,
+        bytes: unsigned(row.try_get("bytes")?)?,
+        wanted: false,
+    })
 }

@@ -43,18 +43,23 @@ fn simulate(weights: Weights) {
     };
     let sequences = vec(ops::drawn(weights), 1..LENGTH);
     let ran = TestRunner::new(config).run(&sequences, |ops| {
-        let mut world = life::World::new();
-        for op in ops {
-            world.happen(op);
-            rules::check(&mut world);
-        }
-        world.all_faults_cease();
-        rules::check_the_end(&mut world);
+        live(ops);
         Ok(())
     });
     if let Err(error) = ran {
         panic!("DRYDOCK_SEED={seed} leads to a broken rule; shrunk: {error}");
     }
+}
+
+/// A world's whole life, in which the rules hold after each thing that happens, and at the end.
+fn live(ops: Vec<Op>) {
+    let mut world = life::World::new();
+    for op in ops {
+        world.happen(op);
+        rules::check(&mut world);
+    }
+    world.all_faults_cease();
+    rules::check_the_end(&mut world);
 }
 
 #[test]
@@ -76,15 +81,7 @@ fn time_that_passes_and_jumps_leaves_a_true_account() {
 #[test]
 fn what_once_went_wrong_goes_right() {
     life::be_nobody_special();
-    for ops in ops::once_broken() {
-        let mut world = life::World::new();
-        for op in ops {
-            world.happen(op);
-            rules::check(&mut world);
-        }
-        world.all_faults_cease();
-        rules::check_the_end(&mut world);
-    }
+    ops::once_broken().into_iter().for_each(live);
 }
 
 #[test]
