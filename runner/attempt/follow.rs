@@ -128,7 +128,7 @@ impl Attempts {
                     }
                 }
                 () = &mut tick => {
-                    if clock.steady_ms() - renewed_ms > self.lease_ms / 3 {
+                    if clock.steady_ms() - renewed_ms > hold::renewal_ms(self.lease_ms) {
                         lease.renew(self.lease_ms).await?;
                         renewed_ms = clock.steady_ms();
                     }

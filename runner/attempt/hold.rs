@@ -4,9 +4,13 @@ use std::time::Duration;
 
 use crate::store::{Lease, StoreError};
 
-/// How often a lease is renewed while it is held, given for how long it is renewed.
+/// How often a lease is renewed while it is held, given for how long it is renewed; both in milliseconds.
+pub(super) fn renewal_ms(lease_ms: i64) -> i64 {
+    (lease_ms / 3).max(1)
+}
+
 pub(super) fn renewal(lease_ms: i64) -> Duration {
-    Duration::from_millis(u64::try_from(lease_ms / 3).unwrap_or(0).max(1))
+    Duration::from_millis(renewal_ms(lease_ms).unsigned_abs())
 }
 
 /// Waits for `work` and renews the lease meanwhile. Gives up when the lease is lost.
