@@ -7,11 +7,21 @@ use drydock_spec::{Failure, FailureKind, Limits, Outcome, Report, Stage};
 use crate::sandbox::Exit;
 use crate::store::Termination;
 
+/// How a container ended, as far as anybody can know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    Seen(Exit),
+    /// Its first process is gone, and the engine did not see how. The host went on meanwhile, so that what the worker
+    /// wrote is there.
+    Unseen,
+    /// There is no container any more.
+    Gone,
+}
+
 /// What is known of an attempt that is over.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Ending {
-    /// How the container ended; `None` if there is no container any more.
-    pub exit: Option<Exit>,
+    pub end: End,
     /// Whether the engine, and perhaps the host, was restarted while the attempt was under way.
     pub outage: bool,
     /// The last report, if there was any.
@@ -37,14 +47,19 @@ const OUTGROWN: i64 = SIGNALS + 25;
 /// The highest number that a signal has.
 const MOST_SIGNAL: i64 = 64;
 /// What an engine calls the exit of a container whose end nobody saw, such as after a power cut.
-const UNSEEN: i64 = 255;
+pub(crate) const UNSEEN: i64 = 255;
 
 /// The outcome of an attempt. The order of the questions matters: work that is done stays done, what we did ourselves
 /// is not the job's fault, and what the kernel counted weighs more than what the worker says of itself.
 #[must_use]
 pub fn diagnose(ending: &Ending) -> Outcome {
-    let code = ending.exit.as_ref().map(|exit| exit.code);
-    if matches!(ending.last, Some(Report::Finished(_))) && code == Some(0) {
+    let in_order = match &ending.end {
+        End::Seen(exit) => exit.code == 0,
+        // Then the worker's last word is all there is.
+        End::Unseen => true,
+        End::Gone => false,
+    };
+    if matches!(ending.last, Some(Report::Finished(_))) && in_order {
         return Outcome::Succeeded;
     }
     if ending.cancel_requested {
@@ -61,10 +76,12 @@ fn failure(ending: &Ending) -> Failure {
     if let Some(failure) = our_own_doing(ending) {
         return failure;
     }
-    let Some(exit) = &ending.exit else {
-        return cut_short("the container is gone and nobody saw how it ended");
+    let exit = match &ending.end {
+        End::Seen(exit) => Some(exit),
+        End::Unseen => None,
+        End::Gone => return cut_short("the container is gone and nobody saw how it ended"),
     };
-    if exit.oom_killed && exit.code != 0 {
+    if exit.is_some_and(|exit| exit.oom_killed && exit.code != 0) {
         return out_of_memory(ending);
     }
     match &ending.last {
@@ -76,6 +93,9 @@ fn failure(ending: &Ending) -> Failure {
     if let Some(broken) = &ending.broken {
         return Failure::new(FailureKind::ContractBroken, broken.clone());
     }
+    let Some(exit) = exit else {
+        return cut_short("the worker is gone, and the container engine did not see how it ended");
+    };
     match exit.code {
         // Whether such an end was the worker's own cannot be told any more. If it was, the next attempt ends the same.
         0 | UNSEEN | KILLED | TERMINATED if ending.outage => {
@@ -101,7 +121,8 @@ fn failure(ending: &Ending) -> Failure {
             Failure::new(FailureKind::Crashed, format!("the worker was killed by {signal} (exit code {code})"))
         }
         code => {
-            let message = format!("the worker ended with exit code {code} and without a final report");
+            let spoken = if ending.last.as_ref().is_some_and(Report::is_last) { "after" } else { "without" };
+            let message = format!("the worker ended with exit code {code} and {spoken} a final report");
             Failure::new(FailureKind::Unexplained, message)
         }
     }
@@ -192,7 +213,7 @@ mod tests {
 
     fn ending() -> Ending {
         Ending {
-            exit: Some(Exit { code: 0, oom_killed: false }),
+            end: End::Seen(Exit { code: 0, oom_killed: false }),
             outage: false,
             last: None,
             stage: Some(Stage::Train),
@@ -214,7 +235,7 @@ mod tests {
     }
 
     fn exited(code: i64) -> Ending {
-        Ending { exit: Some(Exit { code, oom_killed: false }), ..ending() }
+        Ending { end: End::Seen(Exit { code, oom_killed: false }), ..ending() }
     }
 
     fn finished() -> Option<Report> {
@@ -267,7 +288,7 @@ mod tests {
     #[test]
     fn the_kernels_count_weighs_more_than_the_workers_words() {
         let killed = Ending {
-            exit: Some(Exit { code: 137, oom_killed: true }),
+            end: End::Seen(Exit { code: 137, oom_killed: true }),
             last: Some(Report::Failed(Failure::new(FailureKind::Diverged, "x"))),
             peak_rss_bytes: Some(2 << 30),
             ..ending()
@@ -279,7 +300,7 @@ mod tests {
 
     #[test]
     fn a_child_killed_for_memory_does_not_undo_a_success() {
-        let ending = Ending { exit: Some(Exit { code: 0, oom_killed: true }), last: finished(), ..ending() };
+        let ending = Ending { end: End::Seen(Exit { code: 0, oom_killed: true }), last: finished(), ..ending() };
         assert_eq!(diagnose(&ending), Outcome::Succeeded);
     }
 
@@ -296,11 +317,22 @@ mod tests {
             exited(137),
             exited(143),
             Ending { last: Some(Report::Stopped { step: 3 }), ..exited(143) },
-            Ending { exit: None, ..ending() },
+            Ending { end: End::Gone, ..ending() },
+            Ending { end: End::Unseen, ..ending() },
         ] {
             assert_eq!(kind(&ending), FailureKind::EngineLost, "{ending:?}");
             assert!(kind(&ending).retryable());
         }
+    }
+
+    #[test]
+    fn where_nobody_saw_the_end_the_workers_last_word_counts() {
+        let unseen = |last| Ending { end: End::Unseen, last, ..ending() };
+        assert_eq!(diagnose(&unseen(finished())), Outcome::Succeeded);
+        let failed = Some(Report::Failed(Failure::new(FailureKind::Diverged, "x")));
+        assert_eq!(kind(&unseen(failed)), FailureKind::Diverged);
+        let gone = Ending { end: End::Gone, last: finished(), ..ending() };
+        assert_eq!(kind(&gone), FailureKind::EngineLost, "who removes a container may have killed its worker");
     }
 
     #[test]
@@ -328,7 +360,7 @@ mod tests {
         }
         let nearly_full = Ending { outage: true, peak_rss_bytes: Some((3 << 30) - 1), ..exited(137) };
         assert_eq!(kind(&nearly_full), FailureKind::EngineLost, "full memory alone kills nobody");
-        let counted = Ending { exit: Some(Exit { code: 137, oom_killed: true }), ..nearly_full };
+        let counted = Ending { end: End::Seen(Exit { code: 137, oom_killed: true }), ..nearly_full };
         assert_eq!(kind(&counted), FailureKind::OutOfMemory, "the kernel's count outlives the engine");
         assert_eq!(kind(&Ending { outage: true, ..exited(139) }), FailureKind::Crashed);
         assert_eq!(kind(&Ending { outage: true, ..exited(3) }), FailureKind::Unexplained);

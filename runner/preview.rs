@@ -131,7 +131,7 @@ impl Previews {
             match self.sandbox.inspect(&launch.name).await?.map(|found| found.status) {
                 Some(Status::Exited(exit)) if exit.code == 0 => return read(&dir.output_path()),
                 Some(Status::Exited(exit)) => return Err(why(dir, exit.code)),
-                Some(Status::Running) => require_little(dir).await?,
+                Some(Status::Running | Status::Lifeless) => require_little(dir).await?,
                 Some(Status::Created { error }) => return Err(PreviewError::Broken(error.unwrap_or_default())),
                 None => return Err(PreviewError::Broken("its container is gone".into())),
             }

@@ -83,7 +83,17 @@ pub enum Status {
         error: Option<String>,
     },
     Running,
+    /// The engine says that it runs, and its first process is gone: the engine has not noticed yet, and may never.
+    Lifeless,
     Exited(Exit),
+}
+
+impl Status {
+    /// Whether it was started and, for all that the engine knows, has not ended.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        matches!(self, Self::Running | Self::Lifeless)
+    }
 }
 
 /// How a container ended, in facts.

@@ -9,7 +9,7 @@ use futures::StreamExt;
 use super::reports::ReportReader;
 use super::{AttemptError, Attempts, Stop, blocking, hold, stopping};
 use crate::clock::Clock;
-use crate::diagnose::Ending;
+use crate::diagnose::{End, Ending, UNSEEN};
 use crate::fail_point::{self, Step};
 use crate::sandbox::attempt_dir::{AttemptDir, Usage};
 use crate::sandbox::{ContainerName, Exit, Status};
@@ -20,7 +20,9 @@ const TICK: Duration = Duration::from_secs(1);
 /// How long to wait before an engine that did not answer is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// How long one question for a container's end is held open.
-const WAIT: Duration = Duration::from_secs(60);
+const WAIT: Duration = Duration::from_secs(20);
+/// How long an engine may take to notice that a container's process is gone.
+const UNNOTICED: Duration = Duration::from_secs(60);
 /// Exit code of a container that was killed: 128 and the number of SIGKILL.
 const KILLED: i64 = 137;
 /// How long news of a kill for memory may come after the end.
@@ -101,21 +103,21 @@ impl Attempts {
         lease.refresh().await?;
         let clock = self.store.clock().clone();
         let mut tick = std::pin::pin!(clock.sleep(Duration::ZERO));
-        let mut exit = std::pin::pin!(self.exit_of(&name));
-        let mut exited: Option<Option<Exit>> = None;
+        let mut end = std::pin::pin!(self.end_of(&name));
+        let mut exited: Option<End> = None;
         let mut renewed_ms = clock.steady_ms();
         let mut signalled = false;
         loop {
             let more = self.read(lease, &mut reader, &mut tale).await?;
-            if let (false, Some(exit)) = (more, &exited) {
-                let in_order = tale.is_over() && exit.as_ref().is_some_and(|exit| exit.code == 0);
+            if let (false, Some(end)) = (more, &exited) {
+                let in_order = tale.is_over() && matches!(end, End::Seen(exit) if exit.code == 0);
                 let outage = !in_order && self.engine_restarted(lease).await?;
                 fail_point::after(Step::Exit);
-                return Ok(ending(lease, tale, exit.clone(), outage));
+                return Ok(ending(lease, tale, end.clone(), outage));
             }
             tokio::select! {
                 biased;
-                ended = &mut exit, if exited.is_none() => {
+                ended = &mut end, if exited.is_none() => {
                     fail_point::before(Step::Exit);
                     exited = Some(ended);
                 }
@@ -228,20 +230,33 @@ impl Attempts {
         Ok(full.then_some(Termination::DiskFull))
     }
 
-    /// How the container ended; `None` if it is gone. An engine that does not answer is asked until it does.
-    async fn exit_of(&self, name: &ContainerName) -> Option<Exit> {
+    /// How the container ended. An engine that does not answer is asked until it does.
+    async fn end_of(&self, name: &ContainerName) -> End {
+        let clock = self.store.clock();
+        let mut lifeless_since_ms = None;
         loop {
             match self.sandbox.inspect(name).await {
-                Ok(None) => return None,
+                Ok(None) => return End::Gone,
                 Ok(Some(found)) => match found.status {
-                    Status::Exited(exit) => return Some(self.once_settled(name, exit).await),
+                    Status::Exited(exit) if exit.code == UNSEEN && lifeless_since_ms.is_some() => return End::Unseen,
+                    Status::Exited(exit) => return End::Seen(self.once_settled(name, exit).await),
                     // Followed is only what was seen running: an engine that says "never started" has forgotten it.
-                    Status::Created { .. } => return None,
-                    Status::Running => {
-                        if let Err(error) = self.sandbox.wait(name, WAIT).await {
-                            tracing::warn!(%error, "waiting for the container was cut; nothing is concluded from that");
-                            self.store.clock().sleep(ASK_AGAIN).await;
+                    Status::Created { .. } => return End::Gone,
+                    Status::Running => self.wait(name, WAIT).await,
+                    Status::Lifeless => {
+                        let now = clock.steady_ms();
+                        let lifeless_ms = now - *lifeless_since_ms.get_or_insert(now);
+                        if Duration::from_millis(lifeless_ms.unsigned_abs()) >= UNNOTICED {
+                            tracing::warn!("the container's process is gone, and the engine does not notice");
+                            return End::Unseen;
                         }
+                        // A signal finds nobody, and the engine looks what has become of the container.
+                        if lifeless_ms > 0
+                            && let Err(error) = self.sandbox.terminate(name).await
+                        {
+                            tracing::debug!(%error, "the engine has not noticed the container's end");
+                        }
+                        self.wait(name, ASK_AGAIN).await;
                     }
                 },
                 Err(error) => {
@@ -249,6 +264,19 @@ impl Attempts {
                     self.store.clock().sleep(ASK_AGAIN).await;
                 }
             }
+        }
+    }
+
+    /// Waits until the container has ended, for so long at most.
+    async fn wait(&self, name: &ContainerName, limit: Duration) {
+        let clock = self.store.clock();
+        let waited = tokio::select! {
+            waited = self.sandbox.wait(name, limit) => waited,
+            () = clock.sleep(limit) => Ok(()),
+        };
+        if let Err(error) = waited {
+            tracing::warn!(%error, "waiting for the container was cut; nothing is concluded from that");
+            clock.sleep(ASK_AGAIN).await;
         }
     }
 
@@ -302,9 +330,9 @@ fn is_flood(why: Termination) -> bool {
     }
 }
 
-fn ending(lease: &Lease, tale: Tale, exit: Option<Exit>, outage: bool) -> Ending {
+fn ending(lease: &Lease, tale: Tale, end: End, outage: bool) -> Ending {
     Ending {
-        exit,
+        end,
         outage,
         last: tale.last,
         stage: tale.stage,

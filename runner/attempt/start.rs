@@ -49,6 +49,7 @@ impl Attempts {
                             let message = "the engine has forgotten that it started the container";
                             return Err(Stop::failed(FailureKind::EngineLost, Stage::Start, message));
                         }
+                        lease.starting().await?;
                         fail_point::before(Step::Start);
                         let started = hold::renewing(lease, self.lease_ms, self.sandbox.start(&name)).await?;
                         if started.is_ok() {
@@ -56,13 +57,14 @@ impl Attempts {
                         }
                         self.settle(started, "start", &mut failing).await?;
                     }
-                    Status::Running | Status::Exited(_) => return self.dir_of(lease).await,
+                    Status::Running | Status::Lifeless | Status::Exited(_) => return self.dir_of(lease).await,
                 },
-                Ok(None) if self.has_spoken(lease).await? => {
+                Ok(None) if lease.row().starting_ms.is_some() => {
                     let message = "the container is gone and nobody saw how it ended";
                     return Err(Stop::failed(FailureKind::EngineLost, Stage::Start, message));
                 }
-                // Never created, or created without a trace: its name makes sure that it is not there twice.
+                // Never started. Perhaps it was created, and the reply lost: its name makes sure that it is not there
+                // twice.
                 Ok(None) => self.create(lease, &name, &mut failing).await?,
                 Err(error) => self.settle(Err(error), "look up", &mut failing).await?,
             }

@@ -24,6 +24,7 @@ mod found;
 mod host_config;
 mod incarnation;
 mod isolation;
+mod lifeless;
 mod seccomp;
 
 /// Where the engine is, and what every container of this installation has in common.
@@ -228,7 +229,7 @@ impl Sandbox for DockerSandbox {
         match self.inspect(name).await?.map(|found| found.status) {
             None => Err(SandboxError::NoContainer(name.clone())),
             // An earlier start whose reply was lost.
-            Some(Status::Running) => Ok(()),
+            Some(Status::Running | Status::Lifeless) => Ok(()),
             Some(Status::Exited(exit)) => {
                 let message = format!("`{name}` has run already and ended with code {}", exit.code);
                 Err(SandboxError::Refused { action, message })
@@ -248,7 +249,12 @@ impl Sandbox for DockerSandbox {
             Err(SandboxError::NoContainer(_)) => Ok(None),
             Err(error) => Err(unanswered(error)),
             Ok(answer) => match found::read(answer) {
-                Ok(found) => Ok(Some(found)),
+                Ok((mut found, process)) => {
+                    if found.status == Status::Running && lifeless::is_lifeless(process).await {
+                        found.status = Status::Lifeless;
+                    }
+                    Ok(Some(found))
+                }
                 Err(Lack::Label(lack)) => {
                     Err(SandboxError::Refused { action, message: format!("`{name}` is not ours: {lack}") })
                 }
@@ -268,7 +274,7 @@ impl Sandbox for DockerSandbox {
             }
             // The stream also ends when the engine goes down, with the container still running.
             match self.inspect(name).await? {
-                Some(Found { status: Status::Running, .. }) => {}
+                Some(found) if found.status.is_up() => {}
                 Some(_) => return Ok(()),
                 None => return Err(SandboxError::NoContainer(name.clone())),
             }

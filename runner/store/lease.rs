@@ -43,7 +43,9 @@ pub struct AttemptRow {
     pub claimed_ms: i64,
     /// When a container was about to be created.
     pub launched_ms: Option<i64>,
-    /// The engine's incarnation at that time.
+    /// When it was first about to be started: from then on its worker may have run.
+    pub starting_ms: Option<i64>,
+    /// The engine's incarnation when the container was about to be created.
     pub incarnation: Option<String>,
     /// Bytes of the events file that are in the reports.
     pub report_offset: u64,
@@ -168,7 +170,7 @@ impl Store {
         let rows = sqlx::query(
             "-- store::lease::attempts_under_way
              SELECT job_id, attempt, fence, claimed_ms, launched_ms, incarnation, report_offset, last_report_ms,
-                    terminated_ms, termination, orphaned, boot, launched_steady_ms, terminated_steady_ms
+                    terminated_ms, termination, orphaned, boot, launched_steady_ms, terminated_steady_ms, starting_ms
              FROM attempts WHERE ended_ms IS NULL",
         )
         .fetch_all(&self.pool)
@@ -261,6 +263,22 @@ impl Lease {
         self.row.launched_ms = Some(now);
         (self.row.boot, self.row.launched_steady_ms) = (boot, Some(steady));
         self.row.incarnation = Some(incarnation.to_owned());
+        Ok(())
+    }
+
+    /// Writes down that the container is about to be started, before it is.
+    pub async fn starting(&mut self) -> Result<(), StoreError> {
+        if self.row.starting_ms.is_some() {
+            return Ok(());
+        }
+        let now = self.store.clock.now_ms();
+        let statement = self.statement(
+            "-- store::lease::starting
+             UPDATE attempts SET starting_ms = $4
+             WHERE job_id = $1 AND attempt = $2 AND token = $3 AND ended_ms IS NULL",
+        );
+        self.still_ours(statement.bind(now).execute(&self.store.pool).await?)?;
+        self.row.starting_ms = Some(now);
         Ok(())
     }
 
@@ -444,7 +462,7 @@ async fn attempt_row(tx: &mut Transaction<'_, Sqlite>, id: JobId, number: Attemp
     let row = sqlx::query(
         "-- store::lease::attempt_row
          SELECT job_id, attempt, fence, claimed_ms, launched_ms, incarnation, report_offset, last_report_ms,
-                terminated_ms, termination, orphaned, boot, launched_steady_ms, terminated_steady_ms
+                terminated_ms, termination, orphaned, boot, launched_steady_ms, terminated_steady_ms, starting_ms
          FROM attempts WHERE job_id = $1 AND attempt = $2",
     )
     .bind(id.to_string())
@@ -463,6 +481,7 @@ fn from_row(row: &SqliteRow) -> Result<AttemptRow, StoreError> {
         fence: row.try_get("fence")?,
         claimed_ms: row.try_get("claimed_ms")?,
         launched_ms: row.try_get("launched_ms")?,
+        starting_ms: row.try_get("starting_ms")?,
         incarnation: row.try_get("incarnation")?,
         report_offset: super::rows::unsigned(row.try_get("report_offset")?)?,
         last_report_ms: row.try_get("last_report_ms")?,

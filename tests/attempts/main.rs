@@ -141,6 +141,32 @@ async fn a_restart_loses_no_report_and_doubles_none() {
 }
 
 #[tokio::test]
+async fn an_end_that_the_engine_overlooks_is_found_and_judged_by_the_workers_last_word() {
+    let ends_unseen = |code| {
+        let mut steps = success();
+        steps.pop();
+        steps.push(Step::ExitUnseen(Some(code)));
+        steps
+    };
+    // The engine finds out how it ended, or only that it did.
+    for code in [0, 255] {
+        let world = World::with(scripted([ends_unseen(code)])).await;
+        let id = world.submit(limits()).await;
+        let job = world.until_done(id).await;
+        assert_eq!((job.state.as_str(), job.attempt), ("succeeded", 1), "{code}: {job:#?}");
+    }
+    let world = World::with(scripted([ends_unseen(139)])).await;
+    let id = world.submit(limits()).await;
+    assert_eq!(kind(&world.until_done(id).await), FailureKind::Crashed);
+    // Without a last word nobody knows, and the next attempt tells.
+    let vanishes = vec![Step::Say(started()), Step::ExitUnseen(Some(255))];
+    let world = World::with(scripted([vanishes, success()])).await;
+    let id = world.submit(limits()).await;
+    let job = world.until_done(id).await;
+    assert_eq!((job.state.as_str(), job.attempt), ("succeeded", 2), "{job:#?}");
+}
+
+#[tokio::test]
 async fn a_cancelled_job_is_asked_first_and_then_killed() {
     let world = World::with(scripted([halfway()])).await;
     let id = world.submit(limits()).await;

@@ -29,6 +29,8 @@ pub enum Step {
     Pause,
     /// Ends.
     Exit { code: i64, oom_killed: bool },
+    /// Ends while the engine does not look. Asked to signal it, the engine notices, and says this exit code if any.
+    ExitUnseen(Option<i64>),
     /// Is killed for memory, which the engine tells only when it has been looked at twice.
     OomToldLate,
 }
@@ -62,6 +64,8 @@ struct Container {
     starts: u32,
     ignores_sigterm: bool,
     looks_until_oom: Option<u32>,
+    /// What a signal brings to light.
+    unseen: Option<i64>,
 }
 
 #[derive(Default)]
@@ -142,7 +146,7 @@ impl Scripted {
         let mut world = self.world();
         world.incarnation += 1;
         for container in world.containers.values_mut() {
-            if container.status == Status::Running {
+            if container.status.is_up() {
                 container.status = Status::Exited(Exit { code: 137, oom_killed: false });
             }
         }
@@ -217,6 +221,7 @@ impl Scripted {
             starts: 1,
             ignores_sigterm: true,
             looks_until_oom: None,
+            unseen: None,
         };
         self.world().containers.insert(name, container);
     }
@@ -262,12 +267,23 @@ impl Container {
                     std::fs::write(path, content).unwrap();
                 }
                 Some(Step::Exit { code, oom_killed }) => self.status = Status::Exited(Exit { code, oom_killed }),
+                Some(Step::ExitUnseen(code)) => {
+                    self.status = Status::Lifeless;
+                    self.unseen = code;
+                }
                 Some(Step::OomToldLate) => {
                     self.status = Status::Exited(Exit { code: 137, oom_killed: false });
                     self.looks_until_oom = Some(2);
                 }
             }
             self.steps.pop_front();
+        }
+    }
+
+    /// A signal finds nobody.
+    fn be_looked_at(&mut self) {
+        if let (Status::Lifeless, Some(code)) = (&self.status, self.unseen) {
+            self.status = Status::Exited(Exit { code, oom_killed: false });
         }
     }
 
@@ -312,6 +328,7 @@ impl Sandbox for Scripted {
                 starts: 0,
                 ignores_sigterm: world.ignore_sigterm,
                 looks_until_oom: None,
+                unseen: None,
             };
             world.containers.insert(launch.name.clone(), container);
             Ok(())
@@ -348,7 +365,7 @@ impl Sandbox for Scripted {
         let ended = async {
             loop {
                 let changed = self.changed.notified();
-                let running = self.ask()?.containers.get(name).is_some_and(|c| c.status == Status::Running);
+                let running = self.ask()?.containers.get(name).is_some_and(|c| c.status.is_up());
                 if !running {
                     return Ok(());
                 }
@@ -360,10 +377,9 @@ impl Sandbox for Scripted {
 
     async fn terminate(&self, name: &ContainerName) -> Result<(), SandboxError> {
         self.change(|world| {
-            if let Some(container) = world.containers.get_mut(name)
-                && container.status == Status::Running
-                && !container.ignores_sigterm
-            {
+            let Some(container) = world.containers.get_mut(name) else { return Ok(()) };
+            container.be_looked_at();
+            if container.status == Status::Running && !container.ignores_sigterm {
                 container.steps = VecDeque::from([
                     Step::Say(Report::Stopped { step: 0 }),
                     Step::Exit { code: 143, oom_killed: false },
@@ -376,9 +392,9 @@ impl Sandbox for Scripted {
 
     async fn kill(&self, name: &ContainerName) -> Result<(), SandboxError> {
         self.change(|world| {
-            if let Some(container) = world.containers.get_mut(name)
-                && container.status == Status::Running
-            {
+            let Some(container) = world.containers.get_mut(name) else { return Ok(()) };
+            container.be_looked_at();
+            if container.status == Status::Running {
                 container.status = Status::Exited(Exit { code: 137, oom_killed: false });
             }
             Ok(())

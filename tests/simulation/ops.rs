@@ -65,6 +65,12 @@ pub(crate) enum Story {
     Silent,
     /// It says nothing at all and ends.
     Mute,
+    /// It does everything, and the engine never notices that it has ended.
+    FinishesUnseen,
+    /// It ends while the engine does not look, which finds out too late how.
+    VanishesUnseen,
+    /// It crashes while the engine does not look, which finds out later.
+    CrashesUnseen,
 }
 
 impl Op {
@@ -78,14 +84,20 @@ impl Story {
     pub(crate) fn steps(self) -> Vec<Step> {
         let count = |done| Step::Say(Report::Progress { stage: Stage::Train, done, total: 9 });
         let exit = |code, oom_killed| Step::Exit { code, oom_killed };
-        let end = match self {
-            Self::Mute => return vec![Step::Pause, exit(3, false)],
-            Self::Success => vec![
+        let done = |end| {
+            vec![
                 Step::Make { path: "adapter/adapter_model.safetensors", content: b"weights" },
                 Step::Make { path: "adapter/adapter_config.json", content: b"weights" },
                 Step::Say(finished()),
-                exit(0, false),
-            ],
+                end,
+            ]
+        };
+        let end = match self {
+            Self::Mute => return vec![Step::Pause, exit(3, false)],
+            Self::Success => done(exit(0, false)),
+            Self::FinishesUnseen => done(Step::ExitUnseen(None)),
+            Self::VanishesUnseen => vec![Step::ExitUnseen(Some(255))],
+            Self::CrashesUnseen => vec![Step::ExitUnseen(Some(139))],
             Self::Diverges => {
                 vec![Step::Say(Report::Failed(Failure::new(FailureKind::Diverged, "no number"))), exit(1, false)]
             }
@@ -124,6 +136,9 @@ pub(crate) fn drawn(Weights { crashes, engine, time }: Weights) -> impl Strategy
         Story::Lost,
         Story::Silent,
         Story::Mute,
+        Story::FinishesUnseen,
+        Story::VanishesUnseen,
+        Story::CrashesUnseen,
     ]);
     let submit = (story, proptest::option::weighted(0.3, 0..6usize), proptest::bool::weighted(0.2), 1..4u32)
         .prop_map(|(story, reads, large, attempts)| Op::Submit { story, reads, large, attempts });
@@ -177,6 +192,17 @@ pub(crate) fn once_broken() -> Vec<Vec<Op>> {
             Op::Crash { polls: 0 },
             Op::Advance(1000),
         ],
+        // The reply to the start is lost, and somebody removes the container before its worker has said anything: it
+        // would have been started a second time.
+        vec![
+            Op::LoseReplies(2),
+            Op::Submit { story: Story::Mute, reads: None, large: false, attempts: 1 },
+            Op::Dispatch,
+            Op::Advance(500),
+            Op::Forget,
+        ],
+        // The engine never notices that the worker has ended: the job would have failed as silent.
+        vec![Op::submit(Story::FinishesUnseen), Op::Dispatch, Op::GoOn, Op::GoOn, Op::Advance(61_000)],
         // The clock is set back after a lost attempt: the retry would have waited for hours.
         vec![Op::submit(Story::Killed), Op::Dispatch, Op::GoOn, Op::GoOn, Op::SetClock(-7_000_000), Op::Dispatch],
     ]

@@ -49,20 +49,32 @@ impl From<&str> for Lack {
     }
 }
 
+/// A container's first process on the engine's host.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct FirstProcess {
+    /// The whole id of the container.
+    pub(super) container: String,
+    /// As the engine counts; zero if there is none.
+    pub(super) pid: i64,
+}
+
 /// The container as it is, or what is missing in the answer to recognise it as one of ours.
-pub(super) fn read(answer: ContainerInspectResponse) -> Result<Found, Lack> {
+pub(super) fn read(answer: ContainerInspectResponse) -> Result<(Found, FirstProcess), Lack> {
     let name = answer.name.ok_or("no name")?;
     let created = answer.created.ok_or("no creation time")?;
     let created =
         humantime::parse_rfc3339(&created).map_err(|error| Lack::Part(format!("creation time {created}: {error}")))?;
     let labels = answer.config.and_then(|config| config.labels).unwrap_or_default();
-    Ok(Found {
+    let state = answer.state.ok_or("no state")?;
+    let process = FirstProcess { container: answer.id.unwrap_or_default(), pid: state.pid.unwrap_or_default() };
+    let found = Found {
         // The engine writes a slash before the name.
         name: ContainerName(name.trim_start_matches('/').to_owned()),
         labels: read_labels(&labels)?,
-        status: read_status(answer.state.ok_or("no state")?)?,
+        status: read_status(state)?,
         created_ms: created.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64),
-    })
+    };
+    Ok((found, process))
 }
 
 fn read_labels(labels: &HashMap<String, String>) -> Result<Labels, Lack> {
@@ -131,7 +143,7 @@ mod tests {
 
     #[test]
     fn an_exited_container_is_read_whole() {
-        let found = read(answer(ContainerStateStatusEnum::EXITED, "2026-11-20T04:00:01Z")).unwrap();
+        let (found, _) = read(answer(ContainerStateStatusEnum::EXITED, "2026-11-20T04:00:01Z")).unwrap();
         assert_eq!(
             found,
             Found {
@@ -147,9 +159,9 @@ mod tests {
     fn a_container_that_never_started_has_not_exited() {
         let mut failed = answer(ContainerStateStatusEnum::EXITED, NEVER);
         failed.state.as_mut().unwrap().error = Some("no such runtime".into());
-        let failed = read(failed).unwrap();
+        let (failed, _) = read(failed).unwrap();
         assert_eq!(failed.status, Status::Created { error: Some("no such runtime".into()) });
-        let created = read(answer(ContainerStateStatusEnum::CREATED, NEVER)).unwrap();
+        let (created, _) = read(answer(ContainerStateStatusEnum::CREATED, NEVER)).unwrap();
         assert_eq!(created.status, Status::Created { error: None });
     }
 
@@ -171,6 +183,6 @@ mod tests {
     fn a_start_that_failed_for_want_of_the_runtime_can_be_tried_again() {
         let mut failed = answer(ContainerStateStatusEnum::CREATED, NEVER);
         failed.state.as_mut().unwrap().error = Some("failed to create shim task: ttrpc: closed: unknown".into());
-        assert_eq!(read(failed).unwrap().status, Status::Created { error: None });
+        assert_eq!(read(failed).unwrap().0.status, Status::Created { error: None });
     }
 }
