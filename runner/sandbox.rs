@@ -181,6 +181,9 @@ pub enum SandboxError {
     /// The engine says that something went wrong on its side. What it was asked for may have taken effect or not.
     #[error("the container engine failed to {action}: {message}")]
     Failed { action: &'static str, message: String },
+    /// The same, for want of room on the engine's own disk.
+    #[error("the container engine has no room on its disk to {action}: {message}")]
+    NoRoom { action: &'static str, message: String },
     /// The engine understood and refused.
     #[error("the container engine refused to {action}: {message}")]
     Refused { action: &'static str, message: String },
@@ -191,7 +194,7 @@ impl SandboxError {
     #[must_use]
     pub fn leaves_doubt(&self) -> bool {
         match self {
-            Self::Unreachable(_) | Self::TimedOut(..) | Self::Failed { .. } => true,
+            Self::Unreachable(_) | Self::TimedOut(..) | Self::Failed { .. } | Self::NoRoom { .. } => true,
             Self::ImageMissing(_)
             | Self::ImageHasVolumes { .. }
             | Self::RuntimeMissing(_)

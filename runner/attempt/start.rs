@@ -193,6 +193,10 @@ impl Attempts {
             Err(error @ SandboxError::Failed { .. }) if self.fails_for(failing) >= FAILING => {
                 Err(Stop::failed(FailureKind::StartFailed, Stage::Start, error))
             }
+            // The line is held up by then, as far as the disk is ours to look at; this one goes back to it.
+            Err(error @ SandboxError::NoRoom { .. }) if self.fails_for(failing) >= FAILING => {
+                Err(Stop::failed(FailureKind::NoRoom, Stage::Start, error))
+            }
             Err(error) if error.leaves_doubt() => {
                 tracing::warn!(%error, action, "the engine did not do as asked; nothing is concluded from that");
                 self.pause().await

@@ -251,6 +251,12 @@ impl From<SandboxError> for Refusal {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "image_missing", message)
                     .hint("build it with `make image`, or name another one in the configuration")
             }
+            SandboxError::NoRoom { .. } => Self::new(
+                StatusCode::INSUFFICIENT_STORAGE,
+                "disk_full",
+                "no room left on the disk of the container engine",
+            )
+            .hint("free disk space on the gateway's host and try again"),
             SandboxError::ImageHasVolumes { .. }
             | SandboxError::RuntimeMissing(_)
             | SandboxError::NameTaken(_)

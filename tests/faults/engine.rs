@@ -1,11 +1,12 @@
 //! A Docker engine of a test's own, which may be stopped, killed and started again while others use theirs.
 
+use std::ffi::CString;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::mount::{UnmountFlags, unmount};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::yard::PATIENCE;
@@ -19,14 +20,32 @@ pub(crate) struct Engine {
 impl Engine {
     /// A running engine that has the probe's image; `live_restore` tells whether containers outlive it.
     pub(crate) fn start(live_restore: bool) -> Self {
-        let mut engine = Self { folder: tempfile::tempdir().unwrap(), live_restore, daemon: None };
+        Self { folder: tempfile::tempdir().unwrap(), live_restore, daemon: None }.stocked()
+    }
+
+    /// The same with a small disk to itself.
+    pub(crate) fn with_disk(mib: usize) -> Self {
+        let engine = Self { folder: tempfile::tempdir().unwrap(), live_restore: false, daemon: None };
+        std::fs::create_dir(engine.root()).unwrap();
+        let options = CString::new(format!("size={mib}m")).unwrap();
+        mount("drydock-test", engine.root(), "tmpfs", MountFlags::empty(), options.as_c_str()).unwrap();
+        engine.stocked()
+    }
+
+    fn stocked(mut self) -> Self {
+        let engine = &mut self;
         engine.up();
         let mut save =
             Command::new("docker").args(["save", crate::image::probe()]).stdout(Stdio::piped()).spawn().unwrap();
         let image = save.stdout.take().unwrap();
         let loaded = engine.docker(&["load", "--quiet"]).stdin(image).stdout(Stdio::null()).status().unwrap();
         assert!(loaded.success() && save.wait().unwrap().success());
-        engine
+        self
+    }
+
+    /// Where it keeps its data.
+    pub(crate) fn root(&self) -> PathBuf {
+        self.path("root")
     }
 
     /// Where it listens, as Docker's clients write it.
@@ -50,7 +69,7 @@ impl Engine {
         let mut daemon = Command::new("dockerd");
         daemon
             .arg("--data-root")
-            .arg(self.path("root"))
+            .arg(self.root())
             .arg("--exec-root")
             .arg(self.path("exec"))
             .arg("--pidfile")

@@ -13,6 +13,7 @@ mod image;
 
 mod account;
 mod engine;
+mod full;
 mod kills;
 mod outages;
 mod proxy;

@@ -210,6 +210,6 @@ async fn gateway_and_engine_killed_in_turns_lose_nothing_between_them() {
 }
 
 /// Says that a test was not run here; `make test` counts these lines.
-fn skipped(why: &str) {
+pub(crate) fn skipped(why: &str) {
     say(&format!("skipped: {}: {why}", std::thread::current().name().unwrap_or_default()));
 }

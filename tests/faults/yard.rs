@@ -113,11 +113,17 @@ impl Yard {
 
     /// On the engine at this address.
     pub(crate) async fn on(host: Option<String>, patient: bool) -> Self {
+        Self::with(host, patient, &[]).await
+    }
+
+    /// The same with more settings, by the names of their variables.
+    pub(crate) async fn with(host: Option<String>, patient: bool, settings: &[(&str, &str)]) -> Self {
         let mut variables: Vec<(String, String)> = vec![
             ("DRYDOCK_SANDBOX__IMAGE".into(), crate::image::probe().into()),
             ("DRYDOCK_LIMITS__GRACE".into(), if patient { "2m" } else { "2s" }.into()),
         ];
         variables.extend(host.map(|host| ("DRYDOCK_SANDBOX__DOCKER_HOST".into(), host)));
+        variables.extend(settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
         let yard = Self { folders: Folders::new(8), patient, variables };
         yard.folders.stock(yard.gateway().await).await.kill().await;
         yard

@@ -22,7 +22,7 @@ pub(super) fn translate(error: Error, action: Action, limit: Duration) -> Sandbo
 /// A question that the engine failed to answer leaves everything as open as one that was never heard.
 pub(super) fn unanswered(error: SandboxError) -> SandboxError {
     match error {
-        SandboxError::Failed { .. } => SandboxError::Unreachable(error.to_string()),
+        SandboxError::Failed { .. } | SandboxError::NoRoom { .. } => SandboxError::Unreachable(error.to_string()),
         other => other,
     }
 }
@@ -53,6 +53,8 @@ pub(super) fn speaks_of_no_runtime(error: &Error) -> bool {
 fn refusal(status: u16, message: String, action: Action) -> SandboxError {
     if status == 503 || speaks_of_a_lost_runtime(&message) {
         SandboxError::Unreachable(message)
+    } else if status >= 500 && speaks_of_a_full_disk(&message) {
+        SandboxError::NoRoom { action, message }
     } else if status >= 500 {
         SandboxError::Failed { action, message }
     } else {
@@ -70,6 +72,11 @@ pub(super) fn speaks_of_a_lost_runtime(message: &str) -> bool {
     ["containerd.sock", "transport is closing", "transport: error while dialing", "ttrpc: closed"]
         .iter()
         .any(|sign| message.contains(sign))
+}
+
+/// The kernel's words for a full disk, handed on by whoever met it.
+pub(super) fn speaks_of_a_full_disk(message: &str) -> bool {
+    message.to_ascii_lowercase().contains("no space left on device")
 }
 
 /// The client's own message is only the outermost one, such as `client error (Connect)`.

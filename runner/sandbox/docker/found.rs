@@ -6,7 +6,7 @@ use std::time::UNIX_EPOCH;
 use bollard::models::{ContainerInspectResponse, ContainerState, ContainerStateStatusEnum};
 use drydock_spec::{Attempt, TraceId};
 
-use super::error::speaks_of_a_lost_runtime;
+use super::error::{speaks_of_a_full_disk, speaks_of_a_lost_runtime};
 use crate::sandbox::{ContainerName, Exit, Found, Labels, Status};
 
 const INSTANCE: &str = "drydock.instance";
@@ -95,8 +95,9 @@ fn read_status(state: ContainerState) -> Result<Status, Lack> {
         Engine::RUNNING | Engine::PAUSED | Engine::RESTARTING | Engine::STOPPING => Status::Running,
         // One whose start failed, or that is being removed, was not necessarily ever running.
         Engine::CREATED | Engine::EXITED | Engine::REMOVING | Engine::DEAD if never_started => {
-            // What failed for want of the runtime below the engine can be tried again when that is back.
-            let error = state.error.filter(|error| !error.is_empty() && !speaks_of_a_lost_runtime(error));
+            // What failed for want of room or of the runtime below the engine can be tried again when that is back.
+            let passes = |error: &str| speaks_of_a_lost_runtime(error) || speaks_of_a_full_disk(error);
+            let error = state.error.filter(|error| !error.is_empty() && !passes(error));
             Status::Created { error }
         }
         Engine::CREATED | Engine::EXITED | Engine::REMOVING | Engine::DEAD => Status::Exited(Exit {
@@ -180,9 +181,11 @@ mod tests {
     }
 
     #[test]
-    fn a_start_that_failed_for_want_of_the_runtime_can_be_tried_again() {
-        let mut failed = answer(ContainerStateStatusEnum::CREATED, NEVER);
-        failed.state.as_mut().unwrap().error = Some("failed to create shim task: ttrpc: closed: unknown".into());
-        assert_eq!(read(failed).unwrap().0.status, Status::Created { error: None });
+    fn a_start_that_failed_for_want_of_the_runtime_or_of_room_can_be_tried_again() {
+        for error in ["failed to create shim task: ttrpc: closed: unknown", "write /run/x: no space left on device"] {
+            let mut failed = answer(ContainerStateStatusEnum::CREATED, NEVER);
+            failed.state.as_mut().unwrap().error = Some(error.into());
+            assert_eq!(read(failed).unwrap().0.status, Status::Created { error: None }, "{error}");
+        }
     }
 }
