@@ -282,7 +282,7 @@ impl Attempts {
 
     /// Whether the engine is another one than that which was asked for the container. One that does not answer is asked
     /// until it does.
-    async fn engine_restarted(&self, lease: &Lease) -> Result<bool, Stop> {
+    pub(super) async fn engine_restarted(&self, lease: &Lease) -> Result<bool, Stop> {
         let answer = async {
             loop {
                 match self.sandbox.probe().await {

@@ -22,6 +22,19 @@ const FAILING: Duration = Duration::from_secs(30);
 impl Attempts {
     /// Returns when the attempt's container runs or has ended. The only place that creates or starts one.
     pub(super) async fn start(&self, lease: &mut Lease) -> Result<AttemptDir, Stop> {
+        let started = self.bring_up(lease).await;
+        if let Err(Stop::Over(Outcome::Failed(failure))) = &started
+            && failure.kind == FailureKind::StartFailed
+            && self.engine_restarted(lease).await?
+        {
+            // One that dies in the middle of a start can come back and trip over what it left behind.
+            let message = format!("the engine was restarted while it started the container: {}", failure.message);
+            return Err(Stop::failed(FailureKind::EngineLost, Stage::Start, message));
+        }
+        started
+    }
+
+    async fn bring_up(&self, lease: &mut Lease) -> Result<AttemptDir, Stop> {
         let name = ContainerName::of(lease.job().id, lease.attempt());
         let mut failing = None;
         loop {

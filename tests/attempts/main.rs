@@ -125,6 +125,33 @@ async fn a_container_that_was_created_but_not_started_is_started_by_the_next_pro
 }
 
 #[tokio::test]
+async fn a_start_that_the_engine_died_over_is_the_engines_failure() {
+    let world = World::with(scripted([])).await;
+    world.engine.refuse_starts(true);
+    let id = world.submit(limits()).await;
+    world.until_created().await;
+    world.engine.trip("task 0123: already exists");
+    let waiting = world.until(id, |job| job.state == "queued").await;
+    assert!(waiting.summary.contains("restarted while it started the container"), "{}", waiting.summary);
+    world.engine.refuse_starts(false);
+    let job = world.until_done(id).await;
+    assert_eq!((job.state.as_str(), job.attempt), ("succeeded", 2));
+
+    // One that fails without having died has its reasons.
+    let world = World::with(scripted([])).await;
+    world.engine.refuse_starts(true);
+    let id = world.submit(limits()).await;
+    world.until_created().await;
+    world.engine.fail_starts("no such program");
+    let waiting = world.until(id, |job| job.state == "queued").await;
+    assert!(
+        !waiting.summary.contains("restarted") && waiting.summary.contains("no such program"),
+        "{}",
+        waiting.summary
+    );
+}
+
+#[tokio::test]
 async fn a_restart_loses_no_report_and_doubles_none() {
     let mut world = World::with(scripted([halfway()])).await;
     let id = world.submit(limits()).await;

@@ -203,7 +203,7 @@ async fn gateway_and_engine_killed_in_turns_lose_nothing_between_them() {
     let gateway = yard.gateway().await;
     yard.see_through(&gateway, &mut open).await;
     ended.append(&mut open);
-    let sum = yard.check_about(&gateway, &ended, 1..=3).await;
+    let sum = yard.check_about(&gateway, &ended, 1..=10).await;
     yard.check_tidy(&ended, Some(&host)).await;
     gateway.kill().await;
     say(&format!("gateway and engine killed {rounds} times each under load: {sum:?}"));

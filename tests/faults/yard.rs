@@ -79,7 +79,8 @@ impl Order {
                 "model": "tiny", "dataset": "rows",
                 "sample_prompts": [format!("{} {} {}", self.ending.word(), self.reports, self.pace_ms)],
             }},
-            "limits": {"cpus": 0.25, "memory_mib": 64, "disk_mib": 32},
+            // As many attempts as may be asked for: an engine may be killed more often than jobs are tried by default.
+            "limits": {"cpus": 0.25, "memory_mib": 64, "disk_mib": 32, "max_attempts": 10},
             "idempotency_key": self.key,
         });
         let asked = gateway.client.post(format!("{}/v1/jobs", gateway.url)).json(&submission);

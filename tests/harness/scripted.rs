@@ -170,6 +170,22 @@ impl Scripted {
         self.changed.notify_waiters();
     }
 
+    /// What is created cannot be started.
+    pub fn fail_starts(&self, error: &str) {
+        for container in self.world().containers.values_mut() {
+            if container.status == (Status::Created { error: None }) {
+                container.status = Status::Created { error: Some(error.to_owned()) };
+            }
+        }
+        self.changed.notify_waiters();
+    }
+
+    /// The engine dies in the middle of a start, and when it is back it cannot start what it had not started yet.
+    pub fn trip(&self, error: &str) {
+        self.world().incarnation += 1;
+        self.fail_starts(error);
+    }
+
     /// Every paused container does its next steps.
     pub fn go_on(&self) {
         let mut world = self.world();
