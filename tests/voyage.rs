@@ -13,6 +13,8 @@ mod chain;
 mod resume;
 #[path = "voyage/together.rs"]
 mod together;
+#[path = "voyage/users.rs"]
+mod users;
 
 use harness::process::{Folders, Gateway};
 use serde_json::{Value, json};
