@@ -19,7 +19,7 @@ use proptest::collection::vec;
 use proptest::test_runner::{Config, RngAlgorithm, RngSeed, TestRunner};
 
 /// Sequences of each test, where nobody asks for another number.
-const SEQUENCES: u32 = 500;
+const SEQUENCES: u32 = 700;
 /// Ops of a sequence at most.
 const LENGTH: usize = 24;
 
