@@ -2,6 +2,7 @@
 
 use drydock_spec::report::Metrics;
 use drydock_spec::{Attempt, JobEvent, JobId, Report, ReportLine};
+use futures::TryStreamExt as _;
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
@@ -37,8 +38,19 @@ pub struct MetricsLine {
 impl Store {
     /// At most `limit` lines of the job's log that come after number `after`.
     pub async fn log(&self, job: JobId, after: i64, limit: u32) -> Result<Vec<LogLine>, StoreError> {
-        let rows = sqlx::query(
-            "-- store::history::log
+        self.log_within(job, after, limit, usize::MAX).await
+    }
+
+    /// The same, but no more of them once they have come to so many bytes: a line may be long.
+    pub async fn log_within(
+        &self,
+        job: JobId,
+        after: i64,
+        limit: u32,
+        most_bytes: usize,
+    ) -> Result<Vec<LogLine>, StoreError> {
+        let mut rows = sqlx::query(
+            "-- store::history::log_within
              SELECT seq, at_ms, 0 AS attempt, event AS line, TRUE AS is_event FROM job_events
              WHERE job_id = $1 AND seq > $2
              UNION ALL
@@ -49,9 +61,16 @@ impl Store {
         .bind(job.to_string())
         .bind(after)
         .bind(i64::from(limit))
-        .fetch_all(&self.pool)
-        .await?;
-        rows.iter().map(log_line).collect()
+        .fetch(&self.pool);
+        let (mut lines, mut bytes) = (Vec::new(), 0);
+        while let Some(row) = rows.try_next().await? {
+            bytes += row.try_get::<&str, _>("line")?.len();
+            lines.push(log_line(&row)?);
+            if bytes >= most_bytes {
+                break;
+            }
+        }
+        Ok(lines)
     }
 
     /// The last `limit` lines of the job's log, oldest first.
