@@ -197,6 +197,30 @@ async fn the_same_key_gives_the_same_job_and_another_body_a_conflict() {
 }
 
 #[tokio::test]
+async fn a_list_of_several_states_is_in_order_and_goes_on_at_its_cursor() {
+    let house = House::new().await;
+    let mut ids = Vec::new();
+    for n in 0..9 {
+        ids.push(house.submit(n, 0).await);
+    }
+    for n in [1, 4, 7] {
+        house.claim(ids[n]).await.finish(Outcome::Succeeded, &[], 0).await.unwrap();
+        house.store.request_cancel(ids[n - 1]).await.unwrap();
+    }
+    let states = ["queued", "succeeded", "queued"].map(str::to_owned).to_vec();
+    let (mut seen, mut filter) = (Vec::new(), Filter { states, limit: 2, ..Filter::default() });
+    loop {
+        let page = house.store.jobs(&filter).await.unwrap();
+        seen.extend(page.jobs.iter().map(|job| job.id));
+        filter.before = seen.last().copied();
+        if !page.more {
+            break;
+        }
+    }
+    assert_eq!(seen, [8, 7, 5, 4, 2, 1].map(|n| ids[n]));
+}
+
+#[tokio::test]
 async fn only_one_of_many_claims_wins() {
     let house = House::new().await;
     let id = house.submit(1, 0).await;
