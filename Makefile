@@ -9,7 +9,7 @@ target := $(or $(CARGO_TARGET_DIR),target)
 host = $(shell rustc -vV | sed -n 's/^host: //p')
 export DRYDOCK_TARGET := $(target)
 
-.PHONY: help demo test test-faults test-sandbox check build worker image engine interop bench conformance fuzz clean
+.PHONY: help demo test test-faults test-sandbox check build worker image engine interop bench bench-gateway conformance fuzz clean
 
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -48,8 +48,12 @@ interop: gateway image worker venv ## Try the programs that people use: MCP clie
 	@.ci/interop.sh
 	@tests/interop/trainer.sh
 
-bench: compiler venv ## Measure the worker beside PyTorch, PEFT, Transformers and llama.cpp
+bench: compiler engine venv ## Measure the worker beside PyTorch, PEFT, Transformers and llama.cpp
 	@tests/bench/run.sh $(BENCH)
+	@tests/bench/load/run.sh $(LOAD)
+
+bench-gateway: compiler engine venv ## Measure the gateway alone: under load, beside other MCP servers
+	@tests/bench/load/run.sh $(LOAD)
 
 conformance: compiler venv ## Run the MCP conformance suite
 	@tests/conformance/run.sh

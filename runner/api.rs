@@ -108,7 +108,7 @@ impl JobView {
 pub enum WaitsFor {
     /// A job whose result it reads, and how that one stands.
     Job { id: JobId, state: String },
-    /// Jobs that stand before it in line.
+    /// Jobs that stand before it in line, counted up to 1000.
     JobsAhead { jobs: u64 },
     /// CPUs, in thousandths.
     Cpu { needs: u64, free: u64 },

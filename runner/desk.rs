@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use drydock_gpu::Capacity;
-use drydock_spec::{Attempt, JobId, Owner, TraceId};
+use drydock_spec::{JobId, Owner, TraceId};
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
@@ -133,10 +133,7 @@ impl Desk {
     /// Some jobs, newest first.
     pub async fn jobs(&self, filter: &Filter) -> Result<JobList, DeskError> {
         let page = self.store.jobs(filter).await?;
-        let mut jobs = Vec::with_capacity(page.jobs.len());
-        for job in &page.jobs {
-            jobs.push(self.view(job).await?);
-        }
+        let jobs = self.views(&page.jobs).await?;
         let next = if page.more { page.jobs.last().map(|job| job.id) } else { None };
         Ok(JobList { jobs, next })
     }
@@ -249,20 +246,6 @@ impl Desk {
             jobs: self.store.counts().await?.into_iter().collect(),
             state_dir: self.config.state_dir.display().to_string(),
         })
-    }
-
-    async fn view(&self, job: &crate::store::Job) -> Result<JobView, DeskError> {
-        let findings = self.store.findings(job.id).await?;
-        let newest = self.store.newest_reports(job.id).await?;
-        let waits_for = match job.state {
-            drydock_spec::JobState::Queued { .. } => Some(self.waits_for(job).await?),
-            _ => None,
-        };
-        let resumed = match job.attempt {
-            Attempt::FIRST => None,
-            attempt => self.store.resumed(job.id, attempt).await?,
-        };
-        Ok(view::job(job, &findings, &newest, waits_for, resumed))
     }
 }
 

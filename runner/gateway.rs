@@ -18,6 +18,7 @@ use crate::desk::Desk;
 
 mod body;
 mod calls;
+mod connections;
 mod downloads;
 mod error;
 mod follow;
@@ -55,11 +56,18 @@ pub(crate) struct Gateway {
     /// Work that was begun for a request and must not end with it.
     begun: TaskTracker,
     traffic: health::Traffic,
+    feeds: follow::Feeds,
 }
 
 impl Gateway {
     fn new(desk: Desk, shutdown: CancellationToken) -> Arc<Self> {
-        Arc::new(Self { desk, shutdown, begun: TaskTracker::new(), traffic: health::Traffic::default() })
+        Arc::new(Self {
+            desk,
+            shutdown,
+            begun: TaskTracker::new(),
+            traffic: health::Traffic::default(),
+            feeds: follow::Feeds::default(),
+        })
     }
 
     /// Does `work` to its end, even if nobody waits for it any more: the server drops what it does for a client that
@@ -84,11 +92,9 @@ pub async fn serve(listener: TcpListener, desk: Desk, shutdown: CancellationToke
     let gateway = Gateway::new(desk, shutdown.clone());
     let app = assemble(&gateway, address.port(), mcp::Server::new(&gateway));
     let cut = CancellationToken::new();
-    let connections = axum::serve(PatientListener::new(listener, cut.clone()), app)
-        .with_graceful_shutdown(shutdown.clone().cancelled_owned())
-        .into_future();
+    let connections = connections::serve(PatientListener::new(listener, cut.clone()), app, shutdown.clone());
     let serving = async {
-        connections.await?;
+        connections.await;
         gateway.begun.close();
         gateway.begun.wait().await;
         Ok(())

@@ -1,6 +1,7 @@
 //! From a configuration to a gateway that answers: the house and its faces, opened and closed in order.
 
 use anyhow::Context as _;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -16,6 +17,7 @@ use crate::sandbox::{EngineInfo, Sandbox, SandboxError};
 pub async fn serve(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let listen = config.gateway.listen;
     let state_dir = config.state_dir.clone();
+    raise_open_files();
     // The lock comes before the address: who holds the state folder is the gateway.
     let house = House::open(config, None, Clock::System).await?;
     let listener = TcpListener::bind(listen).await.with_context(|| {
@@ -30,6 +32,16 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> anyhow::Resul
     house.close().await;
     tracing::info!("the gateway has stopped");
     Ok(served?)
+}
+
+/// Each client is an open file, and the usual soft limit of 1024 was made for programs that `select` among them.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => tracing::debug!(files = limit.maximum, "open files that this process may have"),
+        Err(error) => tracing::warn!(%error, files = limit.current, "the limit on open files stays as it is"),
+    }
 }
 
 /// MCP over stdio, through the gateway at `url`, until `stdin` ends.

@@ -2,11 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
+use std::collections::HashMap;
+
 use drydock::api::Submission;
 use drydock::artifacts::Artifact;
 use drydock::clock::Clock;
 use drydock::plan::{DatasetInput, ModelInput, ModelSource, ResolvedInputs};
-use drydock::store::{Filter, Holder, Lease, NewJob, ReportBatch, Store, StoreError, Termination};
+use drydock::store::{AwaitedJob, Filter, Holder, Lease, NewJob, ReportBatch, Store, StoreError, Termination};
 use drydock_spec::report::Metrics;
 use drydock_spec::{
     Attempt, Failure, FailureKind, JobId, JobState, Limits, Outcome, Owner, Priority, Report, ReportLine, Stage,
@@ -135,8 +137,8 @@ async fn the_line_is_by_priority_and_then_by_submission() {
     let urgent = house.submit(3, 5).await;
     let line: Vec<_> = house.store.queue(10).await.unwrap().iter().map(|job| job.id).collect();
     assert_eq!(line, [urgent, first, second]);
-    let job = house.store.job(second).await.unwrap();
-    assert_eq!(house.store.ahead_of(&job).await.unwrap(), 2);
+    let ahead = house.store.ahead_of(&[first, second, urgent]).await.unwrap();
+    assert_eq!(ahead, HashMap::from([(urgent, 0), (first, 1), (second, 2)]));
 }
 
 #[tokio::test]
@@ -150,12 +152,13 @@ async fn a_job_waits_in_line_until_the_job_that_it_reads_from_has_succeeded() {
     let line: Vec<_> = house.store.queue(10).await.unwrap().into_iter().map(|job| job.id).collect();
     assert_eq!(line, [first]);
     assert!(house.store.claim(second, &holder("a")).await.unwrap().is_none());
-    assert_eq!(house.store.awaited_by(second).await.unwrap().map(|job| job.id), Some(first));
-    assert_eq!(house.store.ahead_of(&house.store.job(first).await.unwrap()).await.unwrap(), 0);
+    let awaited = AwaitedJob { id: first, state: "queued".into() };
+    assert_eq!(house.store.awaited(&[first, second]).await.unwrap(), HashMap::from([(second, awaited)]));
+    assert_eq!(house.store.ahead_of(&[first]).await.unwrap()[&first], 0);
 
     house.claim(first).await.finish(Outcome::Succeeded, &[], 0).await.unwrap();
     assert_eq!(house.store.fail_orphans_once().await.unwrap(), 0);
-    assert_eq!(house.store.awaited_by(second).await.unwrap(), None);
+    assert!(house.store.awaited(&[second]).await.unwrap().is_empty());
     house.claim(second).await;
 }
 
@@ -191,6 +194,30 @@ async fn the_same_key_gives_the_same_job_and_another_body_a_conflict() {
     // Keys are an owner's own.
     let stranger = NewJob { id: JobId::from_parts(1, 4), owner: Owner("ann".into()), ..new };
     assert!(house.store.submit(stranger).await.unwrap().created);
+}
+
+#[tokio::test]
+async fn a_list_of_several_states_is_in_order_and_goes_on_at_its_cursor() {
+    let house = House::new().await;
+    let mut ids = Vec::new();
+    for n in 0..9 {
+        ids.push(house.submit(n, 0).await);
+    }
+    for n in [1, 4, 7] {
+        house.claim(ids[n]).await.finish(Outcome::Succeeded, &[], 0).await.unwrap();
+        house.store.request_cancel(ids[n - 1]).await.unwrap();
+    }
+    let states = ["queued", "succeeded", "queued"].map(str::to_owned).to_vec();
+    let (mut seen, mut filter) = (Vec::new(), Filter { states, limit: 2, ..Filter::default() });
+    loop {
+        let page = house.store.jobs(&filter).await.unwrap();
+        seen.extend(page.jobs.iter().map(|job| job.id));
+        filter.before = seen.last().copied();
+        if !page.more {
+            break;
+        }
+    }
+    assert_eq!(seen, [8, 7, 5, 4, 2, 1].map(|n| ids[n]));
 }
 
 #[tokio::test]
@@ -274,14 +301,18 @@ async fn what_an_earlier_attempt_said_is_history() {
     let warning = Report::Warning { code: "w".into(), message: "first".into() };
     let lines = vec![stage_line(1), metrics_line(7), ReportLine { elapsed_ms: 2, report: warning }];
     first.record(&ReportBatch { lines, end_offset: 30 }).await.unwrap();
-    assert_eq!(house.store.newest_reports(id).await.unwrap(), [stage_line(1), metrics_line(7)]);
-    assert_eq!(house.store.findings(id).await.unwrap().len(), 1);
+    assert_eq!(house.store.newest_reports(&[id]).await.unwrap()[&id], [stage_line(1), metrics_line(7)]);
+    assert_eq!(house.store.findings(&[id]).await.unwrap()[&id].len(), 1);
     first.finish(failed(FailureKind::EngineLost), &[], house.clock.now_ms()).await.unwrap();
     let mut second = house.claim(id).await;
     let lines = vec![stage_line(3), stage_line(4)];
     second.record(&ReportBatch { lines, end_offset: 20 }).await.unwrap();
-    assert_eq!(house.store.newest_reports(id).await.unwrap(), [stage_line(4)], "no metrics of the first attempt");
-    assert!(house.store.findings(id).await.unwrap().is_empty());
+    assert_eq!(
+        house.store.newest_reports(&[id]).await.unwrap()[&id],
+        [stage_line(4)],
+        "no metrics of the first attempt"
+    );
+    assert!(house.store.findings(&[id]).await.unwrap().is_empty());
     assert_eq!(house.store.log(id, 0, 100).await.unwrap().len(), 9, "but the log has it all");
 }
 

@@ -167,7 +167,8 @@ impl Attempts {
     async fn tale_so_far(&self, lease: &Lease) -> Result<Tale, Stop> {
         let mut tale = Tale { times: Times::of(lease, self.store.clock()), ..Tale::default() };
         if lease.row().report_offset > 0 {
-            tale.goes_on(&self.store.newest_reports(lease.job().id).await?);
+            let mut newest = self.store.newest_reports(&[lease.job().id]).await?;
+            tale.goes_on(&newest.remove(&lease.job().id).unwrap_or_default());
             tale.last = lease.last_report().await?.map(|line| line.report);
         }
         Ok(tale)

@@ -1,63 +1,108 @@
 //! A job in the words of people: one sentence, how far it has come, and why it waits.
 
+use std::collections::HashMap;
+
 use drydock_gpu::{Capacity, Shortage};
-use drydock_spec::{JobEvent, JobState, Outcome, Report, ReportLine, TraceId};
+use drydock_spec::{Attempt, JobId, JobState, Outcome, Report, ReportLine, TraceId};
 
 use super::{Desk, DeskError};
 use crate::api::{AttemptReport, EntryView, JobView, LogLineView, Part, Progress, WaitsFor};
+use crate::disk::Room;
 use crate::scores;
-use crate::store::{Entry, Job, LogLine, Resumed};
+use crate::store::{Entry, Job, LogLine, MOST_AHEAD, Resumed, StoreError};
 
 impl Desk {
-    /// Why a queued job does not run yet: the first reason that holds, in the order in which they would be lifted.
-    pub(super) async fn waits_for(&self, job: &Job) -> Result<WaitsFor, DeskError> {
-        if let Some(input) = self.store.awaited_by(job.id).await? {
-            return Ok(WaitsFor::Job { id: input.id, state: input.state.word().to_owned() });
-        }
-        if job.waits_ms(self.store.clock().now_ms()) > 0 {
-            let failure = self.last_failure(job).await?.unwrap_or_default();
-            return Ok(WaitsFor::Retry { at_ms: job.not_before_ms, failure });
-        }
-        if let Err(error) = self.engine.ready() {
-            return Ok(WaitsFor::Engine { problem: error.to_string() });
-        }
-        let room = self.disk.now();
-        if let Some(shortage) = room.shortage {
-            return Ok(WaitsFor::Disk {
-                needs: shortage.least_bytes,
-                free: shortage.free_bytes,
-                problem: shortage.to_string(),
-            });
-        }
-        let jobs = self.store.ahead_of(job).await?;
-        if jobs > 0 {
-            return Ok(WaitsFor::JobsAhead { jobs });
-        }
-        let (_, free) = self.capacity().await?;
-        Ok(match free.fits(need(job)) {
-            Err(Shortage::Cpu { needs, free }) => WaitsFor::Cpu { needs, free },
-            Err(Shortage::Memory { needs, free }) => WaitsFor::Memory { needs, free },
-            Ok(()) if job.limits.disk_bytes > room.free_bytes => WaitsFor::Disk {
-                needs: job.limits.disk_bytes,
-                free: room.free_bytes,
-                problem: format!(
-                    "its output may take {}, {} are free; free disk space, or lower limits.disk_mib",
-                    size(job.limits.disk_bytes),
-                    size(room.free_bytes)
-                ),
-            },
-            Ok(()) => WaitsFor::Dispatch,
-        })
+    /// The job for everybody to see.
+    pub(super) async fn view(&self, job: &Job) -> Result<JobView, DeskError> {
+        let views = self.views(std::slice::from_ref(job)).await?;
+        Ok(views.into_iter().next().ok_or(StoreError::NoSuchJob(job.id))?)
     }
 
-    /// In words, how the attempt before the next one ended.
-    async fn last_failure(&self, job: &Job) -> Result<Option<String>, DeskError> {
-        let lines = self.store.log_tail(job.id, 200).await?;
-        Ok(lines.into_iter().rev().find_map(|line| match line.entry {
-            Entry::Event(JobEvent::Ended { outcome: Outcome::Failed(failure), .. }) => Some(failure.to_string()),
-            _ => None,
-        }))
+    /// The jobs for everybody to see, in the same order. However many they are, the database is asked as often.
+    pub(super) async fn views(&self, jobs: &[Job]) -> Result<Vec<JobView>, DeskError> {
+        // Before its first attempt a job has said nothing, and before its second it went on from nowhere.
+        let begun = ids(jobs, |job| job.started_ms.is_some());
+        let again = ids(jobs, |job| job.attempt != Attempt::FIRST);
+        let mut findings = self.store.findings(&begun).await?;
+        let mut newest = self.store.newest_reports(&begun).await?;
+        let mut resumed = self.store.resumed(&again).await?;
+        let mut waits_for = self.waits_for(jobs).await?;
+        let view = |one: &Job| {
+            let findings = findings.remove(&one.id).unwrap_or_default();
+            let newest = newest.remove(&one.id).unwrap_or_default();
+            job(one, &findings, &newest, waits_for.remove(&one.id), resumed.remove(&one.id))
+        };
+        Ok(jobs.iter().map(view).collect())
     }
+
+    /// Why each of the queued jobs does not run yet: the first reason that holds, in the order in which they would be
+    /// lifted.
+    async fn waits_for(&self, jobs: &[Job]) -> Result<HashMap<JobId, WaitsFor>, DeskError> {
+        let now = self.store.clock().now_ms();
+        let is_queued = |job: &Job| matches!(job.state, JobState::Queued { .. });
+        let is_retry = |job: &Job| is_queued(job) && job.waits_ms(now) > 0;
+        let mut awaited = self.store.awaited(&ids(jobs, is_queued)).await?;
+        let mut failures = self.store.last_failures(&ids(jobs, is_retry)).await?;
+        let mut reasons = HashMap::new();
+        for job in jobs.iter().filter(|job| is_queued(job)) {
+            if let Some(input) = awaited.remove(&job.id) {
+                reasons.insert(job.id, WaitsFor::Job { id: input.id, state: input.state });
+            } else if is_retry(job) {
+                let failure = failures.remove(&job.id).map(|failure| failure.to_string()).unwrap_or_default();
+                reasons.insert(job.id, WaitsFor::Retry { at_ms: job.not_before_ms, failure });
+            }
+        }
+        let in_line: Vec<_> = jobs.iter().filter(|job| is_queued(job) && !reasons.contains_key(&job.id)).collect();
+        let in_line = self.holds_up(&in_line).await?;
+        reasons.extend(in_line);
+        Ok(reasons)
+    }
+
+    /// The same of jobs that stand in line and wait for no other job and no time.
+    async fn holds_up(&self, jobs: &[&Job]) -> Result<Vec<(JobId, WaitsFor)>, DeskError> {
+        let all = |reason: WaitsFor| jobs.iter().map(|job| (job.id, reason.clone())).collect();
+        if jobs.is_empty() {
+            return Ok(Vec::new());
+        }
+        if let Err(error) = self.engine.ready() {
+            return Ok(all(WaitsFor::Engine { problem: error.to_string() }));
+        }
+        let room = self.disk.now();
+        if let Some(shortage) = &room.shortage {
+            let (needs, free) = (shortage.least_bytes, shortage.free_bytes);
+            return Ok(all(WaitsFor::Disk { needs, free, problem: shortage.to_string() }));
+        }
+        let ids: Vec<_> = jobs.iter().map(|job| job.id).collect();
+        let ahead = self.store.ahead_of(&ids).await?;
+        let (_, free) = self.capacity().await?;
+        let reason = |job: &&Job| match ahead.get(&job.id) {
+            Some(&jobs) if jobs > 0 => WaitsFor::JobsAhead { jobs },
+            _ => head_waits_for(job, free, &room),
+        };
+        Ok(jobs.iter().map(|job| (job.id, reason(job))).collect())
+    }
+}
+
+/// Why the first job in line does not run yet.
+fn head_waits_for(job: &Job, free: Capacity, room: &Room) -> WaitsFor {
+    match free.fits(need(job)) {
+        Err(Shortage::Cpu { needs, free }) => WaitsFor::Cpu { needs, free },
+        Err(Shortage::Memory { needs, free }) => WaitsFor::Memory { needs, free },
+        Ok(()) if job.limits.disk_bytes > room.free_bytes => WaitsFor::Disk {
+            needs: job.limits.disk_bytes,
+            free: room.free_bytes,
+            problem: format!(
+                "its output may take {}, {} are free; free disk space, or lower limits.disk_mib",
+                size(job.limits.disk_bytes),
+                size(room.free_bytes)
+            ),
+        },
+        Ok(()) => WaitsFor::Dispatch,
+    }
+}
+
+fn ids(jobs: &[Job], which: impl Fn(&Job) -> bool) -> Vec<JobId> {
+    jobs.iter().filter(|job| which(job)).map(|job| job.id).collect()
 }
 
 /// What a job takes of the host while it runs.
@@ -67,7 +112,7 @@ pub(crate) fn need(job: &Job) -> Capacity {
 }
 
 /// The job for everybody to see. `findings` and `newest` are its reports, oldest first.
-pub(super) fn job(
+fn job(
     job: &Job,
     findings: &[ReportLine],
     newest: &[ReportLine],
@@ -153,6 +198,9 @@ fn summary(job: &Job, view: &JobView) -> String {
         JobState::Queued { .. } => match &view.waits_for {
             None | Some(WaitsFor::Dispatch) => "queued, about to start".into(),
             Some(WaitsFor::Job { id, state }) => format!("queued: waits for job {id}, which is {state}"),
+            Some(WaitsFor::JobsAhead { jobs }) if *jobs >= MOST_AHEAD => {
+                format!("queued behind {jobs} or more other jobs")
+            }
             Some(WaitsFor::JobsAhead { jobs }) => format!("queued behind {jobs} other job(s)"),
             Some(WaitsFor::Cpu { needs, free }) => {
                 format!("queued: needs {:.1} CPUs, {:.1} are free", *needs as f64 / 1e3, *free as f64 / 1e3)

@@ -1,33 +1,35 @@
 //! A job's log as server-sent events.
 //!
-//! The database is the log; a signal only says that there is more of it to read. A stream holds one page at most and
-//! reads the next one when its client has taken the last line, so that a slow client costs little and misses nothing.
+//! The database is the log. What is new in it is read and written out once, by a [`feed`], for everybody who follows the
+//! job; a client that comes late, or has fallen far behind, reads older pages for itself. A stream holds nothing while its
+//! client takes nothing, so that a slow client costs little and misses nothing.
 
-use std::collections::VecDeque;
-use std::convert::Infallible;
+use std::fmt::Write as _;
 use std::sync::Arc;
-use std::time::Duration;
 
+use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use drydock_spec::{JobEvent, JobId, TraceId};
+use drydock_spec::{JobId, TraceId};
 use futures::Stream;
 use serde::Deserialize;
+use tokio::sync::watch;
 
 use super::Gateway;
 use super::body::{Asked, Named};
 use super::error::Refusal;
 use super::health::Watcher;
-use crate::desk::{DeskError, log_line};
-use crate::store::{Entry, LogLine, StoreError, Subscription};
+use crate::store::StoreError;
 
-/// Lines that are held for a client at most.
+mod feed;
+
+pub(super) use feed::Feeds;
+use feed::{Feed, Found, Recent, Stretch};
+
+/// Lines, and about how many bytes of them, that are read for one client at a time.
 const PAGE: u32 = 64;
-
-/// Proxies and clients take a silent connection for a dead one.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
+const PAGE_BYTES: usize = 16 << 10;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -46,34 +48,32 @@ pub(super) async fn events(
         return Err(Refusal::bad_request("invalid_query", format!("after = {known}: negative"))
             .hint("give the number of a line, or 0 for all"));
     }
-    // Whoever asks for a job that does not exist must leave nothing behind in the table of subscriptions.
-    gateway.desk.store.job(id).await?;
-    // Subscribe first, read afterwards: a line that comes in between is announced, and found.
-    let news = gateway.desk.store.changes().subscribe(id);
+    // Whoever asks for a job that does not exist must leave nothing behind.
     let job = gateway.desk.store.job(id).await?;
     if job.state.is_done() && known >= job.last_seq {
         // The one answer that keeps an EventSource from connecting again for ever.
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
+    let feed = gateway.feeds.of(&gateway, &job);
     let follow = Follow {
         id,
         trace_id: job.trace_id,
         // A number from the future would wait for a line that it has never seen.
         after: known.min(job.last_seq),
-        page: VecDeque::new(),
-        news,
+        beats: 0,
         stage: Stage::Opening,
-        may_be_over: true,
+        news: feed.news(),
+        _feed: feed,
         _watcher: gateway.traffic.watcher(),
         gateway,
     };
     let headers = [
+        (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
         (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
         // nginx holds streams back otherwise.
         (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
     ];
-    let stream = Sse::new(follow.stream()).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
-    Ok((headers, stream).into_response())
+    Ok((headers, Body::from_stream(follow.stream())).into_response())
 }
 
 fn last_event_id(headers: &HeaderMap) -> Result<Option<i64>, Refusal> {
@@ -95,26 +95,27 @@ enum Stage {
     Over,
 }
 
-/// One client that follows one job.
+/// One client that follows one job. There may be ten thousand of them, so this is kept small.
 struct Follow {
     gateway: Arc<Gateway>,
     id: JobId,
     trace_id: TraceId,
     /// Number of the last line that was handed out.
     after: i64,
-    page: VecDeque<LogLine>,
-    news: Subscription,
+    /// Signs of life that were handed out.
+    beats: u64,
     stage: Stage,
-    /// Whether the last line that was handed out may have been the job's last.
-    may_be_over: bool,
+    news: watch::Receiver<Recent>,
+    /// The feed goes on for as long as somebody has it.
+    _feed: Arc<Feed>,
     _watcher: Watcher,
 }
 
 impl Follow {
-    fn stream(self) -> impl Stream<Item = Result<Event, Infallible>> {
+    fn stream(self) -> impl Stream<Item = Result<Bytes, StoreError>> {
         futures::stream::unfold(self, |mut follow| async move {
             match follow.next().await {
-                Ok(event) => event.map(|event| (Ok(event), follow)),
+                Ok(part) => part.map(|part| (Ok(part), follow)),
                 Err(error) => {
                     // The client comes back with Last-Event-ID, to better times.
                     tracing::warn!(job = %follow.id, %error, "a stream of events broke off");
@@ -124,57 +125,63 @@ impl Follow {
         })
     }
 
-    async fn next(&mut self) -> Result<Option<Event>, DeskError> {
+    /// What goes out next: whole events, as many as there are at once.
+    async fn next(&mut self) -> Result<Option<Bytes>, StoreError> {
         if self.stage == Stage::Opening {
             self.stage = Stage::Lines;
             // Spread, so that the clients of a gateway that was restarted do not all come back at once.
-            let again = rand::random_range(1000..3000);
-            return Ok(Some(Event::default().comment("the job's log").retry(Duration::from_millis(again))));
+            let again: u32 = rand::random_range(1000..3000);
+            return Ok(Some(format!(": the job's log\nretry: {again}\n\n").into()));
         }
-        while self.stage == Stage::Lines {
-            if let Some(line) = self.page.pop_front() {
-                return Ok(Some(self.hand_out(line)?));
-            }
-            self.page = self.gateway.desk.store.log(self.id, self.after, PAGE).await?.into();
-            if !self.page.is_empty() {
-                continue;
-            }
-            if self.may_be_over && self.is_over().await? {
-                self.stage = Stage::Over;
-                let job = self.gateway.desk.job(self.id).await?;
-                return Ok(Some(Event::default().event("done").json_data(&job).map_err(unwritable)?));
-            }
-            self.may_be_over = false;
-            tokio::select! {
-                () = self.news.changed() => {}
-                () = self.gateway.shutdown.cancelled() => self.stage = Stage::Over,
+        while self.stage == Stage::Lines && !self.gateway.shutdown.is_cancelled() {
+            let found = self.news.borrow_and_update().after(self.after, self.beats);
+            match found {
+                Found::Lines { bytes, last } => {
+                    self.after = last;
+                    return Ok(Some(bytes));
+                }
+                Found::Beat { beats } => {
+                    self.beats = beats;
+                    return Ok(Some(Bytes::from_static(b": still there\n\n")));
+                }
+                Found::End(bytes) => {
+                    self.stage = Stage::Over;
+                    return Ok(Some(bytes));
+                }
+                Found::Older { until } => {
+                    // Boxed, as the room for it would be taken for as long as the stream lasts.
+                    let page = Box::pin(self.page()).await?;
+                    let (bytes, last) = page.since(self.after);
+                    if !bytes.is_empty() {
+                        self.after = last;
+                        return Ok(Some(bytes));
+                    }
+                    // Reports are removed in time, and these were.
+                    self.after = until;
+                }
+                Found::Nothing => {
+                    if self.news.changed().await.is_err() {
+                        // The feed has ended: the gateway is shutting down, or the database does not answer.
+                        self.stage = Stage::Over;
+                    }
+                }
             }
         }
         Ok(None)
     }
 
-    fn hand_out(&mut self, line: LogLine) -> Result<Event, DeskError> {
-        self.after = line.seq;
-        let name = match &line.entry {
-            Entry::Event(event) => {
-                self.may_be_over = matches!(event, JobEvent::Ended { .. } | JobEvent::CancelRequested);
-                "event"
-            }
-            Entry::Report { .. } => {
-                self.may_be_over = false;
-                "report"
-            }
-        };
-        let event = Event::default().id(line.seq.to_string()).event(name);
-        event.json_data(log_line(line, &self.trace_id)).map_err(unwritable)
-    }
-
-    async fn is_over(&self) -> Result<bool, DeskError> {
-        let job = self.gateway.desk.store.job(self.id).await?;
-        Ok(job.state.is_done() && job.last_seq <= self.after)
+    /// A page of what the feed no longer holds.
+    async fn page(&self) -> Result<Stretch, StoreError> {
+        let lines = self.gateway.desk.store.log_within(self.id, self.after, PAGE, PAGE_BYTES).await?;
+        Stretch::of(lines, &self.trace_id)
     }
 }
 
-fn unwritable(error: axum::Error) -> DeskError {
-    StoreError::Corrupt(error.to_string()).into()
+/// One event. `data` is JSON, which has no line breaks.
+fn write_event(text: &mut String, id: Option<i64>, name: &str, data: &str) {
+    if let Some(id) = id {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "id: {id}");
+    }
+    let _ = write!(text, "event: {name}\ndata: {data}\n\n");
 }

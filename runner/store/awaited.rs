@@ -7,25 +7,21 @@ use super::jobs::{Job, apply, read};
 use super::rows::job_id;
 use super::{Store, StoreError};
 
-/// Holds for a row of `jobs` that waits for no other job. What has succeeded stays so, so that it never ceases to hold.
-macro_rules! waits_for_no_job {
+/// What `jobs.awaited` has to say of a row of `jobs`. A result that is there or lost stays so.
+macro_rules! awaited_now {
     () => {
-        "NOT EXISTS (SELECT 1 FROM awaited_jobs JOIN jobs AS input ON input.id = awaited_jobs.awaited_id
-                     WHERE awaited_jobs.job_id = jobs.id AND input.state <> 'succeeded')"
+        "CASE WHEN EXISTS (SELECT 1 FROM awaited_jobs JOIN jobs AS input ON input.id = awaited_jobs.awaited_id
+                           WHERE awaited_jobs.job_id = jobs.id AND input.state IN ('failed', 'cancelled')) THEN 'lost'
+              WHEN EXISTS (SELECT 1 FROM awaited_jobs JOIN jobs AS input ON input.id = awaited_jobs.awaited_id
+                           WHERE awaited_jobs.job_id = jobs.id AND input.state <> 'succeeded') THEN 'open'
+              ELSE 'there' END"
     };
 }
-pub(super) use waits_for_no_job;
 
 /// Jobs that are failed in one pass.
 const AT_ONCE: i64 = 64;
 
 impl Store {
-    /// The first job that `job` still waits for, as it stands.
-    pub async fn awaited_by(&self, job: JobId) -> Result<Option<Job>, StoreError> {
-        let mut tx = self.pool.begin().await?;
-        first_awaited(&mut tx, job).await
-    }
-
     /// Fails the queued jobs whose input jobs have ended without a result; those that wait for them fail in turn. Says
     /// how many there were. It may be repeated at any time.
     pub async fn fail_orphans_once(&self) -> Result<usize, StoreError> {
@@ -33,11 +29,8 @@ impl Store {
         loop {
             let orphans = sqlx::query(
                 "-- store::awaited::fail_orphans_once
-                 SELECT DISTINCT jobs.id FROM jobs
-                 JOIN awaited_jobs ON awaited_jobs.job_id = jobs.id
-                 JOIN jobs AS input ON input.id = awaited_jobs.awaited_id
-                 WHERE jobs.state = 'queued' AND input.state IN ('failed', 'cancelled')
-                 ORDER BY jobs.id LIMIT $1",
+                 SELECT id FROM jobs WHERE state = 'queued' AND awaited = 'lost'
+                 ORDER BY priority DESC, position LIMIT $1",
             )
             .bind(AT_ONCE)
             .fetch_all(&self.pool)
@@ -66,7 +59,7 @@ impl Store {
     }
 }
 
-/// Writes down which jobs a new job waits for.
+/// Writes down which jobs a new job waits for, and how they stand.
 pub(super) async fn write_awaited(
     tx: &mut Transaction<'_, Sqlite>,
     job: JobId,
@@ -82,6 +75,30 @@ pub(super) async fn write_awaited(
         .execute(&mut **tx)
         .await?;
     }
+    if !awaited.is_empty() {
+        sqlx::query(concat!(
+            "-- store::awaited::write_awaited\nUPDATE jobs SET awaited = ",
+            awaited_now!(),
+            " WHERE id = $1"
+        ))
+        .bind(job.to_string())
+        .execute(&mut **tx)
+        .await?;
+    }
+    Ok(())
+}
+
+/// Tells the jobs that wait for `ended` how it stands now.
+pub(super) async fn settle_awaited(tx: &mut Transaction<'_, Sqlite>, ended: JobId) -> Result<(), StoreError> {
+    sqlx::query(concat!(
+        "-- store::awaited::settle_awaited
+         UPDATE jobs SET awaited = ",
+        awaited_now!(),
+        " WHERE id IN (SELECT job_id FROM awaited_jobs WHERE awaited_id = $1)"
+    ))
+    .bind(ended.to_string())
+    .execute(&mut **tx)
+    .await?;
     Ok(())
 }
 

@@ -56,24 +56,6 @@ impl Store {
         .await?;
         Ok(wanted != 0)
     }
-
-    /// Where an attempt went on, if it did not begin at the beginning.
-    pub async fn resumed(&self, job: JobId, attempt: Attempt) -> Result<Option<Resumed>, StoreError> {
-        let row = sqlx::query(
-            "-- store::checkpoints::resumed
-             SELECT resumed_attempt, resumed_step FROM attempts
-             WHERE job_id = $1 AND attempt = $2 AND resumed_attempt IS NOT NULL",
-        )
-        .bind(job.to_string())
-        .bind(i64::from(attempt.0))
-        .fetch_optional(&self.pool)
-        .await?;
-        row.map(|row| {
-            let attempt = super::rows::attempt(row.try_get("resumed_attempt")?)?;
-            Ok(Resumed { attempt: attempt.0, step: unsigned(row.try_get("resumed_step")?)? })
-        })
-        .transpose()
-    }
 }
 
 impl Lease {

@@ -1,7 +1,8 @@
 //! A job's log: its events and its workers' reports in one numbered line, for streams that can be cut and resumed.
 
-use drydock_spec::report::{Metrics, Phase};
+use drydock_spec::report::Metrics;
 use drydock_spec::{Attempt, JobEvent, JobId, Report, ReportLine};
+use futures::TryStreamExt as _;
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
@@ -37,8 +38,19 @@ pub struct MetricsLine {
 impl Store {
     /// At most `limit` lines of the job's log that come after number `after`.
     pub async fn log(&self, job: JobId, after: i64, limit: u32) -> Result<Vec<LogLine>, StoreError> {
-        let rows = sqlx::query(
-            "-- store::history::log
+        self.log_within(job, after, limit, usize::MAX).await
+    }
+
+    /// The same, but no more of them once they have come to so many bytes: a line may be long.
+    pub async fn log_within(
+        &self,
+        job: JobId,
+        after: i64,
+        limit: u32,
+        most_bytes: usize,
+    ) -> Result<Vec<LogLine>, StoreError> {
+        let mut rows = sqlx::query(
+            "-- store::history::log_within
              SELECT seq, at_ms, 0 AS attempt, event AS line, TRUE AS is_event FROM job_events
              WHERE job_id = $1 AND seq > $2
              UNION ALL
@@ -49,9 +61,16 @@ impl Store {
         .bind(job.to_string())
         .bind(after)
         .bind(i64::from(limit))
-        .fetch_all(&self.pool)
-        .await?;
-        rows.iter().map(log_line).collect()
+        .fetch(&self.pool);
+        let (mut lines, mut bytes) = (Vec::new(), 0);
+        while let Some(row) = rows.try_next().await? {
+            bytes += row.try_get::<&str, _>("line")?.len();
+            lines.push(log_line(&row)?);
+            if bytes >= most_bytes {
+                break;
+            }
+        }
+        Ok(lines)
     }
 
     /// The last `limit` lines of the job's log, oldest first.
@@ -73,62 +92,6 @@ impl Store {
         .fetch_all(&self.pool)
         .await?;
         rows.iter().filter_map(|row| metrics_line(row).transpose()).collect()
-    }
-
-    /// How far the job has come: the newest stage, dataset, metrics, progress, checkpoint and finish of its newest
-    /// attempt that has reports. Each is found by its index, however many reports there are.
-    pub async fn newest_reports(&self, job: JobId) -> Result<Vec<ReportLine>, StoreError> {
-        let rows = sqlx::query(
-            "-- store::history::newest_reports
-             SELECT report AS line FROM reports
-             WHERE job_id = $1
-                   AND attempt = (SELECT attempt FROM reports WHERE job_id = $1 ORDER BY seq DESC LIMIT 1)
-                   AND seq IN (
-                       SELECT MAX(seq) FROM reports WHERE job_id = $1 AND type = 'stage' UNION ALL
-                       SELECT MAX(seq) FROM reports WHERE job_id = $1 AND type = 'dataset' UNION ALL
-                       SELECT MAX(seq) FROM reports WHERE job_id = $1 AND type = 'metrics' UNION ALL
-                       SELECT MAX(seq) FROM reports WHERE job_id = $1 AND type = 'progress' UNION ALL
-                       SELECT MAX(seq) FROM reports WHERE job_id = $1 AND type = 'checkpoint' UNION ALL
-                       SELECT MAX(seq) FROM reports WHERE job_id = $1 AND type = 'finished')
-             ORDER BY seq",
-        )
-        .bind(job.to_string())
-        .fetch_all(&self.pool)
-        .await?;
-        rows.iter().map(|row| json(row.try_get("line")?)).collect()
-    }
-
-    /// The evaluations, samples, scores and what was quantized of the job's newest attempt: the few reports that people
-    /// compare. Of very many the first and the last are given, which a training is judged by. An attempt that went on from
-    /// a checkpoint does not measure again what was measured before it, so that counts as its own.
-    pub async fn findings(&self, job: JobId) -> Result<Vec<ReportLine>, StoreError> {
-        let rows = sqlx::query(
-            "-- store::history::findings
-             WITH RECURSIVE course (attempt, step) AS (
-                 SELECT (SELECT attempt FROM reports WHERE job_id = $1 ORDER BY seq DESC LIMIT 1), NULL
-                 UNION ALL
-                 SELECT resumed_attempt, resumed_step FROM attempts JOIN course ON attempts.attempt = course.attempt
-                 WHERE job_id = $1 AND resumed_attempt IS NOT NULL),
-             findings AS (
-                 SELECT seq, report, step FROM reports JOIN course ON course.attempt = reports.attempt
-                 WHERE job_id = $1 AND type IN ('evaluation', 'sample', 'warning', 'score', 'quantized'))
-             SELECT report AS line, step FROM findings
-             WHERE seq IN (SELECT seq FROM (SELECT seq FROM findings ORDER BY seq LIMIT 100) AS first)
-                   OR seq IN (SELECT seq FROM (SELECT seq FROM findings ORDER BY seq DESC LIMIT 100) AS last)
-             ORDER BY seq",
-        )
-        .bind(job.to_string())
-        .fetch_all(&self.pool)
-        .await?;
-        let mut findings = Vec::new();
-        for row in rows {
-            let line: ReportLine = json(row.try_get("line")?)?;
-            let until: Option<i64> = row.try_get("step")?;
-            if until.is_none_or(|step| came_before(&line.report, step)) {
-                findings.push(line);
-            }
-        }
-        Ok(findings)
     }
 
     /// The last words of the newest attempt of the job that left any.
@@ -162,19 +125,6 @@ impl Store {
                 })
             })
             .collect()
-    }
-}
-
-/// Whether something was found before so many steps were taken, by the attempt that took them.
-fn came_before(report: &Report, steps: i64) -> bool {
-    match report {
-        Report::Evaluation(found) => match found.phase {
-            Phase::Before => true,
-            Phase::During => found.step.is_some_and(|step| i64::try_from(step).is_ok_and(|step| step <= steps)),
-            Phase::After => false,
-        },
-        Report::Sample(sample) => sample.phase == Phase::Before,
-        _ => false,
     }
 }
 

@@ -6,7 +6,7 @@ use drydock_spec::{Attempt, JobEvent, JobId, JobSpec, JobState, Limits, Owner, P
 use sqlx::sqlite::SqliteRow;
 use sqlx::{QueryBuilder, Row, Sqlite, Transaction};
 
-use super::awaited::{waits_for_no_job, write_awaited};
+use super::awaited::{settle_awaited, write_awaited};
 use super::rows::{attempt, job_id, json, signed, state, state_columns, to_json};
 use super::{Store, StoreError};
 use crate::plan::ResolvedInputs;
@@ -209,20 +209,27 @@ impl Store {
 
     /// The jobs that `filter` lets through, newest first.
     pub async fn jobs(&self, filter: &Filter) -> Result<Page, StoreError> {
-        let mut sql = QueryBuilder::<Sqlite>::new("-- store::jobs::jobs\nSELECT ");
-        sql.push(COLUMNS).push(" FROM jobs WHERE TRUE");
-        if let Some(owner) = &filter.owner {
-            sql.push(" AND owner = ").push_bind(owner.0.clone());
+        let mut sql = QueryBuilder::<Sqlite>::new("-- store::jobs::jobs\n");
+        // An arm for each state comes in order from its index, and the arms are merged: nothing is sorted.
+        let mut states: Vec<_> = filter.states.iter().map(Some).collect();
+        states.sort_unstable();
+        states.dedup();
+        if states.is_empty() {
+            states.push(None);
         }
-        if !filter.states.is_empty() {
-            let mut list = sql.push(" AND state IN (").separated(", ");
-            for word in &filter.states {
-                list.push_bind(word.clone());
+        for (arm, state) in states.into_iter().enumerate() {
+            sql.push(if arm > 0 { " UNION ALL " } else { "" });
+            sql.push("SELECT ").push(COLUMNS).push(", position FROM jobs WHERE TRUE");
+            if let Some(owner) = &filter.owner {
+                sql.push(" AND owner = ").push_bind(owner.0.clone());
             }
-            list.push_unseparated(")");
-        }
-        if let Some(before) = filter.before {
-            sql.push(" AND position < (SELECT position FROM jobs WHERE id = ").push_bind(before.to_string()).push(")");
+            if let Some(word) = state {
+                sql.push(" AND state = ").push_bind(word.clone());
+            }
+            if let Some(before) = filter.before {
+                sql.push(" AND position < (SELECT position FROM jobs WHERE id = ").push_bind(before.to_string());
+                sql.push(")");
+            }
         }
         sql.push(" ORDER BY position DESC LIMIT ").push_bind(i64::from(filter.limit) + 1);
         let rows = sql.build().fetch_all(&self.pool).await?;
@@ -238,9 +245,8 @@ impl Store {
         let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
             "-- store::jobs::queue
              SELECT {COLUMNS} FROM jobs
-             WHERE state = 'queued' AND (not_before_ms <= $1 OR not_before_ms > $1 + $3) AND {}
-             ORDER BY priority DESC, position LIMIT $2",
-            waits_for_no_job!()
+             WHERE state = 'queued' AND awaited = 'there' AND (not_before_ms <= $1 OR not_before_ms > $1 + $3)
+             ORDER BY priority DESC, position LIMIT $2"
         )))
         .bind(self.clock.now_ms())
         .bind(i64::from(limit))
@@ -248,23 +254,6 @@ impl Store {
         .fetch_all(&self.pool)
         .await?;
         rows.iter().map(job).collect()
-    }
-
-    /// How many queued jobs stand before `job` and wait for nothing but their turn.
-    pub async fn ahead_of(&self, job: &Job) -> Result<u64, StoreError> {
-        let count: i64 = sqlx::query_scalar(concat!(
-            "-- store::jobs::ahead_of
-             SELECT COUNT(*) FROM jobs, (SELECT priority AS p, position AS n FROM jobs WHERE id = $1)
-             WHERE state = 'queued' AND (not_before_ms <= $2 OR not_before_ms > $2 + $3)
-                   AND (priority > p OR (priority = p AND position < n)) AND ",
-            waits_for_no_job!()
-        ))
-        .bind(job.id.to_string())
-        .bind(self.clock.now_ms())
-        .bind(LONGEST_WAIT_MS)
-        .fetch_one(&self.pool)
-        .await?;
-        super::rows::unsigned(count)
     }
 
     /// When the next waiting retry may start.
@@ -359,6 +348,9 @@ pub(super) async fn apply(
     .rows_affected();
     if changed != 1 {
         return Err(StoreError::Corrupt(format!("job `{}` changed within a transaction", before.id)));
+    }
+    if after.is_done() {
+        settle_awaited(tx, before.id).await?;
     }
     read(tx, before.id).await
 }

@@ -28,6 +28,12 @@ pub(super) fn unsigned(number: i64) -> Result<u64, StoreError> {
     u64::try_from(number).map_err(|_| StoreError::Corrupt(format!("{number} is negative")))
 }
 
+/// Several jobs as one parameter: `SELECT value FROM json_each($1)`.
+pub(super) fn job_ids(jobs: &[JobId]) -> String {
+    let ids: Vec<_> = jobs.iter().map(JobId::to_string).collect();
+    serde_json::json!(ids).to_string()
+}
+
 /// BIGINT is signed; sizes and counts that do not fit do not occur on real hosts.
 pub(super) fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)

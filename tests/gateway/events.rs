@@ -136,6 +136,45 @@ async fn a_number_from_the_future_waits_for_what_really_comes() {
     assert_eq!(number(&events.next().await.unwrap()), Some(3));
 }
 
+#[tokio::test]
+async fn a_job_that_fails_with_its_input_ends_its_stream() {
+    let house = open().await;
+    let input = house.queue().await.id;
+    let reader = crate::house::queue(&house.store, |new| {
+        new.inputs.model.as_mut().unwrap().source = drydock::plan::ModelSource::Awaited { job: input };
+    });
+    let mut events = follow(&house, reader.await.id, None).await;
+    assert_eq!(number(&events.next().await.unwrap()), Some(1));
+    house.store.request_cancel(input).await.unwrap();
+    assert_eq!(house.store.fail_orphans_once().await.unwrap(), 1);
+    assert_eq!(data(&events.next().await.unwrap())["event"]["event"], "input_failed");
+    assert_eq!(data(&events.next().await.unwrap())["state"], "failed");
+    assert!(events.next().await.is_none());
+}
+
+#[tokio::test]
+async fn who_comes_late_or_falls_behind_misses_nothing() {
+    let house = open().await;
+    let mut lease = house.run().await;
+    let id = lease.job().id;
+    let early = follow(&house, id, None).await;
+    // Far more than is kept for everybody.
+    for batch in 0..20 {
+        steps(&mut lease, batch * 100 + 1..=batch * 100 + 100).await;
+    }
+    let late = follow(&house, id, None).await;
+    let later = follow(&house, id, Some(700)).await;
+    lease.finish(Outcome::Succeeded, &[], 0).await.unwrap();
+    let seen = async |events| -> Vec<i64> {
+        let events: std::pin::Pin<Box<dyn Stream<Item = Sse>>> = events;
+        events.filter_map(|event| std::future::ready(number(&event))).collect().await
+    };
+    for events in [early, late] {
+        assert_eq!(seen(Box::pin(events)).await, (1..=2003).collect::<Vec<_>>());
+    }
+    assert_eq!(seen(Box::pin(later)).await, (701..=2003).collect::<Vec<_>>());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn five_hundred_watchers_see_the_same() {
     let house = open().await;

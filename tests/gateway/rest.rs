@@ -54,6 +54,36 @@ async fn the_paths_of_the_document_are_these() {
 }
 
 #[tokio::test]
+async fn a_page_says_of_each_job_what_is_said_of_it_alone() {
+    let house = open().await;
+    let failure = || drydock_spec::Failure::new(drydock_spec::FailureKind::EngineLost, "gone");
+    let later = house.store.clock().now_ms() + 60_000;
+    let retry = house.run().await;
+    retry.finish(Outcome::Failed(failure()), &[], later).await.unwrap();
+    let mut running = house.run().await;
+    steps(&mut running, 1..=3).await;
+    let mut done = house.run().await;
+    steps(&mut done, 1..=10).await;
+    done.finish(Outcome::Succeeded, &[], 0).await.unwrap();
+    let input = house.queue().await.id;
+    queue(&house.store, |new| {
+        let model = new.inputs.model.as_mut().unwrap();
+        model.source = drydock::plan::ModelSource::Awaited { job: input };
+    })
+    .await;
+    house.queue().await;
+    let (_, page) = house.get("/v1/jobs").await;
+    let jobs = page["jobs"].as_array().unwrap();
+    let reasons: Vec<_> = jobs.iter().map(|job| job["waits_for"]["reason"].as_str().unwrap_or("none")).collect();
+    assert_eq!(reasons, ["jobs_ahead", "job", "dispatch", "none", "none", "retry"]);
+    assert!(jobs[5]["summary"].as_str().unwrap().contains("gone"), "{page:#}");
+    for job in jobs {
+        let (_, alone) = house.get(&format!("/v1/jobs/{}", job["id"].as_str().unwrap())).await;
+        assert_eq!(*job, alone);
+    }
+}
+
+#[tokio::test]
 async fn a_wrong_submission_says_what_is_wrong_and_where() {
     let house = open().await;
     let post = |body: &'static str| {

@@ -45,6 +45,11 @@ impl Gateway {
         Self { child, url, client }
     }
 
+    /// The process's number.
+    pub fn pid(&self) -> u32 {
+        self.child.id().expect("the gateway is alive")
+    }
+
     /// `kill -9`: no goodbye.
     pub async fn kill(mut self) {
         self.child.start_kill().unwrap();

@@ -1,7 +1,9 @@
 //! The order of the line, whatever is tried again and whatever is done to the clock.
 
-use drydock::store::LONGEST_WAIT_MS;
-use drydock_spec::{FailureKind, JobId};
+use std::collections::HashMap;
+
+use drydock::store::{LONGEST_WAIT_MS, MOST_AHEAD};
+use drydock_spec::{FailureKind, JobId, Outcome, Priority};
 use proptest::prelude::*;
 
 use crate::{House, failed, holder};
@@ -21,6 +23,48 @@ async fn a_clock_that_is_set_back_makes_no_job_wait_for_longer_than_the_longest_
     let second = house.submit(2, 0).await;
     house.clock.step(-60_000);
     assert_eq!(house.store.queue(2).await.unwrap()[1].id, second);
+}
+
+#[tokio::test]
+async fn jobs_ahead_are_counted_up_to_a_bound() {
+    let house = House::new().await;
+    let mut ids = Vec::new();
+    for n in 0..MOST_AHEAD + 2 {
+        ids.push(house.submit(n.into(), 0).await);
+    }
+    let [first, near, last] = [ids[0], ids[7], ids[ids.len() - 1]];
+    let ahead = house.store.ahead_of(&[last, first, near]).await.unwrap();
+    assert_eq!(ahead, HashMap::from([(first, 0), (near, 7), (last, MOST_AHEAD)]));
+}
+
+#[tokio::test]
+async fn what_waits_for_two_results_is_in_line_when_both_are_there_and_lost_with_either() {
+    let house = House::new().await;
+    let [one, other] = [house.submit(1, 0).await, house.submit(2, 0).await];
+    let mut inputs = crate::awaiting(one);
+    inputs.dataset = None;
+    inputs.compared = crate::awaiting(other).model.into_iter().collect();
+    let mut new = crate::new_job(3);
+    new.inputs = inputs.clone();
+    let both = house.store.submit(new).await.unwrap().job.id;
+    let mut new = crate::new_job(4);
+    new.inputs = inputs;
+    new.priority = Priority::new(-1).unwrap();
+    let unlucky = house.store.submit(new).await.unwrap().job.id;
+    let line = async || house.store.queue(9).await.unwrap().into_iter().map(|job| job.id).collect::<Vec<_>>();
+    house.claim(one).await.finish(Outcome::Succeeded, &[], 0).await.unwrap();
+    assert_eq!(line().await, [other]);
+    house.claim(other).await.finish(Outcome::Succeeded, &[], 0).await.unwrap();
+    assert_eq!(line().await, [both, unlucky]);
+    // What was lost before somebody asked for it is found lost at once.
+    let gone = house.submit(5, 0).await;
+    house.store.request_cancel(gone).await.unwrap();
+    let mut new = crate::new_job(6);
+    new.inputs = crate::awaiting(gone);
+    let late = house.store.submit(new).await.unwrap().job.id;
+    assert_eq!(line().await, [both, unlucky]);
+    assert_eq!(house.store.fail_orphans_once().await.unwrap(), 1);
+    assert!(house.store.job(late).await.unwrap().state.is_done());
 }
 
 /// What happens to a line in which `victim` is the first.
