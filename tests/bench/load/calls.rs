@@ -2,7 +2,8 @@
 //! the database, those of the TypeScript SDK and of FastMCP on a tool that repeats what it is told.
 //!
 //! The same requests but for the tool go to all of them: revision 2026-07-28, without sessions, over connections that
-//! stay open. The three take turns, each after a warm-up. Calls a second are those that the generator and the server reach
+//! stay open. They take turns, each after a warm-up. Ours is asked twice over: the same question again and again, as
+//! agents do who wait for a job, which is answered from memory; and questions of which none is like any before. Calls a second are those that the generator and the server reach
 //! together on one machine.
 
 use std::path::PathBuf;
@@ -11,7 +12,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::process::{Child, Command};
 
@@ -23,6 +23,8 @@ const AT_ONCE: usize = 32;
 const ROUNDS: usize = 5;
 const VERSION: &str = "2026-07-28";
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Stands where the client's version is to come.
+const MARK: &str = "0.0.0";
 /// Where run.sh has put the peers: the programs and what they run.
 const PEERS: &str = "DRYDOCK_BENCH_PEERS";
 
@@ -31,7 +33,10 @@ struct Server {
     process: Process,
     url: String,
     tool: &'static str,
-    body: Bytes,
+    /// What is sent before and after the client's version, which is a number.
+    body: (String, String),
+    /// Whether every call has another version, so that no two questions are the same.
+    differs: bool,
     /// Calls in a round.
     calls: usize,
     client: reqwest::Client,
@@ -51,24 +56,34 @@ pub(crate) async fn measure(length: Length) -> Vec<Finding> {
     let gateway = folders.stocked().await;
     let job = finished(&gateway).await;
     let ours = Server::new(Process(gateway.pid()), &gateway.url, "get_job", json!({"id": job}), length.of(20_000));
+    let looked_up = Server {
+        differs: true,
+        ..Server::new(ours.process, &gateway.url, "get_job", json!({"id": job}), length.of(5_000))
+    };
     let text = json!({"text": "The ship lies in the dock, and the dock is dry."});
     let (_node, url, process) = start(&peers, "node", "echo.mjs").await;
     let node = Server::new(process, &url, "echo", text.clone(), length.of(5_000));
     let (_python, url, process) = start(&peers, "venv/bin/python", "echo.py").await;
     let python = Server::new(process, &url, "echo", text, length.of(1_500));
 
-    let mut rounds: [Vec<Round>; 3] = Default::default();
-    for server in [&ours, &node, &python] {
+    let servers = [&ours, &looked_up, &node, &python];
+    let mut rounds: [Vec<Round>; 4] = Default::default();
+    for server in servers {
         server.round(server.calls).await;
     }
     for _ in 0..ROUNDS {
-        for (server, rounds) in [&ours, &node, &python].into_iter().zip(&mut rounds) {
+        for (server, rounds) in servers.into_iter().zip(&mut rounds) {
             rounds.push(server.round(server.calls).await);
         }
     }
     gateway.stop().await;
-    let [ours, node, python] = &rounds;
-    vec![compare("the TypeScript SDK's echo", ours, node, 15.0), compare("FastMCP's echo", ours, python, 40.0)]
+    let [ours, looked_up, node, python] = &rounds;
+    let mut findings = Vec::new();
+    for (what, ours) in [("asked again", ours), ("looked up", looked_up)] {
+        findings.push(compare(what, "the TypeScript SDK's echo", ours, node, 15.0));
+        findings.push(compare(what, "FastMCP's echo", ours, python, 40.0));
+    }
+    findings
 }
 
 /// A job that has ended, as most of those that are asked about.
@@ -104,13 +119,14 @@ impl Server {
             "name": tool, "arguments": arguments,
             "_meta": {
                 "io.modelcontextprotocol/protocolVersion": VERSION,
-                "io.modelcontextprotocol/clientInfo": {"name": "load", "version": "1"},
+                "io.modelcontextprotocol/clientInfo": {"name": "load", "version": MARK},
                 "io.modelcontextprotocol/clientCapabilities": {}
             }
         });
         let body = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params});
+        let (before, after) = body.to_string().split_once(MARK).map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
-        Self { process, url: format!("{url}/mcp"), tool, body: body.to_string().into(), calls, client }
+        Self { process, url: format!("{url}/mcp"), tool, body: (before, after), differs: false, calls, client }
     }
 
     /// So many calls, [`AT_ONCE`] at a time.
@@ -120,10 +136,15 @@ impl Server {
         let mut callers = tokio::task::JoinSet::new();
         for _ in 0..AT_ONCE {
             let request = self.request();
-            let (left, client) = (left.clone(), self.client.clone());
+            let (left, client, (before, after)) = (left.clone(), self.client.clone(), self.body.clone());
+            let differs = self.differs;
             callers.spawn(async move {
-                while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
-                    let answer = client.execute(request.try_clone().unwrap()).await.unwrap();
+                while let Ok(left) = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1))
+                {
+                    let mut request = request.try_clone().unwrap();
+                    let version = if differs { left } else { 1 };
+                    *request.body_mut() = Some(format!("{before}{version}{after}").into());
+                    let answer = client.execute(request).await.unwrap();
                     let answer = answer.bytes().await.unwrap();
                     let text = std::str::from_utf8(&answer).unwrap();
                     assert!(text.contains(r#""content":[{"#) && !text.contains(r#""isError":true"#), "{text}");
@@ -139,11 +160,11 @@ impl Server {
         let request = self.client.post(&self.url).header("content-type", "application/json");
         let request = request.header("accept", "application/json, text/event-stream");
         let request = request.header("mcp-protocol-version", VERSION).header("mcp-method", "tools/call");
-        request.header("mcp-name", self.tool).body(self.body.clone()).build().unwrap()
+        request.header("mcp-name", self.tool).build().unwrap()
     }
 }
 
-fn compare(peer: &str, ours: &[Round], theirs: &[Round], goal: f64) -> Finding {
+fn compare(what: &str, peer: &str, ours: &[Round], theirs: &[Round], goal: f64) -> Finding {
     let mut ratios: Vec<_> = ours.iter().zip(theirs).map(|(ours, theirs)| theirs.cpu_us / ours.cpu_us).collect();
     let ratio = median(&mut ratios);
     let figures = |rounds: &[Round]| {
@@ -152,7 +173,7 @@ fn compare(peer: &str, ours: &[Round], theirs: &[Round], goal: f64) -> Finding {
         format!("{cpu_us:.0} us of CPU a call, {per_second:.0} calls/s")
     };
     Finding {
-        what: format!("`tools/call`, {AT_ONCE} at once"),
+        what: format!("`tools/call`, {AT_ONCE} at once, {what}"),
         drydock: figures(ours),
         peer: format!("{}, {peer}", figures(theirs)),
         came_to: format!("1/{ratio:.1} (1/{:.1}-1/{:.1})", ratios[ratios.len() - 1], ratios[0]),
