@@ -9,13 +9,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::middleware::from_fn_with_state;
 use rmcp::ServerHandler;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tower::Layer as _;
 
 use crate::desk::Desk;
 
+mod again;
 mod body;
 mod calls;
 mod connections;
@@ -57,6 +60,7 @@ pub(crate) struct Gateway {
     begun: TaskTracker,
     traffic: health::Traffic,
     feeds: follow::Feeds,
+    answers: again::Answers,
 }
 
 impl Gateway {
@@ -67,6 +71,7 @@ impl Gateway {
             begun: TaskTracker::new(),
             traffic: health::Traffic::default(),
             feeds: follow::Feeds::default(),
+            answers: again::Answers::default(),
         })
     }
 
@@ -132,8 +137,8 @@ pub fn router_around<S: ServerHandler + Clone>(
 
 fn assemble(gateway: &Arc<Gateway>, port: u16, server: impl ServerHandler + Clone) -> Router {
     let config = &gateway.desk.config.gateway;
-    let routes = routes::router(routes::all(), config.max_body.0)
-        .with_state(gateway.clone())
-        .route_service("/mcp", mcp::service(server, config.max_body.0));
+    let mcp = from_fn_with_state(gateway.clone(), again::answer).layer(mcp::service(server, config.max_body.0));
+    let routes =
+        routes::router(routes::all(), config.max_body.0).with_state(gateway.clone()).route_service("/mcp", mcp);
     guard::guarded(routes, guard::Guard::new(config, port), gateway.clone())
 }

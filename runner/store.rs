@@ -24,6 +24,7 @@ mod jobs;
 mod lease;
 mod retention;
 mod rows;
+mod settled;
 
 pub use catalog::CatalogEntry;
 pub use changes::{Changes, Subscription};
@@ -33,6 +34,7 @@ pub use history::{Entry, LogLine, MetricsLine};
 pub use jobs::{Filter, Job, LONGEST_WAIT_MS, NewJob, Page, Submitted};
 pub use lease::{AttemptRow, Holder, Lease, ReportBatch, Termination};
 pub use retention::Left;
+pub use settled::Mark;
 
 /// Something could not be stored or read.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +78,7 @@ pub struct Store {
     pool: SqlitePool,
     clock: Clock,
     changes: Arc<Changes>,
+    commits: settled::Commits,
 }
 
 impl Store {
@@ -92,13 +95,21 @@ impl Store {
             // the kernel holds the same pages.
             .pragma("cache_size", "-512")
             .busy_timeout(Duration::from_secs(10));
+        let commits = settled::Commits::default();
+        let (watching, settling) = (commits.clone(), commits.clone());
         let pool = SqlitePoolOptions::new()
             .max_connections(8)
+            .after_connect(move |connection, _| {
+                let commits = watching.clone();
+                Box::pin(async move { commits.watch(connection).await })
+            })
             // A full disk makes SQLite roll back by itself, and the connection goes on counting a transaction that is
             // there no more: every later one on it would be refused. The ping comes after a rollback that is under way.
-            .after_release(|connection, _| {
+            .after_release(move |connection, _| {
+                let commits = settling.clone();
                 Box::pin(async move {
                     connection.ping().await?;
+                    commits.settle(connection).await?;
                     Ok(!connection.is_in_transaction())
                 })
             })
@@ -106,7 +117,7 @@ impl Store {
             .connect_with(options)
             .await?;
         sqlx::migrate!("./migrations").run(&pool).await?;
-        Ok(Self { pool, clock, changes: Arc::new(Changes::default()) })
+        Ok(Self { pool, clock, changes: Arc::new(Changes::default()), commits })
     }
 
     /// Closes every connection after what is under way; the write-ahead log is folded into the database.

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "gateway/again.rs"]
+mod again;
 #[path = "gateway/events.rs"]
 mod events;
 #[path = "gateway/hostile.rs"]

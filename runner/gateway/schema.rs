@@ -35,28 +35,49 @@ pub(super) fn whole<T: JsonSchema>() -> Map<String, Value> {
     }
 }
 
-/// The same without its explanations: what comes back explains itself, and some hosts put every tool's whole schema
-/// before the model.
-pub(super) fn terse<T: JsonSchema>() -> Map<String, Value> {
-    let mut schema = Value::Object(whole::<T>());
-    drop_descriptions(&mut schema);
-    match schema {
+/// Levels of fields that an outline has.
+const LEVELS: u32 = 2;
+
+/// The schema of an answer in outline: the fields of two levels, the types of their values, and which of them are always
+/// there. An answer explains itself when it is seen, but some hosts put every tool's whole schema before the model, where
+/// it stays for as long as they talk.
+pub(super) fn outline<T: JsonSchema>() -> Map<String, Value> {
+    match outlined(&Value::Object(whole::<T>()), LEVELS) {
         Value::Object(schema) => schema,
         _ => Map::new(),
     }
 }
 
-fn drop_descriptions(schema: &mut Value) {
-    match schema {
-        Value::Array(items) => items.iter_mut().for_each(drop_descriptions),
-        Value::Object(object) => {
-            // A property may be called `description`; its schema is no text.
-            if object.get("description").is_some_and(Value::is_string) {
-                object.remove("description");
-            }
-            object.values_mut().for_each(drop_descriptions);
+/// Says less than the schema and nothing else: whatever fits the schema fits the outline.
+fn outlined(schema: &Value, levels: u32) -> Value {
+    let mut outline = Map::new();
+    match schema.get("type") {
+        Some(kind) => outline.insert("type".into(), kind.clone()),
+        None if is_choice_of_objects(schema) => outline.insert("type".into(), "object".into()),
+        None => None,
+    };
+    if let Some(items) = schema.get("items") {
+        outline.insert("items".into(), outlined(items, levels));
+    }
+    if let (Some(Value::Object(fields)), Some(levels)) = (schema.get("properties"), levels.checked_sub(1)) {
+        let fields = fields.iter().map(|(name, field)| (name.clone(), outlined(field, levels)));
+        outline.insert("properties".into(), Value::Object(fields.collect()));
+        outline.extend(schema.get("required").map(|names| ("required".into(), names.clone())));
+    }
+    Value::Object(outline)
+}
+
+fn is_choice_of_objects(schema: &Value) -> bool {
+    let choices = ["oneOf", "anyOf"].iter().find_map(|key| schema.get(*key)?.as_array());
+    choices.is_some_and(|choices| choices.iter().all(|choice| choice["type"] == "object"))
+}
+
+/// Takes the explanations of an object's fields away, for where they stand elsewhere.
+pub(super) fn without_explanations(schema: &mut Value) {
+    if let Some(Value::Object(fields)) = schema.get_mut("properties") {
+        for field in fields.values_mut().filter_map(Value::as_object_mut) {
+            field.remove("description");
         }
-        _ => {}
     }
 }
 
@@ -151,6 +172,34 @@ mod tests {
     use drydock_spec::FinetuneArgs;
 
     use super::*;
+
+    #[test]
+    fn an_outline_has_two_levels_and_asks_for_nothing_else() {
+        let schema = json!({
+            "type": "object", "required": ["type"], "description": "d",
+            "properties": {
+                "type": {"type": "string", "enum": ["a"], "description": "d"},
+                "list": {"type": "array", "items": {
+                    "type": "object", "required": ["deep"],
+                    "properties": {"deep": {"type": "object", "required": ["x"], "properties": {"x": {"minimum": 1}}}}
+                }},
+                "choice": {"oneOf": [{"type": "object"}, {"type": "object"}]},
+                "any": {"oneOf": [{"type": "object"}, {"type": "string"}]}
+            }
+        });
+        let outline = json!({
+            "type": "object", "required": ["type"],
+            "properties": {
+                "type": {"type": "string"},
+                "list": {"type": "array", "items": {
+                    "type": "object", "required": ["deep"], "properties": {"deep": {"type": "object"}}
+                }},
+                "choice": {"type": "object"},
+                "any": {}
+            }
+        });
+        assert_eq!(outlined(&schema, LEVELS), outline);
+    }
 
     #[test]
     fn a_tidy_schema_is_plain_and_strict() {

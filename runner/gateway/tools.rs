@@ -8,7 +8,7 @@ use rmcp::model::{JsonObject, Tool, ToolAnnotations};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::schema::{terse, whole};
+use super::schema::{outline, whole, without_explanations};
 use crate::api::{ArtifactList, JobView, LoadDataset, LoadedDataset, MetricsView, ModelList, PlanView};
 
 /// What the server says about itself when a client connects.
@@ -165,7 +165,7 @@ enum Effect {
 fn tool<I: JsonSchema, O: JsonSchema>(name: &'static str, title: &str, effect: Effect, told: &'static str) -> Tool {
     Tool::new(name, told, Arc::new(whole::<I>()))
         .with_title(title)
-        .with_raw_output_schema(Arc::new(terse::<O>()))
+        .with_raw_output_schema(Arc::new(outline::<O>()))
         .with_annotations(annotations(effect))
 }
 
@@ -187,24 +187,12 @@ fn submission<I: JsonSchema>(name: &'static str, title: &str, told: &'static str
         (input.get_mut("properties"), submit.get("properties"))
     {
         all.extend(more.clone());
+        // What each column is for stands with load_dataset, where they are usually named.
+        all.get_mut("columns").map(without_explanations);
     }
     let mut tool = tool::<I, SubmitAnswer>(name, title, Effect::Adds, told);
     tool.input_schema = Arc::new(input);
-    tool.output_schema = Some(Arc::new(answer_to_submission()));
     tool
-}
-
-/// The schema of [`SubmitAnswer`], in which the planned job is any object: its options are those of the call, and those
-/// of all kinds in each of the tools would fill a model's context.
-fn answer_to_submission() -> JsonObject {
-    let mut schema = serde_json::Value::Object(terse::<SubmitAnswer>());
-    if let Some(job) = schema.pointer_mut("/properties/plan/properties/job") {
-        *job = serde_json::json!({"type": "object"});
-    }
-    match schema {
-        serde_json::Value::Object(schema) => schema,
-        _ => JsonObject::new(),
-    }
 }
 
 static TOOLS: LazyLock<Vec<Tool>> = LazyLock::new(|| {
@@ -326,7 +314,7 @@ mod tests {
     fn every_tool_is_named_for_models_and_described_in_full() {
         assert!(all().len() <= 20);
         let whole = serde_json::to_string(all()).unwrap().len();
-        assert!(whole < 120_000, "{whole} bytes of schemas");
+        assert!(whole < 56_000, "{whole} bytes of schemas");
         for tool in all() {
             let name = &tool.name;
             assert!(name.len() <= 30 && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{name}");
