@@ -24,6 +24,7 @@ pub mod house;
 pub mod hub;
 pub mod inputs;
 pub mod legible;
+pub mod memory;
 pub mod models;
 pub mod names;
 pub mod plan;

@@ -2,7 +2,12 @@
 
 use std::process::ExitCode;
 
+fn main() -> ExitCode {
+    drydock::memory::share_arenas();
+    run()
+}
+
 #[tokio::main]
-async fn main() -> ExitCode {
+async fn run() -> ExitCode {
     drydock::cli::main().await
 }
