@@ -91,8 +91,8 @@ impl Store {
             // In WAL mode NORMAL loses nothing when the process dies, and is some thirty times faster than FULL.
             .synchronous(SqliteSynchronous::Normal)
             .foreign_keys(true)
-            // In KiB, for each connection: SQLite's own 2 MiB are filled by a few hundred jobs and never given back, and
-            // the kernel holds the same pages.
+            // In KiB, for each connection: eight times SQLite's own 2 MiB would be most of the gateway's memory, and the
+            // kernel holds the same pages.
             .pragma("cache_size", "-512")
             .busy_timeout(Duration::from_secs(10));
         let commits = settled::Commits::default();
@@ -108,7 +108,9 @@ impl Store {
             .after_release(move |connection, _| {
                 let commits = settling.clone();
                 Box::pin(async move {
-                    connection.ping().await?;
+                    if connection.is_in_transaction() {
+                        connection.ping().await?;
+                    }
                     commits.settle(connection).await?;
                     Ok(!connection.is_in_transaction())
                 })

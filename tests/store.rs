@@ -302,7 +302,7 @@ async fn what_an_earlier_attempt_said_is_history() {
     let lines = vec![stage_line(1), metrics_line(7), ReportLine { elapsed_ms: 2, report: warning }];
     first.record(&ReportBatch { lines, end_offset: 30 }).await.unwrap();
     assert_eq!(house.store.newest_reports(&[id]).await.unwrap()[&id], [stage_line(1), metrics_line(7)]);
-    assert_eq!(house.store.findings(&[id]).await.unwrap()[&id].len(), 1);
+    assert_eq!(house.store.glance(&[id]).await.unwrap().findings[&id].len(), 1);
     first.finish(failed(FailureKind::EngineLost), &[], house.clock.now_ms()).await.unwrap();
     let mut second = house.claim(id).await;
     let lines = vec![stage_line(3), stage_line(4)];
@@ -312,7 +312,7 @@ async fn what_an_earlier_attempt_said_is_history() {
         [stage_line(4)],
         "no metrics of the first attempt"
     );
-    assert!(house.store.findings(&[id]).await.unwrap().is_empty());
+    assert!(house.store.glance(&[id]).await.unwrap().findings.is_empty());
     assert_eq!(house.store.log(id, 0, 100).await.unwrap().len(), 9, "but the log has it all");
 }
 

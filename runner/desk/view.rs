@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use drydock_gpu::{Capacity, Shortage};
-use drydock_spec::{Attempt, JobId, JobState, Outcome, Report, ReportLine, TraceId};
+use drydock_spec::{JobId, JobState, Outcome, Report, ReportLine, TraceId};
 
 use super::{Desk, DeskError};
 use crate::api::{AttemptReport, EntryView, JobView, LogLineView, Part, Progress, WaitsFor};
@@ -20,17 +20,14 @@ impl Desk {
 
     /// The jobs for everybody to see, in the same order. However many they are, the database is asked as often.
     pub(super) async fn views(&self, jobs: &[Job]) -> Result<Vec<JobView>, DeskError> {
-        // Before its first attempt a job has said nothing, and before its second it went on from nowhere.
+        // Before its first attempt a job has said nothing.
         let begun = ids(jobs, |job| job.started_ms.is_some());
-        let again = ids(jobs, |job| job.attempt != Attempt::FIRST);
-        let mut findings = self.store.findings(&begun).await?;
-        let mut newest = self.store.newest_reports(&begun).await?;
-        let mut resumed = self.store.resumed(&again).await?;
+        let mut glance = self.store.glance(&begun).await?;
         let mut waits_for = self.waits_for(jobs).await?;
         let view = |one: &Job| {
-            let findings = findings.remove(&one.id).unwrap_or_default();
-            let newest = newest.remove(&one.id).unwrap_or_default();
-            job(one, &findings, &newest, waits_for.remove(&one.id), resumed.remove(&one.id))
+            let findings = glance.findings.remove(&one.id).unwrap_or_default();
+            let newest = glance.newest.remove(&one.id).unwrap_or_default();
+            job(one, &findings, &newest, waits_for.remove(&one.id), glance.resumed.remove(&one.id))
         };
         Ok(jobs.iter().map(view).collect())
     }

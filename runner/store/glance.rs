@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use drydock_spec::report::Phase;
 use drydock_spec::{Failure, JobEvent, JobId, Outcome, Report, ReportLine};
-use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
+use sqlx::{Row, SqliteConnection};
 
 use super::checkpoints::Resumed;
 use super::jobs::LONGEST_WAIT_MS;
@@ -24,71 +24,38 @@ pub struct AwaitedJob {
     pub state: String,
 }
 
+/// What the reports of some jobs come to.
+#[derive(Debug, Default)]
+pub struct Glance {
+    /// See [`Store::newest_reports`].
+    pub newest: HashMap<JobId, Vec<ReportLine>>,
+    /// The evaluations, samples, warnings, scores and what was quantized of each job's newest attempt: the few reports
+    /// that people compare. Of very many the first and the last are given, which a training is judged by. An attempt that
+    /// went on from a checkpoint does not measure again what was measured before it, so that counts as its own.
+    pub findings: HashMap<JobId, Vec<ReportLine>>,
+    /// Where attempts went on that did not begin at the beginning.
+    pub resumed: HashMap<JobId, Resumed>,
+}
+
 impl Store {
+    /// What the reports of the jobs come to.
+    pub async fn glance(&self, jobs: &[JobId]) -> Result<Glance, StoreError> {
+        if jobs.is_empty() {
+            return Ok(Glance::default());
+        }
+        // One connection for all of it: handing it out and back costs more than the queries do.
+        let mut connection = self.pool.acquire().await?;
+        Ok(Glance {
+            newest: newest(&mut connection, jobs).await?,
+            findings: findings(&mut connection, jobs).await?,
+            resumed: resumed(&mut connection, jobs).await?,
+        })
+    }
+
     /// How far each job has come: the newest stage, dataset, metrics, progress, checkpoint and finish of its newest
     /// attempt that has reports. Each is found by its index, however many reports there are.
     pub async fn newest_reports(&self, jobs: &[JobId]) -> Result<HashMap<JobId, Vec<ReportLine>>, StoreError> {
-        let rows = self.of_jobs(
-            "-- store::glance::newest_reports
-             SELECT job_id, report AS line FROM json_each($1) AS asked JOIN reports ON job_id = asked.value
-             WHERE attempt = (SELECT attempt FROM reports WHERE job_id = asked.value ORDER BY seq DESC LIMIT 1)
-                   AND seq IN (
-                       SELECT MAX(seq) FROM reports WHERE job_id = asked.value AND type = 'stage' UNION ALL
-                       SELECT MAX(seq) FROM reports WHERE job_id = asked.value AND type = 'dataset' UNION ALL
-                       SELECT MAX(seq) FROM reports WHERE job_id = asked.value AND type = 'metrics' UNION ALL
-                       SELECT MAX(seq) FROM reports WHERE job_id = asked.value AND type = 'progress' UNION ALL
-                       SELECT MAX(seq) FROM reports WHERE job_id = asked.value AND type = 'checkpoint' UNION ALL
-                       SELECT MAX(seq) FROM reports WHERE job_id = asked.value AND type = 'finished')
-             ORDER BY job_id, seq",
-            jobs,
-        );
-        by_job(&rows.await?, |row| Ok(Some(json(row.try_get("line")?)?)))
-    }
-
-    /// The evaluations, samples, scores and what was quantized of each job's newest attempt: the few reports that people
-    /// compare. Of very many the first and the last are given, which a training is judged by. An attempt that went on from
-    /// a checkpoint does not measure again what was measured before it, so that counts as its own.
-    pub async fn findings(&self, jobs: &[JobId]) -> Result<HashMap<JobId, Vec<ReportLine>>, StoreError> {
-        let rows = self.of_jobs(
-            "-- store::glance::findings
-             WITH RECURSIVE course (job_id, attempt, step) AS (
-                 SELECT value, (SELECT attempt FROM reports WHERE job_id = value ORDER BY seq DESC LIMIT 1), NULL
-                 FROM json_each($1)
-                 UNION ALL
-                 SELECT course.job_id, resumed_attempt, resumed_step FROM course
-                 JOIN attempts ON attempts.job_id = course.job_id AND attempts.attempt = course.attempt
-                 WHERE resumed_attempt IS NOT NULL),
-             findings AS (
-                 SELECT reports.job_id, seq, report, step,
-                        ROW_NUMBER() OVER (PARTITION BY reports.job_id ORDER BY seq) AS n,
-                        COUNT(*) OVER (PARTITION BY reports.job_id) AS found
-                 FROM course JOIN reports ON reports.job_id = course.job_id AND reports.attempt = course.attempt
-                 WHERE type IN ('evaluation', 'sample', 'warning', 'score', 'quantized'))
-             SELECT job_id, report AS line, step FROM findings WHERE n <= 100 OR n > found - 100
-             ORDER BY job_id, seq",
-            jobs,
-        );
-        by_job(&rows.await?, |row| {
-            let line: ReportLine = json(row.try_get("line")?)?;
-            let until: Option<i64> = row.try_get("step")?;
-            Ok(until.is_none_or(|step| came_before(&line.report, step)).then_some(line))
-        })
-    }
-
-    /// Where the jobs' attempts went on that did not begin at the beginning.
-    pub async fn resumed(&self, jobs: &[JobId]) -> Result<HashMap<JobId, Resumed>, StoreError> {
-        let rows = self.of_jobs(
-            "-- store::glance::resumed
-             SELECT jobs.id AS job_id, resumed_attempt, resumed_step FROM json_each($1) AS asked
-             JOIN jobs ON jobs.id = asked.value
-             JOIN attempts ON attempts.job_id = jobs.id AND attempts.attempt = jobs.attempt
-             WHERE resumed_attempt IS NOT NULL",
-            jobs,
-        );
-        one_by_job(&rows.await?, |row| {
-            let attempt = attempt(row.try_get("resumed_attempt")?)?;
-            Ok(Some(Resumed { attempt: attempt.0, step: unsigned(row.try_get("resumed_step")?)? }))
-        })
+        newest(&mut *self.pool.acquire().await?, jobs).await
     }
 
     /// How the last attempt of jobs ended that are in line to be tried again: that is the last that happened to them.
@@ -157,6 +124,72 @@ impl Store {
         }
         Ok(sqlx::query(sql).bind(job_ids(jobs)).fetch_all(&self.pool).await?)
     }
+}
+
+async fn newest(
+    connection: &mut SqliteConnection,
+    jobs: &[JobId],
+) -> Result<HashMap<JobId, Vec<ReportLine>>, StoreError> {
+    let rows = sqlx::query(
+        "-- store::glance::newest_reports
+         SELECT job_id, report AS line FROM json_each($1) AS asked JOIN reports ON job_id = asked.value
+         WHERE attempt = (SELECT attempt FROM reports WHERE job_id = asked.value ORDER BY seq DESC LIMIT 1)
+               AND seq IN (
+                   SELECT MAX(seq) FROM reports WHERE job_id = asked.value AND type = 'stage' UNION ALL
+                   SELECT MAX(seq) FROM reports WHERE job_id = asked.value AND type = 'dataset' UNION ALL
+                   SELECT MAX(seq) FROM reports WHERE job_id = asked.value AND type = 'metrics' UNION ALL
+                   SELECT MAX(seq) FROM reports WHERE job_id = asked.value AND type = 'progress' UNION ALL
+                   SELECT MAX(seq) FROM reports WHERE job_id = asked.value AND type = 'checkpoint' UNION ALL
+                   SELECT MAX(seq) FROM reports WHERE job_id = asked.value AND type = 'finished')
+         ORDER BY job_id, seq",
+    );
+    let rows = rows.bind(job_ids(jobs)).fetch_all(connection).await?;
+    by_job(&rows, |row| Ok(Some(json(row.try_get("line")?)?)))
+}
+
+async fn findings(
+    connection: &mut SqliteConnection,
+    jobs: &[JobId],
+) -> Result<HashMap<JobId, Vec<ReportLine>>, StoreError> {
+    let rows = sqlx::query(
+        "-- store::glance::findings
+         WITH RECURSIVE course (job_id, attempt, step) AS (
+             SELECT value, (SELECT attempt FROM reports WHERE job_id = value ORDER BY seq DESC LIMIT 1), NULL
+             FROM json_each($1)
+             UNION ALL
+             SELECT course.job_id, resumed_attempt, resumed_step FROM course
+             JOIN attempts ON attempts.job_id = course.job_id AND attempts.attempt = course.attempt
+             WHERE resumed_attempt IS NOT NULL),
+         findings AS (
+             SELECT reports.job_id, seq, report, step,
+                    ROW_NUMBER() OVER (PARTITION BY reports.job_id ORDER BY seq) AS n,
+                    COUNT(*) OVER (PARTITION BY reports.job_id) AS found
+             FROM course JOIN reports ON reports.job_id = course.job_id AND reports.attempt = course.attempt
+             WHERE type IN ('evaluation', 'sample', 'warning', 'score', 'quantized'))
+         SELECT job_id, report AS line, step FROM findings WHERE n <= 100 OR n > found - 100
+         ORDER BY job_id, seq",
+    );
+    let rows = rows.bind(job_ids(jobs)).fetch_all(connection).await?;
+    by_job(&rows, |row| {
+        let line: ReportLine = json(row.try_get("line")?)?;
+        let until: Option<i64> = row.try_get("step")?;
+        Ok(until.is_none_or(|step| came_before(&line.report, step)).then_some(line))
+    })
+}
+
+async fn resumed(connection: &mut SqliteConnection, jobs: &[JobId]) -> Result<HashMap<JobId, Resumed>, StoreError> {
+    let rows = sqlx::query(
+        "-- store::glance::resumed
+         SELECT jobs.id AS job_id, resumed_attempt, resumed_step FROM json_each($1) AS asked
+         JOIN jobs ON jobs.id = asked.value
+         JOIN attempts ON attempts.job_id = jobs.id AND attempts.attempt = jobs.attempt
+         WHERE resumed_attempt IS NOT NULL",
+    );
+    let rows = rows.bind(job_ids(jobs)).fetch_all(connection).await?;
+    one_by_job(&rows, |row| {
+        let attempt = attempt(row.try_get("resumed_attempt")?)?;
+        Ok(Some(Resumed { attempt: attempt.0, step: unsigned(row.try_get("resumed_step")?)? }))
+    })
 }
 
 /// What the rows hold, in their order, by their `job_id`.

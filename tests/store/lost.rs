@@ -76,9 +76,9 @@ async fn an_attempt_that_went_on_has_what_was_found_before() {
     second.resuming(Some(&kept(1, 10))).await.unwrap();
     let lines = vec![evaluation(Phase::During, Some(15), 2.0), evaluation(Phase::After, None, 1.0)];
     second.record(&ReportBatch { lines, end_offset: 20 }).await.unwrap();
-    assert_eq!(house.store.resumed(&[id]).await.unwrap()[&id], Resumed { attempt: 1, step: 10 });
+    assert_eq!(house.store.glance(&[id]).await.unwrap().resumed[&id], Resumed { attempt: 1, step: 10 });
     let losses: Vec<_> =
-        house.store.findings(&[id]).await.unwrap()[&id].clone().into_iter().map(|line| line.report).collect();
+        house.store.glance(&[id]).await.unwrap().findings[&id].clone().into_iter().map(|line| line.report).collect();
     let wanted = [
         evaluation(Phase::Before, None, 4.0),
         evaluation(Phase::During, Some(5), 3.0),
