@@ -48,7 +48,7 @@ interop: gateway image worker venv ## Try the programs that people use: MCP clie
 	@.ci/interop.sh
 	@tests/interop/trainer.sh
 
-bench: compiler engine venv ## Measure the worker beside PyTorch, PEFT, Transformers and llama.cpp
+bench: compiler engine venv ## Measure the worker beside PyTorch, PEFT, Transformers and llama.cpp, and the gateway under load
 	@tests/bench/run.sh $(BENCH)
 	@tests/bench/load/run.sh $(LOAD)
 
