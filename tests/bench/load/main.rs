@@ -3,12 +3,7 @@
 //!
 //!     load [--rows NAME,...] [--short]
 
-#![allow(
-    dead_code,
-    clippy::unwrap_used,
-    clippy::print_stdout,
-    reason = "a measurement that cannot go on says where, and prints"
-)]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a measurement that cannot go on says where, and prints")]
 
 #[path = "../../harness/harness.rs"]
 mod harness;
