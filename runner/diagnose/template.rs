@@ -1,0 +1,166 @@
+//! What a message says, apart from what it says it about.
+//!
+//! Two messages tell of the same thing when they differ only in numbers, times, names of files, ids and quoted words.
+//! These become slots: the rest is the template, and what stood in the slots is kept beside it as data. The idea is that
+//! of log parsers such as Drain (He et al., 2017), but by the form of each word rather than learnt from a heap of
+//! messages: a message has to have its template the first time it is seen.
+
+use std::sync::LazyLock;
+
+use regex::{Captures, Regex};
+use serde::{Deserialize, Serialize};
+
+/// A message taken apart.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Template {
+    /// The words, with slots such as `<number>`; lower case, white space in one piece.
+    pub text: String,
+    /// What stood in the slots, in their order.
+    pub slots: Vec<String>,
+}
+
+/// Forms of words that are slots, the first that fits winning. A number within a word, as in `q4_0`, is part of it.
+static SLOT: LazyLock<Regex> = LazyLock::new(|| {
+    let expression = r#"(?x)
+        (?P<errno>   [^:\s] [^:]* \( os \s error \s \d+ \) | \[ errno \s -?\d+ \] [^:]* )
+      | (?P<quoted>  ` [^`]{1,300} ` | " [^"]{1,300} " | \B ' [^']{1,300} ' \B | [“„«] [^”“»]{1,300} [”“»] )
+      | (?P<url>     \b [a-z][a-z0-9+.-]* :// [^\s'"`)>\]]+ )
+      | (?P<time>    \b \d{4}-\d\d-\d\d (?: [t\ ] \d\d:\d\d (?: :\d\d (?: [.,]\d+ )? )? (?: z | [+-]\d\d:?\d\d )? )?
+                   | \b \d{1,2}:\d\d:\d\d (?: [.,]\d+ )? )
+      | (?P<path>    (?: ~ | \.{1,2} )? (?: / [\w.@%+=,~-]*[\w@%+=~-] )+ /?
+                   | \b [a-z]:\\ [^\s'"`:]+
+                   | \b [\w-]+ (?: \. [\w-]+ )* \. (?: bin | cc? | cpp | csv | cuh? | db | gguf | gz | h | jsonl? | lock | log
+                       | model | parquet | pth? | py | rs | safetensors | so | tar | tmp | toml | txt | ya?ml | zip ) \b )
+      | (?P<id>      \b 0x [0-9a-f]+ \b
+                   | \b [0-9a-f]{8} (?: -[0-9a-f]{4} ){3} -[0-9a-f]{12} \b
+                   | \b 0 [0-9a-hjkmnp-tv-z]{25} \b
+                   | \b [0-9a-f]{12,} \b )
+      | (?P<number>  [+-]? \b \d+ (?: [.,_'\u{a0}\u{202f}] \d+ )* (?: e [+-]? \d+ )? (?: x\d+ )*
+                     (?: \s? (?: [kmgtp]i? b | b | bytes? | ns | us | µs | ms | s | secs? | seconds? | m | mins? | minutes?
+                       | h | hours? | days? | [kmgtp] ) \b | \s? % )? )
+    "#;
+    Regex::new(expression).expect("the expression is a constant")
+});
+
+/// Numbers with nothing but a comma or a space between them: as many as a shape has sides, which is no difference.
+static ROW: LazyLock<Regex> =
+    LazyLock::new(|| Regex::new(r"<number>(?:(?:, ?| |; ?)<number>)+").expect("the expression is a constant"));
+
+/// The number of an error of the system, as Rust and as Python write it.
+static ERRNO: LazyLock<Regex> =
+    LazyLock::new(|| Regex::new(r"(?:os error|\[errno) (-?\d+)[)\]]").expect("the expression is a constant"));
+
+impl Template {
+    /// Takes a message apart.
+    #[must_use]
+    pub fn of(message: &str) -> Self {
+        // Lines are wrapped at other places on other terminals.
+        let message = message.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase();
+        let mut slots = Vec::new();
+        let text = SLOT.replace_all(&message, |found: &Captures<'_>| slot(found, &mut slots));
+        Self { text: ROW.replace_all(&text, "<number>").into_owned(), slots }
+    }
+}
+
+/// What takes the place of what was found.
+fn slot(found: &Captures<'_>, slots: &mut Vec<String>) -> String {
+    let whole = &found[0];
+    if found.name("errno").is_some() {
+        // The system's words for it are in the language of the host; its number is not.
+        let number = ERRNO.captures_iter(whole).last().map_or_else(String::new, |number| number[1].to_owned());
+        return format!("os error {number}");
+    }
+    for name in ["quoted", "url", "time", "path", "id", "number"] {
+        if found.name(name).is_some() {
+            slots.push(whole.to_owned());
+            return format!("<{name}>");
+        }
+    }
+    whole.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The template that all of these have.
+    fn same(messages: &[&str]) -> String {
+        let templates: Vec<_> = messages.iter().map(|message| Template::of(message).text).collect();
+        assert!(templates.windows(2).all(|pair| pair[0] == pair[1]), "{templates:#?}");
+        templates[0].clone()
+    }
+
+    #[test]
+    fn numbers_units_and_shapes_are_no_difference() {
+        let needed = same(&[
+            "needed more than the 3.0 GiB it had; its last report had it at 2.9 GiB",
+            "needed more than the 512.0 MiB it had; its last report had it at 500,5 MiB",
+            "needed more than the 1'024 MB it had; its last report had it at 99 %",
+        ]);
+        assert_eq!(needed, "needed more than the <number> it had; its last report had it at <number>");
+        same(&["no report for 10s", "no report for 1 h", "no report for 30 minutes"]);
+        same(&["shape mismatch [2, 3], [3]", "shape mismatch [2, 3, 4], [5, 6]"]);
+        same(&["at layers.12.mlp", "at layers.3.mlp"]);
+    }
+
+    #[test]
+    fn names_of_things_are_no_difference() {
+        same(&["cannot write /out/model.safetensors: full", "cannot write /out/checkpoints/step-5/x: full"]);
+        same(&["job 01M7WJ0YPGWYQDX391S15J5M2F failed", "job 01JD3Z7M8K4W5V6X7Y8Z9A0B1C failed"]);
+        same(&["no field `foo`", "no field `lora_rank`"]);
+        same(&["line 3 of rows.jsonl: bad", "line 77 of other-rows.jsonl: bad"]);
+        same(&["2026-11-20T13:42:37.123Z died", "2025-01-02 03:04:05,678 died"]);
+        same(&["asked https://hub.example/a/b?c=1 twice", "asked http://127.0.0.1:9/x twice"]);
+        same(&["at 0x7f3c00aa dead", "at 0xdeadbeef dead"]);
+    }
+
+    #[test]
+    fn words_are_a_difference_and_numbers_within_them_are_part_of_them() {
+        let differ = [
+            "cannot read the model",
+            "cannot read the dataset",
+            "type q4_0 is not known",
+            "type q8_0 is not known",
+            "torch.OutOfMemoryError",
+            "torch.cuda.OutOfMemoryError",
+            "sm_80 is too old",
+            "sm_90 is too old",
+        ];
+        let mut templates: Vec<_> = differ.iter().map(|message| Template::of(message).text).collect();
+        templates.sort_unstable();
+        templates.dedup();
+        assert_eq!(templates.len(), differ.len());
+    }
+
+    #[test]
+    fn an_error_of_the_system_is_its_number_whatever_language_the_host_speaks() {
+        let english = "write /out/x: No space left on device (os error 28)";
+        let german = "write /out/y: Auf dem Gerät ist kein Speicherplatz mehr verfügbar (os error 28)";
+        assert_eq!(same(&[english, german]), "write <path>: os error 28");
+        same(&["OSError: [Errno 28] No space left on device: '/x'", "OSError: [Errno 28] Kein Platz: '/y'"]);
+        assert_ne!(Template::of(english).text, Template::of("write /out/x: Permission denied (os error 13)").text);
+    }
+
+    #[test]
+    fn what_stood_in_the_slots_is_kept() {
+        let template = Template::of("row 3 of `faq` needs 700 tokens");
+        assert_eq!(template.text, "row <number> of <quoted> needs <number> tokens");
+        assert_eq!(template.slots, ["3", "`faq`", "700"]);
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_has_a_template_of_one_line(text in any::<String>()) {
+            prop_assert!(!Template::of(&text).text.contains('\n'));
+        }
+
+        #[test]
+        fn other_numbers_and_other_wrapping_change_nothing(a in 0..u64::MAX, b in 0.0..1e6f64, wrap in 0..4usize) {
+            let gap = [" ", "\n", "  \t", "\n    "][wrap];
+            let message = format!("tried to allocate{gap}{b:.2} MiB of{gap}{a} bytes");
+            prop_assert_eq!(Template::of(&message).text, "tried to allocate <number> of <number>");
+        }
+    }
+}
