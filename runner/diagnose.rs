@@ -7,6 +7,9 @@ use drydock_spec::{Failure, FailureKind, Limits, Outcome, Report, Stage};
 use crate::sandbox::Exit;
 use crate::store::Termination;
 
+pub mod root;
+pub mod template;
+
 /// How a container ended, as far as anybody can know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum End {

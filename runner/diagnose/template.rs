@@ -31,13 +31,13 @@ static SLOT: LazyLock<Regex> = LazyLock::new(|| {
                    | \b [a-z]:\\ [^\s'"`:]+
                    | \b [\w-]+ (?: \. [\w-]+ )* \. (?: bin | cc? | cpp | csv | cuh? | db | gguf | gz | h | jsonl? | lock | log
                        | model | parquet | pth? | py | rs | safetensors | so | tar | tmp | toml | txt | ya?ml | zip ) \b )
+      | (?P<uuid>    \b [0-9a-f]{8} (?: -[0-9a-f]{4} ){3} -[0-9a-f]{12} \b )
+      | (?P<number>  (?: \B [+-] )? \b v? \d+ (?: [.,_'\u{a0}\u{202f}] \d+ )* (?: e [+-]? \d+ )? (?: x\d+ )*
+                     (?: \b \s? % | (?: \s? (?: [kmgtp]i? b | b | bytes? | ns | us | µs | ms | s | secs? | seconds? | m | mins?
+                       | minutes? | h | hours? | days? | [kmgtp] ) | st | nd | rd | th )? \b ) )
       | (?P<id>      \b 0x [0-9a-f]+ \b
-                   | \b [0-9a-f]{8} (?: -[0-9a-f]{4} ){3} -[0-9a-f]{12} \b
                    | \b 0 [0-9a-hjkmnp-tv-z]{25} \b
                    | \b [0-9a-f]{12,} \b )
-      | (?P<number>  [+-]? \b \d+ (?: [.,_'\u{a0}\u{202f}] \d+ )* (?: e [+-]? \d+ )? (?: x\d+ )*
-                     (?: \s? (?: [kmgtp]i? b | b | bytes? | ns | us | µs | ms | s | secs? | seconds? | m | mins? | minutes?
-                       | h | hours? | days? | [kmgtp] ) \b | \s? % )? )
     "#;
     Regex::new(expression).expect("the expression is a constant")
 });
@@ -70,13 +70,10 @@ fn slot(found: &Captures<'_>, slots: &mut Vec<String>) -> String {
         let number = ERRNO.captures_iter(whole).last().map_or_else(String::new, |number| number[1].to_owned());
         return format!("os error {number}");
     }
-    for name in ["quoted", "url", "time", "path", "id", "number"] {
-        if found.name(name).is_some() {
-            slots.push(whole.to_owned());
-            return format!("<{name}>");
-        }
-    }
-    whole.to_owned()
+    slots.push(whole.to_owned());
+    let forms = ["quoted", "url", "time", "path", "number"];
+    let form = forms.into_iter().find(|form| found.name(form).is_some());
+    format!("<{}>", form.unwrap_or("id"))
 }
 
 #[cfg(test)]
@@ -114,6 +111,8 @@ mod tests {
         same(&["2026-11-20T13:42:37.123Z died", "2025-01-02 03:04:05,678 died"]);
         same(&["asked https://hub.example/a/b?c=1 twice", "asked http://127.0.0.1:9/x twice"]);
         same(&["at 0x7f3c00aa dead", "at 0xdeadbeef dead"]);
+        same(&["GPU-12345678-1234-1234-1234-123456789012 fell", "GPU-ab345678-12cd-1234-1234-1234567890ef fell"]);
+        same(&["digest 0123456789ab", "digest fedcba9876543210"]);
     }
 
     #[test]
