@@ -34,20 +34,32 @@ static PREFIX: LazyLock<Regex> = LazyLock::new(|| {
 
 static PYTHON_FRAME: LazyLock<Regex> = LazyLock::new(|| expression(r#"^\s+File "([^"]+)", line \d+, in (\S+)"#));
 /// An exception's name, alone or before its message.
-static PYTHON_ERROR: LazyLock<Regex> =
-    LazyLock::new(|| expression(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt|Exit|Warning|Timeout)?(?::|$)"));
+static PYTHON_ERROR: LazyLock<Regex> = LazyLock::new(|| {
+    expression(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt|Exit|Warning|Timeout)?(?::|$)")
+});
 static PANIC: LazyLock<Regex> = LazyLock::new(|| {
     expression(r"^thread '[^']*'(?: \(\d+\))? panicked at (?:'(?P<old>.*)', )?(?P<file>[^ :]+):\d+(?::\d+)?:?$")
 });
 /// Panics over what another thread's panic has left behind.
 static FOLLOWING: LazyLock<Regex> =
     LazyLock::new(|| expression("PoisonError|RecvError|SendError|SendTimeoutError|JoinError|Disconnected"));
-static CPLUSPLUS: LazyLock<Regex> = LazyLock::new(|| expression(r"terminate called after throwing an instance of '(.+)'"));
+static CPLUSPLUS: LazyLock<Regex> =
+    LazyLock::new(|| expression(r"terminate called after throwing an instance of '(.+)'"));
 static DRIVER: LazyLock<Regex> = LazyLock::new(|| {
-    expression(r"CUDA_ERROR_\w+|DriverError\(|CUDA error|CUDA out of memory|NVRM: Xid|NCCL error|Failed to initialize NVML")
+    expression(
+        r"CUDA_ERROR_\w+|DriverError\(|CUDA error|CUDA out of memory|NVRM: Xid|NCCL error|Failed to initialize NVML",
+    )
 });
-static SAYS_SO: LazyLock<Regex> = LazyLock::new(|| expression(r"(?i)^(?:\S+: )?(?:fatal|error|panic|critical|exception)\b[^:]{0,40}:|(?i)\b(?:fatal error|segmentation fault|bus error|illegal instruction|stack overflow|killed)\b"));
-static NO_ERROR: LazyLock<Regex> = LazyLock::new(|| expression(r"(?i)^\W*(?:\S+: )?(?:user|future|deprecation|runtime)?warn(?:ing)?\b|\bDeprecationWarning\b|\bignored\b"));
+static SAYS_SO: LazyLock<Regex> = LazyLock::new(|| {
+    expression(
+        r"(?i)^(?:\S+: )?(?:fatal|error|panic|critical|exception)\b[^:]{0,40}:|(?i)\b(?:fatal error|segmentation fault|bus error|illegal instruction|stack overflow|killed)\b",
+    )
+});
+static NO_ERROR: LazyLock<Regex> = LazyLock::new(|| {
+    expression(
+        r"(?i)^\W*(?:\S+: )?(?:user|future|deprecation|runtime)?warn(?:ing)?\b|\bDeprecationWarning\b|\bignored\b",
+    )
+});
 
 /// What the text, such as the end of a container's output, says about why its program died.
 #[must_use]
@@ -193,7 +205,8 @@ ValueError: I/O operation on closed file.
 
     #[test]
     fn exceptions_of_cplusplus_and_errors_of_drivers_are_found() {
-        let text = "terminate called after throwing an instance of 'std::runtime_error'\n  what():  bad file\nAborted\n";
+        let text =
+            "terminate called after throwing an instance of 'std::runtime_error'\n  what():  bad file\nAborted\n";
         assert_eq!(root(text).0, "std::runtime_error: bad file");
         let text = "warning: error: may follow\nError: DriverError(CUDA_ERROR_NO_DEVICE, \"no CUDA-capable device\")\n";
         assert!(root(text).0.starts_with("DriverError(CUDA_ERROR_NO_DEVICE"), "{text}");
