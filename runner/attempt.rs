@@ -24,6 +24,7 @@ use crate::sandbox::attempt_dir::{AttemptDir, AttemptDirError};
 use crate::sandbox::{ContainerName, Sandbox};
 use crate::store::{Job, Lease, Store, StoreError};
 
+mod explain;
 mod follow;
 mod hand;
 mod hold;
@@ -112,9 +113,9 @@ impl Attempts {
 
     /// `None` if the attempt was left as it is because we are shutting down.
     async fn run_attempt(&self, mut lease: Lease) -> Result<Option<Job>, AttemptError> {
-        let outcome = match self.until_ended(&mut lease).await {
-            Ok(ending) => diagnose(&ending),
-            Err(Stop::Over(outcome)) => outcome,
+        let (outcome, ending) = match self.until_ended(&mut lease).await {
+            Ok(ending) => (diagnose(&ending), Some(ending)),
+            Err(Stop::Over(outcome)) => (outcome, None),
             Err(Stop::Detached) => {
                 lease.leave().await?;
                 return Ok(None);
@@ -122,8 +123,9 @@ impl Attempts {
             Err(Stop::Broken(error)) => return Err(error),
         };
         // What kills one gateway after the other may be what it has left.
+        let mut output = String::new();
         if !is_given_up(&lease) {
-            self.keep_last_words(&lease).await?;
+            output = self.keep_last_words(&lease).await?;
             self.keep_checkpoint(&lease, &outcome).await?;
         }
         fail_point::before(Step::Collect);
@@ -133,6 +135,9 @@ impl Attempts {
         let retry_at_ms = self.store.clock().now_ms() + backoff_ms(attempt.0, rand::random());
         if let Outcome::Failed(failure) = &outcome {
             tracing::warn!(%failure, stage = ?failure.stage, "attempt failed");
+            // Boxed, as few attempts come here and all would carry the room for it.
+            let record = Box::pin(self.record_of(&lease, failure, ending.as_ref(), &output)).await?;
+            lease.explain(record);
         }
         fail_point::before(Step::Commit);
         let after = lease.finish(outcome, &artifacts, retry_at_ms).await?;
@@ -151,13 +156,17 @@ impl Attempts {
         self.follow(lease, dir).await
     }
 
-    async fn keep_last_words(&self, lease: &Lease) -> Result<(), StoreError> {
+    /// Keeps the end of what the container printed, and gives it.
+    async fn keep_last_words(&self, lease: &Lease) -> Result<String, StoreError> {
         let name = ContainerName::of(lease.job().id, lease.attempt());
-        match self.sandbox.last_words(&name, LAST_WORDS_BYTES).await {
-            Ok(words) if !words.is_empty() => lease.keep_last_words(&legible(&words)).await,
-            // They are a convenience; their loss must not cost the outcome.
-            _ => Ok(()),
+        // They are a convenience; their loss must not cost the outcome.
+        let words = self.sandbox.last_words(&name, LAST_WORDS_BYTES).await.unwrap_or_default();
+        if words.is_empty() {
+            return Ok(words);
         }
+        let words = legible(&words).into_owned();
+        lease.keep_last_words(&words).await?;
+        Ok(words)
     }
 
     /// Takes the artifacts of a success over; what cannot be taken over turns it into a failure. Of a job that has

@@ -163,7 +163,7 @@ fn judge(places: Vec<Place>, was_short: bool) -> Option<Shortage> {
 }
 
 /// Bytes that are free for us on the folder's disk, if the system says so.
-fn free(folder: &Path) -> Option<u64> {
+pub(crate) fn free(folder: &Path) -> Option<u64> {
     rustix::fs::statvfs(folder).ok().map(|disk| disk.f_bavail.saturating_mul(disk.f_frsize))
 }
 

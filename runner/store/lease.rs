@@ -3,22 +3,22 @@
 //! Whoever claims a job gets a [`Lease`], and nothing else can change the job while it runs: each statement below
 //! matches job, attempt and token, and if it changes no row, the lease is lost and its holder stops quietly.
 
-use std::collections::HashMap;
-
-use drydock_spec::{Attempt, JobEvent, JobId, JobState, Outcome, Report, ReportLine};
+use drydock_spec::{Attempt, JobEvent, JobId, JobState, Outcome, ReportLine};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sqlx::query::Query;
 use sqlx::sqlite::{SqliteArguments, SqliteQueryResult, SqliteRow};
 use sqlx::{Row, Sqlite, Transaction};
 
 use super::awaited::first_awaited;
+use super::failures::{self, FailureRecord};
 use super::jobs::{Job, apply, read};
 use super::rows::{attempt, job_id, json, signed, to_json};
 use super::{Store, StoreError};
 use crate::artifacts::Artifact;
 
 /// Why we ended an attempt ourselves, written before the signal is sent: intent before effect.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Termination {
     /// Somebody cancelled the job.
@@ -76,6 +76,8 @@ pub struct Lease {
     token: String,
     job: Job,
     row: AttemptRow,
+    /// What is known of the failure that the attempt is about to end with.
+    explanation: Option<FailureRecord>,
 }
 
 /// Reports read from an events file, with the part of the file that they came from.
@@ -115,7 +117,7 @@ impl Store {
         let row = attempt_row(&mut tx, id, next).await?;
         tx.commit().await?;
         self.announce(&job);
-        Ok(Some(Lease { store: self.clone(), token, job, row }))
+        Ok(Some(Lease { store: self.clone(), token, job, row, explanation: None }))
     }
 
     /// The attempts that nobody speaks for, oldest first: those whose lease has run out, and those whose holder is
@@ -162,7 +164,7 @@ impl Store {
         let job = read(&mut tx, id).await?;
         let row = attempt_row(&mut tx, id, number).await?;
         tx.commit().await?;
-        Ok(Some(Lease { store: self.clone(), token, job, row }))
+        Ok(Some(Lease { store: self.clone(), token, job, row, explanation: None }))
     }
 
     /// The attempts that are under way, by job: what containers may exist and with which fence.
@@ -350,38 +352,6 @@ impl Lease {
         Ok(())
     }
 
-    /// The last report of this attempt, if it has any.
-    pub async fn last_report(&self) -> Result<Option<ReportLine>, StoreError> {
-        let text: Option<String> = sqlx::query_scalar(
-            "-- store::lease::last_report
-             SELECT report FROM reports WHERE job_id = $1 AND attempt = $2 ORDER BY seq DESC LIMIT 1",
-        )
-        .bind(self.job.id.to_string())
-        .bind(i64::from(self.row.attempt.0))
-        .fetch_optional(&self.store.pool)
-        .await?;
-        text.map(|text| json(&text)).transpose()
-    }
-
-    /// What the worker calls the files it made: role by path.
-    pub async fn announced_artifacts(&self) -> Result<HashMap<String, String>, StoreError> {
-        let texts: Vec<String> = sqlx::query_scalar(
-            "-- store::lease::announced_artifacts
-             SELECT report FROM reports WHERE job_id = $1 AND attempt = $2 AND type = 'artifact'",
-        )
-        .bind(self.job.id.to_string())
-        .bind(i64::from(self.row.attempt.0))
-        .fetch_all(&self.store.pool)
-        .await?;
-        let mut roles = HashMap::new();
-        for text in texts {
-            if let Report::Artifact { path, role } = json::<ReportLine>(&text)?.report {
-                roles.insert(path, role);
-            }
-        }
-        Ok(roles)
-    }
-
     /// Keeps the end of what the container wrote to stdout and stderr, for people to read when it is gone.
     pub async fn keep_last_words(&self, text: &str) -> Result<(), StoreError> {
         let statement = self.statement(
@@ -390,6 +360,11 @@ impl Lease {
              WHERE job_id = $1 AND attempt = $2 AND token = $3 AND ended_ms IS NULL",
         );
         self.still_ours(statement.bind(text).execute(&self.store.pool).await?)
+    }
+
+    /// Gives what is known of the failure that the attempt is about to end with, to be kept with it.
+    pub fn explain(&mut self, record: FailureRecord) {
+        self.explanation = Some(record);
     }
 
     /// Ends the attempt: artifacts, event and job's row in one transaction. A retry waits until `retry_at_ms`.
@@ -417,6 +392,10 @@ impl Lease {
             .bind(&artifact.sha256)
             .execute(&mut *tx)
             .await?;
+        }
+        if let Outcome::Failed(failure) = &outcome {
+            let record = self.explanation.unwrap_or_else(|| FailureRecord::of_message(failure));
+            failures::keep(&mut tx, (self.job.id, self.row.attempt, now), failure, &record).await?;
         }
         let before = read(&mut tx, self.job.id).await?;
         let after = apply(&mut tx, &before, JobEvent::Ended { attempt: self.row.attempt, outcome }, now).await?;
