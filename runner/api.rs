@@ -11,8 +11,10 @@ use serde::{Deserialize, Serialize};
 use crate::plan::ResolvedInputs;
 use crate::store::Resumed;
 
+mod failures;
 mod gc;
 
+pub use failures::{FailureGroupView, FailureList};
 pub use gc::{GcReport, GcRequest, Taken, TakenKind};
 
 /// What somebody wants done.

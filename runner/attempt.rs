@@ -100,7 +100,8 @@ impl Attempts {
         let Some(_in_hand) = self.in_hand.take(job.id, lease.attempt()) else { return };
         let span = tracing::info_span!("attempt", job = %job.id, attempt = %lease.attempt(), trace_id = %job.trace_id);
         async move {
-            match self.run_attempt(lease).await {
+            // Boxed: it holds all that an attempt comes to, for as long as that takes.
+            match Box::pin(self.run_attempt(lease)).await {
                 Ok(Some(job)) => tracing::info!(state = job.state.word(), "attempt ended"),
                 Ok(None) => tracing::info!("attempt left to the next process"),
                 Err(AttemptError::Store(StoreError::LeaseLost { .. })) => tracing::debug!("lease lost"),
@@ -135,8 +136,7 @@ impl Attempts {
         let retry_at_ms = self.store.clock().now_ms() + backoff_ms(attempt.0, rand::random());
         if let Outcome::Failed(failure) = &outcome {
             tracing::warn!(%failure, stage = ?failure.stage, "attempt failed");
-            // Boxed, as few attempts come here and all would carry the room for it.
-            let record = Box::pin(self.record_of(&lease, failure, ending.as_ref(), &output)).await?;
+            let record = self.record_of(&lease, failure, ending.as_ref(), &output).await?;
             lease.explain(record);
         }
         fail_point::before(Step::Commit);

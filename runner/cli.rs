@@ -18,6 +18,7 @@ mod datasets;
 mod describe;
 mod doctor;
 mod error;
+mod failures;
 mod flags;
 mod follow;
 mod gc;
@@ -94,6 +95,8 @@ enum Command {
     Logs(logs::Logs),
     /// Ask for a job's end
     Cancel(jobs::One),
+    /// List what has failed, those that are the same together
+    Failures(failures::Failures),
     /// List, add or remove models
     Models(models::Models),
     /// List, add or remove datasets
@@ -145,6 +148,7 @@ impl Cli {
             Command::Watch(job) => job.watch(&global.client()?, out).await,
             Command::Logs(logs) => logs.print(&global.client()?, out).await,
             Command::Cancel(job) => job.cancel(&global.client()?, out).await,
+            Command::Failures(failures) => failures.print(&global.client()?, out).await,
             Command::Models(models) => models.run(&global.client()?, out).await,
             Command::Datasets(datasets) => datasets.run(&global.client()?, out).await,
             Command::Gc(gc) => gc.run(&global.client()?, out).await,

@@ -12,8 +12,8 @@ use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
 use crate::api::{
-    ArtifactList, ArtifactView, HostView, JobList, JobView, Logs, MetricsPoint, MetricsView, PlanView, Submission,
-    SubmittedView,
+    ArtifactList, ArtifactView, FailureGroupView, FailureList, HostView, JobList, JobView, Logs, MetricsPoint,
+    MetricsView, PlanView, Submission, SubmittedView,
 };
 use crate::artifacts::ArtifactStore;
 use crate::blobs::Blobs;
@@ -212,6 +212,12 @@ impl Desk {
         let there = !artifacts.is_empty() && job.artifacts_removed_ms.is_none();
         let folder = there.then(|| self.artifacts.folder(id).display().to_string());
         Ok(ArtifactList { artifacts, folder, removed_ms: job.artifacts_removed_ms })
+    }
+
+    /// What has failed, those that are the same together, the newest first.
+    pub async fn failures(&self, limit: u32) -> Result<FailureList, DeskError> {
+        let groups = self.store.failure_groups(limit).await?;
+        Ok(FailureList { failures: groups.into_iter().map(FailureGroupView::from).collect() })
     }
 
     /// What jobs may use of the host, and what of it is free. Without an engine there is nothing to give.

@@ -13,8 +13,8 @@ use super::Gateway;
 use super::body::{Asked, Body, Named, job_id};
 use super::error::Refusal;
 use crate::api::{
-    AddModel, ArtifactList, DatasetList, GcReport, GcRequest, HostView, JobList, JobView, LoadDataset, LoadedDataset,
-    Logs, MetricsView, ModelList, ModelView, Submission,
+    AddModel, ArtifactList, DatasetList, FailureList, GcReport, GcRequest, HostView, JobList, JobView, LoadDataset,
+    LoadedDataset, Logs, MetricsView, ModelList, ModelView, Submission,
 };
 use crate::desk::{Answer, DeskError};
 use crate::store::Filter;
@@ -148,6 +148,16 @@ pub(super) async fn metrics(
 
 pub(super) async fn artifacts(State(gateway): Shared, Named(id): Named) -> Granted<Json<ArtifactList>> {
     Ok(Json(gateway.desk.artifacts(id).await?))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FailuresAsked {
+    limit: Option<u32>,
+}
+
+pub(super) async fn failures(State(gateway): Shared, Asked(asked): Asked<FailuresAsked>) -> Granted<Json<FailureList>> {
+    Ok(Json(gateway.desk.failures(within(asked.limit.unwrap_or(50), MOST_LINES)?).await?))
 }
 
 pub(super) async fn models(State(gateway): Shared) -> Granted<Json<ModelList>> {

@@ -13,8 +13,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use super::error::Refusal;
 use super::{Gateway, downloads, follow, health, openapi, rest, uploads};
 use crate::api::{
-    AddModel, ArtifactList, DatasetList, ErrorView, GcReport, GcRequest, HostView, JobList, JobView, LoadDataset,
-    LoadedDataset, Logs, MetricsView, ModelList, ModelView, PlanView, Submission, SubmittedView,
+    AddModel, ArtifactList, DatasetList, ErrorView, FailureList, GcReport, GcRequest, HostView, JobList, JobView,
+    LoadDataset, LoadedDataset, Logs, MetricsView, ModelList, ModelView, PlanView, Submission, SubmittedView,
 };
 
 /// Makes a schema when the document is written.
@@ -256,6 +256,19 @@ fn catalog() -> Vec<Route> {
 
 fn house() -> Vec<Route> {
     vec![
+        Route::get(
+            "/v1/failures",
+            "list_failures",
+            "What has failed, those that are the same together.",
+            rest::failures,
+        )
+        .parameter(
+            "query",
+            "limit",
+            "Kinds of failures at most.",
+            serde_json::json!({"type": "integer", "minimum": 1, "maximum": rest::MOST_LINES}),
+        )
+        .answers::<FailureList>(200, "The newest first."),
         Route::get("/v1/host", "get_host", "The host, its engine, and what is wrong with them.", rest::host)
             .answers::<HostView>(200, "The host."),
         Route::post("/v1/gc", "collect_garbage", "Remove what has had its time, or say what that is.", rest::gc)

@@ -189,6 +189,24 @@ async fn a_job_is_shown_followed_by_pages_and_cancelled_once() {
 }
 
 #[tokio::test]
+async fn failures_are_listed_with_those_that_are_the_same_together() {
+    let house = open().await;
+    assert_eq!(house.get("/v1/failures").await.1, json!({"failures": []}));
+    for message in ["row 1: bad", "row 2: bad", "cut off"] {
+        let failure = drydock_spec::Failure::new(drydock_spec::FailureKind::BadDataset, message);
+        house.run().await.finish(Outcome::Failed(failure), &[], 0).await.unwrap();
+    }
+    let (_, list) = house.get("/v1/failures").await;
+    let told: Vec<_> =
+        list["failures"].as_array().unwrap().iter().map(|group| json!([group["template"], group["count"]])).collect();
+    assert_eq!(told, [json!(["cut off", 1]), json!(["row <number>: bad", 2])]);
+    assert!(list["failures"][1]["fingerprint"].as_str().unwrap().starts_with("v1:"));
+    assert_eq!(list["failures"][1]["message"], "row 2: bad");
+    assert_eq!(house.get("/v1/failures?limit=1").await.1["failures"].as_array().unwrap().len(), 1);
+    assert_eq!(code(&house.get("/v1/failures?limit=0").await), (400, "invalid_query"));
+}
+
+#[tokio::test]
 async fn an_artifact_is_downloaded_as_listed_and_nothing_else_is() {
     let house = open().await;
     let lease = house.run().await;
