@@ -7,6 +7,7 @@ use drydock_spec::{Failure, FailureKind, Limits, Outcome, Report, Stage};
 use crate::sandbox::Exit;
 use crate::store::Termination;
 
+pub mod difference;
 pub mod evidence;
 pub mod fingerprint;
 pub mod root;
