@@ -14,7 +14,7 @@ use crate::store::Resumed;
 mod failures;
 mod gc;
 
-pub use failures::{FailureGroupView, FailureList};
+pub use failures::{Explanation, FailureGroupView, FailureList, LastGood};
 pub use gc::{GcReport, GcRequest, Taken, TakenKind};
 
 /// What somebody wants done.

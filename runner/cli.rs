@@ -18,6 +18,7 @@ mod datasets;
 mod describe;
 mod doctor;
 mod error;
+mod explain;
 mod failures;
 mod flags;
 mod follow;
@@ -95,6 +96,8 @@ enum Command {
     Logs(logs::Logs),
     /// Ask for a job's end
     Cancel(jobs::One),
+    /// Say why a job failed, how often that was seen, and what is different from a job that went well
+    Explain(explain::Explain),
     /// List what has failed, those that are the same together
     Failures(failures::Failures),
     /// List, add or remove models
@@ -148,6 +151,7 @@ impl Cli {
             Command::Watch(job) => job.watch(&global.client()?, out).await,
             Command::Logs(logs) => logs.print(&global.client()?, out).await,
             Command::Cancel(job) => job.cancel(&global.client()?, out).await,
+            Command::Explain(job) => job.print(&global.client()?, out).await,
             Command::Failures(failures) => failures.print(&global.client()?, out).await,
             Command::Models(models) => models.run(&global.client()?, out).await,
             Command::Datasets(datasets) => datasets.run(&global.client()?, out).await,

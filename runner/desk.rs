@@ -28,6 +28,7 @@ use crate::retention::{Retention, RetentionError};
 use crate::sandbox::{ContainerName, Sandbox, SandboxError};
 use crate::store::{Filter, NewJob, Store, StoreError, Subscription};
 
+mod explain;
 mod rows;
 mod view;
 

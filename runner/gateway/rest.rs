@@ -13,8 +13,8 @@ use super::Gateway;
 use super::body::{Asked, Body, Named, job_id};
 use super::error::Refusal;
 use crate::api::{
-    AddModel, ArtifactList, DatasetList, FailureList, GcReport, GcRequest, HostView, JobList, JobView, LoadDataset,
-    LoadedDataset, Logs, MetricsView, ModelList, ModelView, Submission,
+    AddModel, ArtifactList, DatasetList, Explanation, FailureList, GcReport, GcRequest, HostView, JobList, JobView,
+    LoadDataset, LoadedDataset, Logs, MetricsView, ModelList, ModelView, Submission,
 };
 use crate::desk::{Answer, DeskError};
 use crate::store::Filter;
@@ -148,6 +148,13 @@ pub(super) async fn metrics(
 
 pub(super) async fn artifacts(State(gateway): Shared, Named(id): Named) -> Granted<Json<ArtifactList>> {
     Ok(Json(gateway.desk.artifacts(id).await?))
+}
+
+pub(super) async fn failure(State(gateway): Shared, Named(id): Named) -> Granted<Json<Explanation>> {
+    gateway.desk.explain(id).await?.map(Json).ok_or_else(|| {
+        Refusal::new(StatusCode::NOT_FOUND, "not_failed", format!("no attempt of job `{id}` has failed"))
+            .hint("GET /v1/failures lists what has failed")
+    })
 }
 
 #[derive(Deserialize)]

@@ -13,8 +13,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use super::error::Refusal;
 use super::{Gateway, downloads, follow, health, openapi, rest, uploads};
 use crate::api::{
-    AddModel, ArtifactList, DatasetList, ErrorView, FailureList, GcReport, GcRequest, HostView, JobList, JobView,
-    LoadDataset, LoadedDataset, Logs, MetricsView, ModelList, ModelView, PlanView, Submission, SubmittedView,
+    AddModel, ArtifactList, DatasetList, ErrorView, Explanation, FailureList, GcReport, GcRequest, HostView, JobList,
+    JobView, LoadDataset, LoadedDataset, Logs, MetricsView, ModelList, ModelView, PlanView, Submission, SubmittedView,
 };
 
 /// Makes a schema when the document is written.
@@ -213,6 +213,10 @@ fn jobs() -> Vec<Route> {
             .job()
             .page(rest::MOST_LINES)
             .answers::<MetricsView>(200, "Metrics."),
+        Route::get("/v1/jobs/{id}/failure", "explain_failure", "Why a job failed.", rest::failure)
+            .job()
+            .answers::<Explanation>(200, "Why, how often that was seen, and what was different before.")
+            .answers::<ErrorView>(404, "No attempt of it has failed."),
         Route::get("/v1/jobs/{id}/artifacts", "list_artifacts", "What a job has made.", rest::artifacts)
             .job()
             .answers::<ArtifactList>(200, "The artifacts."),

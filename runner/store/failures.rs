@@ -44,6 +44,13 @@ pub struct FailureGroup {
     pub newest: KeptFailure,
 }
 
+/// How often a failure has been seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    pub count: u64,
+    pub jobs: u64,
+}
+
 impl Store {
     /// How the attempt failed, if it did.
     pub async fn failure_of(&self, job: JobId, number: Attempt) -> Result<Option<KeptFailure>, StoreError> {
@@ -57,6 +64,24 @@ impl Store {
         .fetch_optional(&self.pool)
         .await?;
         row.as_ref().map(kept).transpose()
+    }
+
+    /// How often this failure has been seen.
+    pub async fn seen(&self, fingerprint: &Fingerprint) -> Result<Seen, StoreError> {
+        let row = sqlx::query(
+            "-- store::failures::seen
+             WITH same AS (
+                 SELECT $1 AS fingerprint UNION
+                 SELECT joined_to FROM fingerprint_joins WHERE fingerprint = $1 UNION
+                 SELECT fingerprint FROM fingerprint_joins
+                 WHERE joined_to IN (SELECT $1 UNION SELECT joined_to FROM fingerprint_joins WHERE fingerprint = $1))
+             SELECT COUNT(*) AS count, COUNT(DISTINCT job_id) AS jobs FROM failures
+             WHERE fingerprint IN (SELECT fingerprint FROM same)",
+        )
+        .bind(&fingerprint.0)
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(Seen { count: unsigned(row.try_get("count")?)?, jobs: unsigned(row.try_get("jobs")?)? })
     }
 
     /// The failures that there were, those that are the same together, the newest first.

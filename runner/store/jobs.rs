@@ -256,6 +256,19 @@ impl Store {
         rows.iter().map(job).collect()
     }
 
+    /// The newest jobs of a kind that have succeeded, the newest first.
+    pub async fn succeeded(&self, kind: &str, limit: u32) -> Result<Vec<Job>, StoreError> {
+        let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
+            "-- store::jobs::succeeded
+             SELECT {COLUMNS} FROM jobs WHERE state = 'succeeded' AND kind = $1 ORDER BY position DESC LIMIT $2"
+        )))
+        .bind(kind)
+        .bind(i64::from(limit))
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter().map(job).collect()
+    }
+
     /// When the next waiting retry may start.
     pub async fn next_retry_ms(&self) -> Result<Option<i64>, StoreError> {
         Ok(sqlx::query_scalar(

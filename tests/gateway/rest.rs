@@ -202,6 +202,18 @@ async fn failures_are_listed_with_those_that_are_the_same_together() {
     assert_eq!(told, [json!(["cut off", 1]), json!(["row <number>: bad", 2])]);
     assert!(list["failures"][1]["fingerprint"].as_str().unwrap().starts_with("v1:"));
     assert_eq!(list["failures"][1]["message"], "row 2: bad");
+    let id = list["failures"][1]["job"].as_str().unwrap();
+    let (_, told) = house.get(&format!("/v1/jobs/{id}/failure")).await;
+    assert_eq!(
+        (&told["seen"], &told["seen_by_jobs"], &told["failure"]["kind"]),
+        (&json!(2), &json!(2), &json!("bad_dataset"))
+    );
+    assert_eq!(told["last_good"], Value::Null, "none has succeeded");
+    house.run().await.finish(Outcome::Succeeded, &[], 0).await.unwrap();
+    let (_, told) = house.get(&format!("/v1/jobs/{id}/failure")).await;
+    assert_eq!((&told["last_good"]["same_model"], &told["last_good"]["changes"]), (&json!(true), &json!([])));
+    let good = &told["last_good"]["job"].as_str().unwrap();
+    assert_eq!(code(&house.get(&format!("/v1/jobs/{good}/failure")).await), (404, "not_failed"));
     assert_eq!(house.get("/v1/failures?limit=1").await.1["failures"].as_array().unwrap().len(), 1);
     assert_eq!(code(&house.get("/v1/failures?limit=0").await), (400, "invalid_query"));
 }

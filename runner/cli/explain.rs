@@ -1,0 +1,99 @@
+//! `drydock explain`
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::client::Client;
+use super::error::{CliError, Exit};
+use super::jobs::Named;
+use super::out::Out;
+use super::text::{ago, now_ms, one_line, shorten, size, span};
+use crate::api::{Explanation, LastGood};
+
+/// Changes that are shown.
+const MOST_CHANGES: usize = 6;
+
+/// A job that failed.
+#[derive(Debug, clap::Args)]
+pub(super) struct Explain {
+    #[command(flatten)]
+    job: Named,
+}
+
+impl Explain {
+    pub(super) async fn print(self, client: &Client, out: &mut Out) -> Result<Exit, CliError> {
+        let id = self.job.find(client).await?;
+        let told: Explanation = client.get(&["v1", "jobs", &id.to_string(), "failure"], &[]).await?;
+        if out.json {
+            out.document(&told)?;
+            return Ok(Exit::Ok);
+        }
+        for line in lines(&told, now_ms()) {
+            out.line(line)?;
+        }
+        Ok(Exit::Ok)
+    }
+}
+
+fn lines(told: &Explanation, now_ms: i64) -> Vec<String> {
+    let Explanation { failure, evidence, .. } = told;
+    let at = failure.stage.map(|stage| format!(" at stage {stage}")).unwrap_or_default();
+    let mut lines = vec![
+        format!("attempt {} of {} failed{at}, {}", told.attempt, told.job, ago(told.at_ms, now_ms)),
+        format!("what      {}: {}", failure.kind, one_line(&failure.message)),
+    ];
+    let mut facts = Vec::new();
+    if let Some(code) = evidence.exit_code {
+        facts.push(format!("exit code {code}"));
+    }
+    if evidence.oom_killed {
+        facts.push("killed by the kernel for memory".into());
+    }
+    if evidence.outage {
+        facts.push("the engine was restarted meanwhile".into());
+    }
+    if let Some(bytes) = evidence.peak_rss_bytes {
+        facts.push(format!("{} of memory at its last report", size(bytes)));
+    }
+    if let Some(metrics) = &evidence.metrics {
+        facts.push(format!("step {} of {}, loss {:.4}", metrics.step, metrics.total_steps, metrics.loss));
+    }
+    facts.push(format!("after {}", span(Duration::from_millis(evidence.elapsed_ms.unsigned_abs()))));
+    lines.push(format!("facts     {}", facts.join(", ")));
+    if let Some(frame) = &told.frame {
+        lines.push(format!("where     {}", one_line(frame)));
+    }
+    lines.push(match told.seen {
+        1 => "seen      for the first time".to_owned(),
+        times => format!("seen      {times} times, by {} jobs ({})", told.seen_by_jobs, told.fingerprint),
+    });
+    lines.extend(told.last_good.as_ref().map(changed));
+    lines.push(format!("to do     {}", one_line(&failure.hint)));
+    lines
+}
+
+/// What is different from the job that went well.
+fn changed(good: &LastGood) -> String {
+    let on = match (good.same_model, good.same_dataset) {
+        (true, true) => "on the same model and rows",
+        (true, false) => "on the same model",
+        (false, true) => "on the same rows",
+        (false, false) => "on another model and other rows",
+    };
+    let word = |value: &Value| match value {
+        Value::Null => "nothing".to_owned(),
+        value => shorten(&one_line(&value.to_string()), 30),
+    };
+    let mut changes: Vec<_> = good
+        .changes
+        .iter()
+        .take(MOST_CHANGES)
+        .map(|change| format!("{} {} instead of {}", one_line(&change.name), word(&change.now), word(&change.before)))
+        .collect();
+    if good.changes.len() > MOST_CHANGES {
+        changes.push(format!("and {} more", good.changes.len() - MOST_CHANGES));
+    }
+    let changes = if changes.is_empty() { "nothing".to_owned() } else { changes.join("; ") };
+    format!("changed   since {}, which succeeded {on}: {changes}", good.job)
+}

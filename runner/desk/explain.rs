@@ -1,0 +1,71 @@
+//! Why a job failed, with everything that helps to judge it.
+
+use drydock_spec::{Attempt, JobId};
+use serde_json::{Value, json};
+
+use super::{Desk, DeskError};
+use crate::api::{Explanation, LastGood};
+use crate::diagnose::difference;
+use crate::store::{Job, KeptFailure, StoreError};
+
+/// Jobs that went well among which the one is looked for that is most like the failed one.
+const LOOKED_AT: u32 = 100;
+
+impl Desk {
+    /// How the newest failed attempt of the job ended; `None` if none has failed.
+    pub async fn explain(&self, id: JobId) -> Result<Option<Explanation>, DeskError> {
+        let job = self.store.job(id).await?;
+        let Some(kept) = self.newest_failure(&job).await? else { return Ok(None) };
+        let seen = self.store.seen(&kept.fingerprint).await?;
+        let last_good = self.last_good(&job).await?;
+        let KeptFailure { attempt, at_ms, fingerprint, failure, record, .. } = kept;
+        Ok(Some(Explanation {
+            job: id,
+            attempt: attempt.0,
+            at_ms,
+            failure,
+            fingerprint: fingerprint.0,
+            template: record.signature.root.text,
+            frame: record.signature.frame,
+            seen: seen.count,
+            seen_by_jobs: seen.jobs,
+            evidence: record.evidence,
+            last_good,
+        }))
+    }
+
+    async fn newest_failure(&self, job: &Job) -> Result<Option<KeptFailure>, StoreError> {
+        for number in (1..=job.attempt.0).rev() {
+            if let Some(kept) = self.store.failure_of(job.id, Attempt(number)).await? {
+                return Ok(Some(kept));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The newest job of the same kind that succeeded, one on the same model and rows before others.
+    async fn last_good(&self, job: &Job) -> Result<Option<LastGood>, StoreError> {
+        let good = self.store.succeeded(job.spec.kind(), LOOKED_AT).await?;
+        let alike = |one: &Job| {
+            let same_model = one.inputs.model == job.inputs.model;
+            let same_rows = one.inputs.dataset == job.inputs.dataset;
+            u8::from(same_model) * 2 + u8::from(same_rows)
+        };
+        // Of those that are alike the first is the newest.
+        let best = good.iter().rev().filter(|one| one.id != job.id).max_by_key(|one| alike(one));
+        Ok(best.map(|one| LastGood {
+            job: one.id,
+            same_model: one.inputs.model == job.inputs.model,
+            same_dataset: one.inputs.dataset == job.inputs.dataset,
+            changes: difference::between(&document(one), &document(job)),
+        }))
+    }
+}
+
+/// What a job is made of, as one document.
+fn document(job: &Job) -> Value {
+    let mut spec = json!(job.spec);
+    // The kind is the same, and a name before every option would say it again.
+    let options = spec.as_object_mut().and_then(|kinds| kinds.values_mut().next().map(Value::take));
+    json!({"options": options, "inputs": job.inputs, "limits": job.limits})
+}
