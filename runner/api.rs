@@ -3,7 +3,8 @@
 use drydock_spec::dataset::{Columns, Format};
 use drydock_spec::report::{Checkpoint, DatasetReport, Evaluation, Metrics, Quantized, Sample, Score};
 use drydock_spec::{
-    Failure, InvalidOption, JobArgs, JobEvent, JobId, JobSpec, LimitArgs, Limits, Priority, ReportLine, Stage, TraceId,
+    Failure, InvalidOption, JobArgs, JobEvent, JobId, JobSpec, LimitArgs, Limits, OnFailure, Priority, ReportLine,
+    Stage, TraceId,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -13,9 +14,13 @@ use crate::store::Resumed;
 
 mod failures;
 mod gc;
+mod remedies;
 
-pub use failures::{Explanation, FailureGroupView, FailureList, LastGood};
+pub use failures::{BestRemedy, Explanation, FailureGroupView, FailureList, LastGood, SimilarFailure};
 pub use gc::{GcReport, GcRequest, Taken, TakenKind};
+pub use remedies::{
+    AdviceList, AdviceView, Advise, ApplyRemedy, JoinFingerprints, JoinedFingerprint, RemedyList, RemedyView, TrialView,
+};
 
 /// What somebody wants done.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -33,6 +38,9 @@ pub struct Submission {
     /// Answer with the plan and queue nothing.
     #[serde(default)]
     pub dry_run: bool,
+    /// What happens when an attempt fails for a reason of the job's own; by default what the configuration says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_failure: Option<OnFailure>,
 }
 
 /// A job as people and agents see it.
@@ -88,6 +96,12 @@ pub struct JobView {
     /// Why the job failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
+    /// What happens when an attempt fails for a reason of the job's own.
+    #[serde(default)]
+    pub on_failure: OnFailure,
+    /// The failed job that this one is to do better.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remedy_of: Option<JobId>,
 }
 
 impl JobView {

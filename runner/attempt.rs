@@ -20,6 +20,7 @@ use crate::engine::EngineWatch;
 use crate::fail_point::{self, Step};
 use crate::legible::legible;
 use crate::models::Models;
+use crate::remedy::Remedies;
 use crate::sandbox::attempt_dir::{AttemptDir, AttemptDirError};
 use crate::sandbox::{ContainerName, Sandbox};
 use crate::store::{Job, Lease, Store, StoreError};
@@ -28,6 +29,7 @@ mod explain;
 mod follow;
 mod hand;
 mod hold;
+mod remedy;
 pub mod reports;
 mod resume;
 mod start;
@@ -47,6 +49,7 @@ pub struct Attempts {
     pub datasets: Datasets,
     pub artifacts: ArtifactStore,
     pub checkpoints: Checkpoints,
+    pub remedies: Remedies,
     /// The attempts that this process is at work on.
     pub in_hand: InHand,
     pub config: Arc<Config>,
@@ -137,6 +140,9 @@ impl Attempts {
         if let Outcome::Failed(failure) = &outcome {
             tracing::warn!(%failure, stage = ?failure.stage, "attempt failed");
             let record = self.record_of(&lease, failure, ending.as_ref(), &output).await?;
+            if let Some(cure) = self.cure_for(&lease, failure, &record).await? {
+                lease.cure(cure);
+            }
             lease.explain(record);
         }
         fail_point::before(Step::Commit);

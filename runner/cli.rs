@@ -27,6 +27,7 @@ mod jobs;
 mod logs;
 mod models;
 mod out;
+mod remedies;
 mod serve;
 mod submit;
 mod text;
@@ -98,7 +99,13 @@ enum Command {
     Cancel(jobs::One),
     /// Say why a job failed, how often that was seen, and what is different from a job that went well
     Explain(explain::Explain),
-    /// List what has failed, those that are the same together
+    /// List what helps against a job's failure, the surest first
+    Remedies(remedies::Remedies),
+    /// Submit a failed job again with a remedy worked in
+    Apply(remedies::Apply),
+    /// List, add or take back remedies that people advise
+    Remedy(remedies::Advice),
+    /// List what has failed, those that are the same together, each with what helps best
     Failures(failures::Failures),
     /// List, add or remove models
     Models(models::Models),
@@ -152,6 +159,9 @@ impl Cli {
             Command::Logs(logs) => logs.print(&global.client()?, out).await,
             Command::Cancel(job) => job.cancel(&global.client()?, out).await,
             Command::Explain(job) => job.print(&global.client()?, out).await,
+            Command::Remedies(job) => job.print(&global.client()?, out).await,
+            Command::Apply(apply) => apply.apply(&global.client()?, out).await,
+            Command::Remedy(advice) => advice.run(&global.client()?, out).await,
             Command::Failures(failures) => failures.print(&global.client()?, out).await,
             Command::Models(models) => models.run(&global.client()?, out).await,
             Command::Datasets(datasets) => datasets.run(&global.client()?, out).await,

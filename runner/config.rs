@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use drydock_spec::OnFailure;
 use serde::{Deserialize, Serialize};
 
 use crate::sandbox::Isolation;
@@ -36,6 +37,7 @@ pub struct Config {
     pub limits: LimitsConfig,
     pub disk: DiskConfig,
     pub retention: RetentionConfig,
+    pub remedies: RemediesConfig,
     pub hub: HubConfig,
     pub log: LogConfig,
 }
@@ -179,9 +181,23 @@ pub struct RetentionConfig {
     pub reports_age: Option<Duration>,
     /// Jobs of which they are kept, the newest.
     pub reports_jobs: Option<u64>,
+    /// Time after a job's failure for which its last checkpoint is kept, for a remedy to go on from.
+    #[serde(with = "humantime_serde")]
+    pub checkpoints_age: Duration,
     /// Time for which files stay in the store that no model, no dataset and no job needs any more.
     #[serde(with = "humantime_serde")]
     pub unused_age: Duration,
+}
+
+/// What is done about failures.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RemediesConfig {
+    /// What happens when an attempt fails for a reason of the job's own, where the job does not say.
+    pub on_failure: OnFailure,
+    /// Time after a job's first start in which drydock may still apply a remedy by itself.
+    #[serde(with = "humantime_serde")]
+    pub time: Duration,
 }
 
 /// The model hub.
@@ -224,6 +240,7 @@ impl Default for Config {
             limits: LimitsConfig::default(),
             disk: DiskConfig::default(),
             retention: RetentionConfig::default(),
+            remedies: RemediesConfig::default(),
             hub: HubConfig::default(),
             log: LogConfig::default(),
         }
@@ -294,8 +311,15 @@ impl Default for RetentionConfig {
             artifacts_bytes: None,
             reports_age: None,
             reports_jobs: None,
+            checkpoints_age: Duration::from_secs(7 * 24 * 3600),
             unused_age: Duration::from_secs(7 * 24 * 3600),
         }
+    }
+}
+
+impl Default for RemediesConfig {
+    fn default() -> Self {
+        Self { on_failure: OnFailure::Ask, time: Duration::from_secs(24 * 3600) }
     }
 }
 

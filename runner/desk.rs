@@ -12,8 +12,8 @@ use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
 use crate::api::{
-    ArtifactList, ArtifactView, FailureGroupView, FailureList, HostView, JobList, JobView, Logs, MetricsPoint,
-    MetricsView, PlanView, Submission, SubmittedView,
+    ArtifactList, ArtifactView, BestRemedy, FailureGroupView, FailureList, HostView, JobList, JobView, Logs,
+    MetricsPoint, MetricsView, PlanView, Submission, SubmittedView,
 };
 use crate::artifacts::ArtifactStore;
 use crate::blobs::Blobs;
@@ -24,14 +24,17 @@ use crate::engine::EngineWatch;
 use crate::models::{ModelError, Models};
 use crate::plan::{PlanError, Planner};
 use crate::preview::{PreviewError, Previews};
+use crate::remedy::Remedies;
 use crate::retention::{Retention, RetentionError};
 use crate::sandbox::{ContainerName, Sandbox, SandboxError};
 use crate::store::{Filter, NewJob, Store, StoreError, Subscription};
 
 mod explain;
+mod remedies;
 mod rows;
 mod view;
 
+pub use remedies::RemedyError;
 pub use view::log_line;
 pub(crate) use view::need;
 
@@ -52,6 +55,8 @@ pub enum DeskError {
     Preview(#[from] PreviewError),
     #[error(transparent)]
     Retention(#[from] RetentionError),
+    #[error(transparent)]
+    Remedy(#[from] RemedyError),
 }
 
 /// What a submission leads to.
@@ -71,6 +76,7 @@ pub struct Desk {
     pub models: Models,
     pub datasets: Datasets,
     pub planner: Planner,
+    pub remedies: Remedies,
     pub retention: Retention,
     pub previews: Previews,
     pub engine: EngineWatch,
@@ -118,6 +124,8 @@ impl Desk {
             priority: submission.priority,
             idempotency_key: submission.idempotency_key,
             request_digest: digest,
+            on_failure: submission.on_failure.unwrap_or(self.config.remedies.on_failure),
+            remedy: None,
         };
         let accepted = self.store.submit(new).await?;
         tracing::info!(job = %accepted.job.id, trace_id = %accepted.job.trace_id, created = accepted.created, "job accepted");
@@ -217,8 +225,14 @@ impl Desk {
 
     /// What has failed, those that are the same together, the newest first.
     pub async fn failures(&self, limit: u32) -> Result<FailureList, DeskError> {
-        let groups = self.store.failure_groups(limit).await?;
-        Ok(FailureList { failures: groups.into_iter().map(FailureGroupView::from).collect() })
+        let mut failures = Vec::new();
+        for group in self.store.failure_groups(limit).await? {
+            let job = self.store.job(group.newest.job).await?;
+            let best = self.remedies.best(&job, &group.newest).await?;
+            let best = best.map(|(remedy, record, sure)| BestRemedy { remedy, record, sure });
+            failures.push(FailureGroupView::new(group, best));
+        }
+        Ok(FailureList { failures })
     }
 
     /// What jobs may use of the host, and what of it is free. Without an engine there is nothing to give.
@@ -291,6 +305,10 @@ fn submitted(job: JobView, created: bool, warnings: Vec<String>) -> SubmittedVie
 fn digest(submission: &Submission) -> String {
     let what = (&submission.job, submission.priority, &submission.limits);
     // The types are plain data; they always serialize.
-    let text = serde_json::to_string(&what).unwrap_or_default();
+    let mut text = serde_json::to_string(&what).unwrap_or_default();
+    // What was submitted before there was a choice has the digest that it had.
+    if let Some(on_failure) = submission.on_failure {
+        text.push_str(&format!("{on_failure:?}"));
+    }
     Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
 }

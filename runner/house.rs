@@ -27,6 +27,7 @@ use crate::models::Models;
 use crate::plan::Planner;
 use crate::preview::Previews;
 use crate::reaper::Reaper;
+use crate::remedy::Remedies;
 use crate::retention::Retention;
 use crate::sandbox::Sandbox;
 use crate::sandbox::docker::{DockerSandbox, DockerSettings};
@@ -86,6 +87,7 @@ impl House {
         let config = Arc::new(config);
         let (disk, room) = DiskProbe::new(Arc::clone(&config), engine.clone());
         let planner = Planner::new(models.clone(), datasets.clone(), engine.clone(), Arc::clone(&config));
+        let remedies = Remedies::new(store.clone(), planner.clone());
         let desk = Desk {
             store: store.clone(),
             blobs: blobs.clone(),
@@ -93,6 +95,7 @@ impl House {
             models: models.clone(),
             datasets: datasets.clone(),
             planner,
+            remedies: remedies.clone(),
             retention: Retention {
                 store: store.clone(),
                 artifacts: artifacts.clone(),
@@ -121,6 +124,7 @@ impl House {
             datasets,
             artifacts,
             checkpoints: Checkpoints::new(state.join("checkpoints")),
+            remedies,
             in_hand: InHand::default(),
             config,
             instance,

@@ -125,9 +125,12 @@ impl Reaper {
     async fn sweep_checkpoints(&self) -> Result<(), ReapError> {
         let (checkpoints, store) = (self.dispatch.attempts.checkpoints.clone(), self.dispatch.attempts.store.clone());
         let runtime = Handle::current();
+        let age = self.dispatch.attempts.config.retention.checkpoints_age;
+        let kept_ms = i64::try_from(age.as_millis()).unwrap_or(i64::MAX);
         tokio::task::spawn_blocking(move || {
             // When in doubt it stays.
-            checkpoints.sweep(|job, attempt| runtime.block_on(store.checkpoint_wanted(job, attempt)).unwrap_or(true))
+            checkpoints
+                .sweep(|job, attempt| runtime.block_on(store.checkpoint_wanted(job, attempt, kept_ms)).unwrap_or(true))
         })
         .await??;
         Ok(())

@@ -14,11 +14,13 @@ use sqlx::{Connection as _, Sqlite, Transaction};
 
 use crate::clock::Clock;
 
+mod advice;
 mod awaited;
 mod catalog;
 mod changes;
 mod checkpoints;
 mod failures;
+mod followers;
 mod glance;
 mod history;
 mod jobs;
@@ -27,17 +29,20 @@ mod retention;
 mod rows;
 mod said;
 mod settled;
+mod trials;
 
+pub use advice::{Advice, Against, NewAdvice};
 pub use catalog::CatalogEntry;
 pub use changes::{Changes, Subscription};
 pub use checkpoints::Resumed;
 pub use failures::{FailureGroup, FailureRecord, KeptFailure};
 pub use glance::{AwaitedJob, MOST_AHEAD};
 pub use history::{Entry, LogLine, MetricsLine};
-pub use jobs::{Filter, Job, LONGEST_WAIT_MS, NewJob, Page, Submitted};
-pub use lease::{AttemptRow, Holder, Lease, ReportBatch, Termination};
+pub use jobs::{Filter, Job, LONGEST_WAIT_MS, NewJob, Page, RemedyOf, Submitted};
+pub use lease::{AttemptRow, Cure, Holder, Lease, ReportBatch, Termination};
 pub use retention::Left;
 pub use settled::Mark;
+pub use trials::{NewTrial, Trial};
 
 /// Something could not be stored or read.
 #[derive(Debug, thiserror::Error)]

@@ -11,8 +11,8 @@ use drydock::plan::{DatasetInput, ModelInput, ModelSource, ResolvedInputs};
 use drydock::store::{AwaitedJob, Filter, Holder, Lease, NewJob, ReportBatch, Store, StoreError, Termination};
 use drydock_spec::report::Metrics;
 use drydock_spec::{
-    Attempt, Failure, FailureKind, JobId, JobState, Limits, Outcome, Owner, Priority, Report, ReportLine, Stage,
-    TraceId,
+    Attempt, Failure, FailureKind, JobId, JobState, Limits, OnFailure, Outcome, Owner, Priority, Report, ReportLine,
+    Stage, TraceId,
 };
 
 #[path = "store/fold.rs"]
@@ -102,6 +102,8 @@ fn new_job(n: u128) -> NewJob {
         priority: Priority::default(),
         idempotency_key: None,
         request_digest: "r".into(),
+        on_failure: OnFailure::Ask,
+        remedy: None,
     }
 }
 

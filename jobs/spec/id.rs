@@ -17,6 +17,12 @@ impl JobId {
     pub fn from_parts(ms: i64, random: u128) -> Self {
         Self(ulid::Ulid::from_parts(u64::try_from(ms).unwrap_or(0), random))
     }
+
+    /// The part of it that is random.
+    #[must_use]
+    pub fn random(self) -> u128 {
+        self.0.random()
+    }
 }
 
 impl fmt::Display for JobId {

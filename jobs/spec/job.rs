@@ -88,6 +88,17 @@ impl JobSpec {
         }
     }
 
+    /// The adapter over that model, as the caller named it.
+    #[must_use]
+    pub fn adapter(&self) -> Option<&str> {
+        match self {
+            Self::Finetune(spec) => spec.adapter.as_deref(),
+            Self::Train(_) => None,
+            Self::Quantize(spec) => spec.adapter.as_deref(),
+            Self::Evaluate(spec) => spec.adapter.as_deref(),
+        }
+    }
+
     /// The dataset that the job reads, as the caller named it.
     #[must_use]
     pub fn dataset(&self) -> Option<&str> {

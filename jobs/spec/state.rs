@@ -3,8 +3,10 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::change::Change;
 use crate::failure::Failure;
 use crate::id::Attempt;
+use crate::remedy::Remedy;
 
 /// Where a job stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -29,8 +31,21 @@ pub enum Outcome {
     Cancelled,
 }
 
+/// What drydock does when an attempt fails for a reason of the job's own.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnFailure {
+    /// The job ends, and its remedies wait for somebody to apply one.
+    #[default]
+    Ask,
+    /// Another attempt is made with the best remedy that leaves the meaning of the job the same.
+    Auto,
+    /// The job ends, and no remedy is offered or applied.
+    Never,
+}
+
 /// One line of a job's history.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum JobEvent {
     /// The job was accepted.
@@ -47,10 +62,18 @@ pub enum JobEvent {
         #[serde(flatten)]
         outcome: Outcome,
     },
+    /// An attempt has failed, and the next one is made with a remedy.
+    Remedied {
+        attempt: Attempt,
+        failure: Failure,
+        remedy: Remedy,
+        /// What the remedy comes to for this job.
+        changes: Vec<Change>,
+    },
 }
 
 /// The event does not fit the state; nothing changes.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error("event {event:?} does not apply to a job that is {state:?}")]
 pub struct InvalidTransition {
     pub state: Box<JobState>,
@@ -86,6 +109,11 @@ impl JobState {
                     }),
                     outcome => Ok(Self::Done(outcome)),
                 }
+            }
+            (Self::Running { attempt }, JobEvent::Remedied { attempt: ended, .. })
+                if attempt == ended && attempt < last =>
+            {
+                Ok(Self::Queued { next: attempt.next() })
             }
             (Self::Stopping { attempt }, JobEvent::Ended { attempt: ended, outcome }) if attempt == ended => {
                 match outcome {
@@ -146,6 +174,20 @@ mod tests {
         JobEvent::Ended { attempt: Attempt(attempt), outcome }
     }
 
+    fn remedied(attempt: u32) -> JobEvent {
+        let failure = Failure::new(FailureKind::OutOfMemory, "m");
+        JobEvent::Remedied { attempt: Attempt(attempt), failure, remedy: Remedy::TryAgain, changes: Vec::new() }
+    }
+
+    #[test]
+    fn a_remedy_gives_a_job_another_attempt_while_some_are_left_and_nobody_wants_it_to_end() {
+        let running = |attempt| JobState::Running { attempt: Attempt(attempt) };
+        assert_eq!(running(1).apply(remedied(1), LAST).unwrap(), JobState::Queued { next: Attempt(2) });
+        assert!(running(3).apply(remedied(3), LAST).is_err(), "none is left");
+        assert!(running(2).apply(remedied(1), LAST).is_err(), "it is of another attempt");
+        assert!(JobState::Stopping { attempt: Attempt(1) }.apply(remedied(1), LAST).is_err());
+    }
+
     #[test]
     fn a_stale_attempt_cannot_end_a_job() {
         let second = JobState::Running { attempt: Attempt(2) };
@@ -201,6 +243,7 @@ mod tests {
             Just(JobEvent::CancelRequested),
             Just(JobEvent::InputFailed { failure: Failure::new(FailureKind::InputFailed, "m") }),
             (1..5u32, outcome).prop_map(|(attempt, outcome)| ended(attempt, outcome)),
+            (1..5u32).prop_map(remedied),
         ]
     }
 

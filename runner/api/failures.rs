@@ -1,11 +1,12 @@
 //! Failures, as whoever looks for what goes wrong sees them.
 
-use drydock_spec::{Failure, FailureKind, JobId, Stage};
+use drydock_spec::{Change, Failure, FailureKind, JobId, Remedy, Stage};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::diagnose::difference::Change;
+use super::{RemedyView, TrialView};
 use crate::diagnose::evidence::Evidence;
+use crate::remedy::rank::Record;
 use crate::store::FailureGroup;
 
 /// The failures that there were, those that are the same together.
@@ -31,20 +32,33 @@ pub struct FailureGroupView {
     /// The job that failed so last, and its message.
     pub job: JobId,
     pub message: String,
+    /// The surest remedy, as far as is known without a job to work it into.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub best: Option<BestRemedy>,
 }
 
-impl From<FailureGroup> for FailureGroupView {
-    fn from(group: FailureGroup) -> Self {
-        let FailureGroup { fingerprint, count, last_seen_ms, newest } = group;
+/// The surest remedy against a failure.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct BestRemedy {
+    pub remedy: Remedy,
+    pub record: Record,
+    /// How sure it is to work, from 0 to 1.
+    pub sure: f64,
+}
+
+impl FailureGroupView {
+    pub(crate) fn new(group: FailureGroup, best: Option<BestRemedy>) -> Self {
+        let FailureGroup { count, newest } = group;
         Self {
-            fingerprint: fingerprint.0,
+            fingerprint: newest.fingerprint.0,
             kind: newest.failure.kind,
             stage: newest.failure.stage,
             template: newest.record.signature.root.text,
             count,
-            last_seen_ms,
+            last_seen_ms: newest.at_ms,
             job: newest.job,
             message: newest.failure.message,
+            best,
         }
     }
 }
@@ -71,6 +85,25 @@ pub struct Explanation {
     /// What is different from a job that went well, if one did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_good: Option<LastGood>,
+    /// What helps, the surest first. None while the job goes on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub remedies: Vec<RemedyView>,
+    /// What was tried for this job and for those that it goes back to, the newest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tried: Vec<TrialView>,
+    /// Failures that read much the same.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub similar: Vec<SimilarFailure>,
+}
+
+/// A failure that reads much the same.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct SimilarFailure {
+    pub fingerprint: String,
+    pub kind: FailureKind,
+    /// The job that failed so last, and its message.
+    pub job: JobId,
+    pub message: String,
 }
 
 /// A job of the same kind that succeeded.

@@ -2,24 +2,28 @@
 
 use std::path::PathBuf;
 
-use drydock_spec::{JobState, Outcome};
+use drydock_spec::{JobId, OnFailure, Outcome};
 
-use super::{AttemptError, Attempts, hold};
+use super::{AttemptError, Attempts, hold, stopping};
 use crate::artifacts::Caps;
 use crate::checkpoints::Kept;
+use crate::remedy::rules::checkpoint_holds;
 use crate::store::Lease;
 
 /// Announced checkpoints that are looked for, the newest first: a worker removes the one before when the next is whole.
 const CANDIDATES: u32 = 3;
 
 impl Attempts {
-    /// Keeps the last whole checkpoint of an attempt that will be followed by another. A checkpoint that cannot be kept
-    /// costs the time since the beginning, never the job.
+    /// Keeps the last whole checkpoint of an attempt that failed: for the next attempt, or for a job that does it better.
+    /// A checkpoint that cannot be kept costs the time since the beginning, never the job.
     pub(super) async fn keep_checkpoint(&self, lease: &Lease, outcome: &Outcome) -> Result<(), AttemptError> {
-        if !is_followed(lease, outcome) {
+        let job = lease.job();
+        let Outcome::Failed(failure) = outcome else { return Ok(()) };
+        let is_followed = failure.kind.retryable() && lease.attempt() < job.last_attempt();
+        let may_be_done_better = job.on_failure != OnFailure::Never && checkpoint_holds(failure.kind);
+        if stopping(lease) || !(is_followed || may_be_done_better) {
             return Ok(());
         }
-        let job = lease.job();
         let announced = lease.announced_checkpoints(CANDIDATES).await?;
         let Ok(Some(dir)) = self.open_dir(job.id, lease.attempt()).await else { return Ok(()) };
         for announced in announced {
@@ -28,7 +32,7 @@ impl Attempts {
             let kept = tokio::task::spawn_blocking(move || checkpoints.keep(id, attempt, &output, &wanted, caps));
             match hold::renewing(lease, self.lease_ms, kept).await?? {
                 Ok(Some(kept)) => {
-                    tracing::info!(step = kept.step, bytes = kept.bytes, "checkpoint kept for the next attempt");
+                    tracing::info!(step = kept.step, bytes = kept.bytes, "checkpoint kept");
                     return Ok(lease.keep_checkpoint(&kept).await?);
                 }
                 Ok(None) => tracing::debug!(step = announced.step, "an announced checkpoint is not there any more"),
@@ -40,16 +44,22 @@ impl Attempts {
 
     /// What the attempt goes on from, with the folder that holds it; and writes down that it does.
     pub(super) async fn resume(&self, lease: &Lease) -> Result<Option<PathBuf>, AttemptError> {
-        let found = match self.store.checkpoint(lease.job().id).await? {
-            Some(kept) if kept.attempt < lease.attempt() => self.verified(lease, kept).await?,
-            _ => None,
+        let job = lease.job();
+        let mut of = job.id;
+        let mut kept = self.store.checkpoint(job.id).await?.filter(|kept| kept.attempt < lease.attempt());
+        if let (None, Some(failed), true) = (&kept, job.remedy_of, job.resumes) {
+            (of, kept) = (failed, self.store.checkpoint(failed).await?);
+        }
+        let found = match kept {
+            Some(kept) => self.verified(lease, of, kept).await?,
+            None => None,
         };
-        lease.resuming(found.as_ref().map(|(kept, _)| kept)).await?;
+        lease.resuming(found.as_ref().map(|(kept, _)| (of, kept))).await?;
         Ok(found.map(|(_, folder)| folder))
     }
 
-    async fn verified(&self, lease: &Lease, kept: Kept) -> Result<Option<(Kept, PathBuf)>, AttemptError> {
-        let (checkpoints, id, looked_for) = (self.checkpoints.clone(), lease.job().id, kept.clone());
+    async fn verified(&self, lease: &Lease, id: JobId, kept: Kept) -> Result<Option<(Kept, PathBuf)>, AttemptError> {
+        let (checkpoints, looked_for) = (self.checkpoints.clone(), kept.clone());
         let verified = tokio::task::spawn_blocking(move || checkpoints.verified(id, &looked_for));
         match hold::renewing(lease, self.lease_ms, verified).await?? {
             Ok(Some(folder)) => Ok(Some((kept, folder))),
@@ -63,13 +73,4 @@ impl Attempts {
             }
         }
     }
-}
-
-/// Whether another attempt will come after one that ended like this.
-fn is_followed(lease: &Lease, outcome: &Outcome) -> bool {
-    let job = lease.job();
-    let running = matches!(job.state, JobState::Running { .. });
-    running
-        && lease.attempt() < job.last_attempt()
-        && matches!(outcome, Outcome::Failed(failure) if failure.kind.retryable())
 }

@@ -28,6 +28,9 @@ fn event(event: &JobEvent) -> String {
             Outcome::Failed(failure) => one_line(&format!("attempt {attempt} failed: {failure}")),
             Outcome::Cancelled => format!("attempt {attempt} was cancelled"),
         },
+        JobEvent::Remedied { attempt, failure, remedy, .. } => {
+            one_line(&format!("attempt {attempt} failed: {failure}; the next one is made with a remedy: {remedy}"))
+        }
     }
 }
 

@@ -8,8 +8,9 @@ use super::client::Client;
 use super::error::{CliError, Exit};
 use super::jobs::Named;
 use super::out::Out;
+use super::remedies::meaning;
 use super::text::{ago, now_ms, one_line, shorten, size, span};
-use crate::api::{Explanation, LastGood};
+use crate::api::{Explanation, LastGood, TrialView};
 
 /// Changes that are shown.
 const MOST_CHANGES: usize = 6;
@@ -69,8 +70,33 @@ fn lines(told: &Explanation, now_ms: i64) -> Vec<String> {
         times => format!("seen      {times} times, by {} jobs ({})", told.seen_by_jobs, told.fingerprint),
     });
     lines.extend(told.last_good.as_ref().map(changed));
-    lines.push(format!("to do     {}", one_line(&failure.hint)));
+    if let Some(similar) = told.similar.first() {
+        let said = shorten(&one_line(&similar.message), 70);
+        lines.push(format!("like      {}: {said} ({})", similar.kind, similar.fingerprint));
+    }
+    let tried: Vec<_> = told.tried.iter().filter(|trial| trial.verdict.is_some()).take(3).map(tried).collect();
+    if !tried.is_empty() {
+        lines.push(format!("tried     {}", tried.join("; ")));
+    }
+    match told.remedies.first() {
+        None => lines.push(format!("to do     {}", one_line(&failure.hint))),
+        Some(best) => {
+            lines.push(format!("to do     {}", one_line(&best.does)));
+            lines.push(format!(
+                "how sure  {:.0} %: {}; meaning: {}",
+                best.sure * 100.0,
+                one_line(&best.evidence),
+                meaning(best.meaning)
+            ));
+        }
+    }
     lines
+}
+
+/// A remedy that was tried, and what became of it.
+fn tried(trial: &TrialView) -> String {
+    let verdict = trial.verdict.map(|verdict| format!("{verdict:?}").to_lowercase()).unwrap_or_default();
+    format!("{} ({verdict})", one_line(&trial.remedy.to_string()))
 }
 
 /// What is different from the job that went well.

@@ -1,6 +1,6 @@
 //! `drydock finetune`, `train`, `quantize` and `evaluate`: one command a kind of job, the same in all but the options.
 
-use drydock_spec::{LimitArgs, Priority};
+use drydock_spec::{LimitArgs, OnFailure, Priority};
 
 use super::client::Client;
 use super::error::{CliError, Exit};
@@ -23,6 +23,10 @@ pub(super) struct Submit<T: Kind> {
     /// The same key with the same options gives the same job again
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
+    /// What happens when it fails for a reason of its own: it ends and its remedies wait for you, or drydock applies one
+    /// that leaves its meaning the same, or none is applied at all [default: as the configuration says]
+    #[arg(long, value_name = "WHAT")]
+    on_failure: Option<Choice>,
     /// Say what would be done and what it needs, and queue nothing
     #[arg(long)]
     dry_run: bool,
@@ -32,6 +36,24 @@ pub(super) struct Submit<T: Kind> {
     /// Leave as soon as the job is queued
     #[arg(long)]
     no_watch: bool,
+}
+
+/// [`OnFailure`] as a flag.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Choice {
+    Ask,
+    Auto,
+    Never,
+}
+
+impl From<Choice> for OnFailure {
+    fn from(choice: Choice) -> Self {
+        match choice {
+            Choice::Ask => Self::Ask,
+            Choice::Auto => Self::Auto,
+            Choice::Never => Self::Never,
+        }
+    }
 }
 
 fn priority(text: &str) -> Result<Priority, String> {
@@ -48,34 +70,45 @@ impl<T: Kind> Submit<T> {
             limits: self.limits.0,
             idempotency_key: self.idempotency_key,
             dry_run: self.dry_run,
+            on_failure: self.on_failure.map(Into::into),
         };
         if submission.dry_run {
             let plan: PlanView = client.post(&["v1", "jobs"], &submission).await?;
             return print_plan(&plan, out);
         }
         let submitted: SubmittedView = client.post(&["v1", "jobs"], &submission).await?;
-        let id = submitted.job.id;
-        for warning in &submitted.warnings {
-            out.note(format!("warning: {}", one_line(warning)));
-        }
-        match (out.json, watch) {
-            (true, true) => out.json_line(&submitted)?,
-            (true, false) => out.document(&submitted)?,
-            // The id alone on stdout: what scripts want.
-            (false, _) => out.line(id.to_string())?,
-        }
-        if watch {
-            return watch::watch(client, id, out).await;
-        }
-        out.note(match submitted.created {
-            true => format!("queued; follow it with `drydock watch {id}`"),
-            false => format!("accepted before under this key; it is {}", submitted.job.state),
-        });
-        Ok(Exit::Ok)
+        queued(client, submitted, watch, out).await
     }
 }
 
-fn print_plan(plan: &PlanView, out: &mut Out) -> Result<Exit, CliError> {
+/// Tells of a job that was accepted, and follows it where that is wanted.
+pub(super) async fn queued(
+    client: &Client,
+    submitted: SubmittedView,
+    watch: bool,
+    out: &mut Out,
+) -> Result<Exit, CliError> {
+    let id = submitted.job.id;
+    for warning in &submitted.warnings {
+        out.note(format!("warning: {}", one_line(warning)));
+    }
+    match (out.json, watch) {
+        (true, true) => out.json_line(&submitted)?,
+        (true, false) => out.document(&submitted)?,
+        // The id alone on stdout: what scripts want.
+        (false, _) => out.line(id.to_string())?,
+    }
+    if watch {
+        return watch::watch(client, id, out).await;
+    }
+    out.note(match submitted.created {
+        true => format!("queued; follow it with `drydock watch {id}`"),
+        false => format!("accepted before under this key; it is {}", submitted.job.state),
+    });
+    Ok(Exit::Ok)
+}
+
+pub(super) fn print_plan(plan: &PlanView, out: &mut Out) -> Result<Exit, CliError> {
     if out.json {
         out.document(plan)?;
         return Ok(Exit::Ok);

@@ -141,7 +141,8 @@ impl Screen {
         match &line.entry {
             EntryView::Event(event) => {
                 self.end_stage(line.at_ms, out);
-                self.waiting = matches!(event, JobEvent::Submitted | JobEvent::Ended { .. });
+                self.waiting =
+                    matches!(event, JobEvent::Submitted | JobEvent::Ended { .. } | JobEvent::Remedied { .. });
                 self.spin(&describe::line(line));
                 self.say(&describe::line(line), out);
             }

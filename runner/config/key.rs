@@ -83,7 +83,10 @@ pub const KEYS: &[Key] = keys! {
     "retention.artifacts_bytes", SIZE, "size of the artifacts that are kept, the newest; by default any";
     "retention.reports_age", TIME, "how long metrics and what else a job reported on its way are kept; by default for ever";
     "retention.reports_jobs", COUNT, "jobs of which they are kept, the newest; by default all";
+    "retention.checkpoints_age", TIME, "how long the last checkpoint of a failed job is kept, for a remedy to go on from";
     "retention.unused_age", TIME, "how long files stay that no model, dataset or job needs any more";
+    "remedies.on_failure", "\"ask\", \"auto\" or \"never\"", "what happens when a job fails for a reason of its own, where the job does not say";
+    "remedies.time", TIME, "time after a job's first start in which drydock may still apply a remedy by itself";
     "hub.endpoint", "an address such as https://hub.example.org", "address of the model hub; HF_ENDPOINT is honoured as well";
     "hub.token_file", "a file", "file with the hub's token; HF_TOKEN is honoured as well";
     "hub.offline", "true or false", "never ask the hub for anything";

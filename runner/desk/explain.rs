@@ -1,23 +1,28 @@
 //! Why a job failed, with everything that helps to judge it.
 
-use drydock_spec::{Attempt, JobId};
+use drydock_spec::JobId;
 use serde_json::{Value, json};
 
 use super::{Desk, DeskError};
-use crate::api::{Explanation, LastGood};
+use crate::api::{Explanation, LastGood, SimilarFailure};
 use crate::diagnose::difference;
 use crate::store::{Job, KeptFailure, StoreError};
 
 /// Jobs that went well among which the one is looked for that is most like the failed one.
 const LOOKED_AT: u32 = 100;
+/// Failures that read much the same that are told of.
+const SIMILAR: u32 = 3;
 
 impl Desk {
     /// How the newest failed attempt of the job ended; `None` if none has failed.
     pub async fn explain(&self, id: JobId) -> Result<Option<Explanation>, DeskError> {
         let job = self.store.job(id).await?;
-        let Some(kept) = self.newest_failure(&job).await? else { return Ok(None) };
+        let Some(kept) = self.store.newest_failure(id).await? else { return Ok(None) };
         let seen = self.store.seen(&kept.fingerprint).await?;
         let last_good = self.last_good(&job).await?;
+        let remedies = if job.state.word() == "failed" { self.offered(&job, &kept).await? } else { Vec::new() };
+        let tried = self.store.trials(id).await?.into_iter().map(Into::into).collect();
+        let similar = self.store.similar(&kept, SIMILAR).await?.into_iter().map(similar).collect();
         let KeptFailure { attempt, at_ms, fingerprint, failure, record, .. } = kept;
         Ok(Some(Explanation {
             job: id,
@@ -31,16 +36,10 @@ impl Desk {
             seen_by_jobs: seen.jobs,
             evidence: record.evidence,
             last_good,
+            remedies,
+            tried,
+            similar,
         }))
-    }
-
-    async fn newest_failure(&self, job: &Job) -> Result<Option<KeptFailure>, StoreError> {
-        for number in (1..=job.attempt.0).rev() {
-            if let Some(kept) = self.store.failure_of(job.id, Attempt(number)).await? {
-                return Ok(Some(kept));
-            }
-        }
-        Ok(None)
     }
 
     /// The newest job of the same kind that succeeded, one on the same model and rows before others.
@@ -60,6 +59,11 @@ impl Desk {
             changes: difference::between(&document(one), &document(job)),
         }))
     }
+}
+
+fn similar(kept: KeptFailure) -> SimilarFailure {
+    let KeptFailure { fingerprint, job, failure, .. } = kept;
+    SimilarFailure { fingerprint: fingerprint.0, kind: failure.kind, job, message: failure.message }
 }
 
 /// What a job is made of, as one document.

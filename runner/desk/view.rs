@@ -142,6 +142,8 @@ fn job(
         scores: Vec::new(),
         quantized: None,
         warnings: Vec::new(),
+        on_failure: job.on_failure,
+        remedy_of: job.remedy_of,
         failure: match &job.state {
             JobState::Done(Outcome::Failed(failure)) => Some(failure.clone()),
             _ => None,

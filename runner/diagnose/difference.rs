@@ -2,22 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use drydock_spec::Change;
 use serde_json::Value;
-
-/// A value that is not what it was.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Change {
-    /// Such as `job.learning_rate` or `limits.memory_bytes`.
-    pub name: String,
-    /// What it was in the job that went well; nothing if it was not there.
-    #[serde(default, skip_serializing_if = "Value::is_null")]
-    pub before: Value,
-    /// What it was in the job that failed.
-    #[serde(default, skip_serializing_if = "Value::is_null")]
-    pub now: Value,
-}
 
 /// What differs between two documents, by the names of their values. Lists are one value each: they are compared as a
 /// whole, as what stands at a place in a list says little.

@@ -8,6 +8,7 @@
 use std::fmt;
 
 use drydock_spec::{Failure, FailureKind, Stage};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -20,7 +21,7 @@ const VERSION: &str = "v1";
 const BYTES: usize = 10;
 
 /// Such as `v1:3f2a90b1c4d5e6f70819`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Fingerprint(pub String);
 

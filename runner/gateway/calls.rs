@@ -12,9 +12,11 @@ use super::Gateway;
 use super::body::{job_id, read};
 use super::error::Refusal;
 use super::rest::{states, within};
-use super::tools::{JobArgs, JobLine, JobLines, ListArgs, NoArgs, PageArgs, SubmitAnswer, SubmitArgs, WaitArgs, split};
-use super::words;
-use crate::api::{JobView, LoadDataset, MetricsView, ModelList, Submission};
+use super::tools::{
+    ApplyArgs, JobArgs, JobLine, JobLines, ListArgs, NoArgs, PageArgs, SubmitAnswer, SubmitArgs, WaitArgs, split,
+};
+use super::{rest, words};
+use crate::api::{ApplyRemedy, JobView, LoadDataset, MetricsView, ModelList, PlanView, Submission};
 use crate::desk::{Answer, LONGEST_WAIT};
 use crate::store::Filter;
 
@@ -62,15 +64,21 @@ pub(super) async fn submit<T: DeserializeOwned>(
         limits: submit.limits,
         idempotency_key: submit.idempotency_key,
         dry_run: submit.dry_run,
+        on_failure: submit.on_failure,
     };
     let desk = gateway.desk.clone();
     let answer = gateway.undisturbed(async move { desk.submit(Owner::local(), submission).await }).await?;
+    answered(answer, |plan| format!("call {} again without dry_run", plan.job.kind()))
+}
+
+/// What a submission has led to; of a plan `next` says how it is carried out.
+fn answered(answer: Answer, next: impl FnOnce(&PlanView) -> String) -> Told {
     match answer {
         Answer::Planned(mut plan) => {
             if let Some(rows) = &mut plan.rows {
                 words::brief_rows(rows);
             }
-            let next = format!("call {} again without dry_run", plan.job.kind());
+            let next = next(&plan);
             let text = words::plan(&plan);
             told(text, &SubmitAnswer { job: None, created: None, plan: Some(*plan), warnings: vec![], next })
         }
@@ -182,4 +190,26 @@ pub(super) async fn list_artifacts(gateway: &Gateway, JobArgs { id }: JobArgs) -
     let text = words::artifacts(id, &list);
     list.artifacts.truncate(words::MOST_ENTRIES);
     told(text, &list)
+}
+
+pub(super) async fn explain_failure(gateway: &Gateway, JobArgs { id }: JobArgs) -> Told {
+    let id = job_id(&id)?;
+    let mut told = gateway.desk.explain(id).await?.ok_or_else(|| rest::not_failed(id))?;
+    told.failure.message = words::cut(&told.failure.message, 1000);
+    let text = words::explanation(&told);
+    self::told(text, &told)
+}
+
+pub(super) async fn suggest_remedies(gateway: &Gateway, JobArgs { id }: JobArgs) -> Told {
+    let list = gateway.desk.suggest(job_id(&id)?).await?;
+    told(words::remedies(&list), &list)
+}
+
+pub(super) async fn apply_remedy(gateway: &Gateway, args: ApplyArgs) -> Told {
+    let ApplyArgs { id, remedy, anew, dry_run, idempotency_key } = args;
+    let (desk, id) = (gateway.desk.clone(), job_id(&id)?);
+    let remedy = remedy.map(|text| text.parse().map_err(rest::invalid_remedy)).transpose()?;
+    let asked = ApplyRemedy { remedy, anew, dry_run, idempotency_key };
+    let answer = gateway.undisturbed(async move { desk.apply_remedy(Owner::local(), id, asked).await }).await?;
+    answered(answer, |_| "call apply_remedy again without dry_run".to_owned())
 }

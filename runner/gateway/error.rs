@@ -10,11 +10,12 @@ use drydock_spec::{InvalidOptions, TraceId};
 use crate::api::{ErrorBody, ErrorView};
 use crate::blobs::BlobError;
 use crate::datasets::DatasetError;
-use crate::desk::DeskError;
+use crate::desk::{DeskError, RemedyError};
 use crate::hub::HubError;
 use crate::models::ModelError;
 use crate::plan::PlanError;
 use crate::preview::PreviewError;
+use crate::remedy::CannotApply;
 use crate::retention::RetentionError;
 use crate::sandbox::SandboxError;
 use crate::store::StoreError;
@@ -91,6 +92,30 @@ impl From<DeskError> for Refusal {
             DeskError::Preview(error) => error.into(),
             DeskError::Retention(RetentionError::Store(error)) => error.into(),
             DeskError::Retention(error) => Self::internal(&error),
+            DeskError::Remedy(error) => error.into(),
+        }
+    }
+}
+
+impl From<RemedyError> for Refusal {
+    fn from(error: RemedyError) -> Self {
+        let message = error.to_string();
+        match error {
+            RemedyError::NotFailed(..) => Self::new(StatusCode::CONFLICT, "not_failed", message)
+                .hint("only a job that has failed can be done better; get_job says how this one stands"),
+            RemedyError::Never(_) => Self::new(StatusCode::CONFLICT, "never_remedied", message)
+                .hint("submit it again with the options that you want, and on_failure \"ask\" or \"auto\""),
+            RemedyError::NothingKnown(_) => Self::new(StatusCode::CONFLICT, "no_remedy", message)
+                .hint("name a remedy of your own, such as `learning_rate * 0.1`; explain_failure says what happened"),
+            RemedyError::CannotApply { remedy, error } => match *error {
+                CannotApply::Plan(error) => error.into(),
+                CannotApply::Unfit(_) => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "unfit_remedy", message)
+                    .hint(format!("choose another remedy than `{remedy}`; suggest_remedies lists what fits this job")),
+            },
+            RemedyError::NoSuchFailure(_) => Self::new(StatusCode::NOT_FOUND, "no_such_failure", message)
+                .hint("GET /v1/failures (`drydock failures`) lists what has failed, with the fingerprints"),
+            RemedyError::NoSuchAdvice(_) => Self::new(StatusCode::NOT_FOUND, "no_such_advice", message)
+                .hint("GET /v1/remedies lists what was advised"),
         }
     }
 }

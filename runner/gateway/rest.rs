@@ -6,15 +6,17 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use drydock_spec::Owner;
+use drydock_spec::remedy::InvalidRemedy;
+use drydock_spec::{JobId, Owner};
 use serde::Deserialize;
 
 use super::Gateway;
 use super::body::{Asked, Body, Named, job_id};
 use super::error::Refusal;
 use crate::api::{
-    AddModel, ArtifactList, DatasetList, Explanation, FailureList, GcReport, GcRequest, HostView, JobList, JobView,
-    LoadDataset, LoadedDataset, Logs, MetricsView, ModelList, ModelView, Submission,
+    AddModel, AdviceList, AdviceView, Advise, ApplyRemedy, ArtifactList, DatasetList, Explanation, FailureList,
+    GcReport, GcRequest, HostView, JobList, JobView, JoinFingerprints, JoinedFingerprint, LoadDataset, LoadedDataset,
+    Logs, MetricsView, ModelList, ModelView, RemedyList, Submission,
 };
 use crate::desk::{Answer, DeskError};
 use crate::store::Filter;
@@ -35,14 +37,19 @@ pub(super) async fn submit(
     submission.idempotency_key = key(&headers, submission.idempotency_key)?;
     let desk = gateway.desk.clone();
     let answer = gateway.undisturbed(async move { desk.submit(Owner::local(), submission).await }).await?;
-    Ok(match answer {
+    Ok(self::answer(answer))
+}
+
+/// What a submission has led to.
+fn answer(answer: Answer) -> Response {
+    match answer {
         Answer::Planned(plan) => Json(plan).into_response(),
         Answer::Submitted(submitted) if submitted.created => {
             let place = format!("/v1/jobs/{}", submitted.job.id);
             (StatusCode::CREATED, [(header::LOCATION, place)], Json(submitted)).into_response()
         }
         Answer::Submitted(submitted) => Json(submitted).into_response(),
-    })
+    }
 }
 
 /// The idempotency key: a header and a field of the body mean the same, so they must not disagree.
@@ -151,10 +158,60 @@ pub(super) async fn artifacts(State(gateway): Shared, Named(id): Named) -> Grant
 }
 
 pub(super) async fn failure(State(gateway): Shared, Named(id): Named) -> Granted<Json<Explanation>> {
-    gateway.desk.explain(id).await?.map(Json).ok_or_else(|| {
-        Refusal::new(StatusCode::NOT_FOUND, "not_failed", format!("no attempt of job `{id}` has failed"))
-            .hint("GET /v1/failures lists what has failed")
-    })
+    gateway.desk.explain(id).await?.map(Json).ok_or_else(|| not_failed(id))
+}
+
+pub(super) fn not_failed(id: JobId) -> Refusal {
+    Refusal::new(StatusCode::NOT_FOUND, "not_failed", format!("no attempt of job `{id}` has failed"))
+        .hint("GET /v1/failures (`drydock failures`) lists what has failed")
+}
+
+pub(super) fn invalid_remedy(error: InvalidRemedy) -> Refusal {
+    Refusal::bad_request("invalid_remedy", error.to_string()).hint("suggest_remedies lists what fits the job")
+}
+
+pub(super) async fn remedies(State(gateway): Shared, Named(id): Named) -> Granted<Json<RemedyList>> {
+    Ok(Json(gateway.desk.suggest(id).await?))
+}
+
+pub(super) async fn apply_remedy(
+    State(gateway): Shared,
+    headers: HeaderMap,
+    Named(id): Named,
+    Body(mut asked): Body<ApplyRemedy>,
+) -> Granted<Response> {
+    asked.idempotency_key = key(&headers, asked.idempotency_key)?;
+    let desk = gateway.desk.clone();
+    Ok(answer(gateway.undisturbed(async move { desk.apply_remedy(Owner::local(), id, asked).await }).await?))
+}
+
+pub(super) async fn advice(State(gateway): Shared) -> Granted<Json<AdviceList>> {
+    Ok(Json(gateway.desk.advice().await?))
+}
+
+pub(super) async fn advise(
+    State(gateway): Shared,
+    Body(advise): Body<Advise>,
+) -> Granted<(StatusCode, Json<AdviceView>)> {
+    let advice = gateway.desk.advise(&Owner::local(), advise).await?;
+    Ok((StatusCode::CREATED, Json(advice.into())))
+}
+
+pub(super) async fn remove_advice(State(gateway): Shared, Path(number): Path<String>) -> Granted<StatusCode> {
+    let number = number.parse().map_err(|_| {
+        Refusal::bad_request("bad_request", format!("`{number}` is not the number of advice"))
+            .hint("GET /v1/remedies lists what was advised")
+    })?;
+    gateway.desk.remove_advice(number).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(super) async fn join(
+    State(gateway): Shared,
+    Path(fingerprint): Path<String>,
+    Body(JoinFingerprints { into }): Body<JoinFingerprints>,
+) -> Granted<Json<JoinedFingerprint>> {
+    Ok(Json(gateway.desk.join(fingerprint, into).await?))
 }
 
 #[derive(Deserialize)]

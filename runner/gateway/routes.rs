@@ -13,8 +13,9 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use super::error::Refusal;
 use super::{Gateway, downloads, follow, health, openapi, rest, uploads};
 use crate::api::{
-    AddModel, ArtifactList, DatasetList, ErrorView, Explanation, FailureList, GcReport, GcRequest, HostView, JobList,
-    JobView, LoadDataset, LoadedDataset, Logs, MetricsView, ModelList, ModelView, PlanView, Submission, SubmittedView,
+    AddModel, AdviceList, AdviceView, Advise, ApplyRemedy, ArtifactList, DatasetList, ErrorView, Explanation,
+    FailureList, GcReport, GcRequest, HostView, JobList, JobView, JoinFingerprints, JoinedFingerprint, LoadDataset,
+    LoadedDataset, Logs, MetricsView, ModelList, ModelView, PlanView, RemedyList, Submission, SubmittedView,
 };
 
 /// Makes a schema when the document is written.
@@ -217,6 +218,32 @@ fn jobs() -> Vec<Route> {
             .job()
             .answers::<Explanation>(200, "Why, how often that was seen, and what was different before.")
             .answers::<ErrorView>(404, "No attempt of it has failed."),
+        Route::get(
+            "/v1/jobs/{id}/remedies",
+            "suggest_remedies",
+            "What helps against a job's failure, the surest first.",
+            rest::remedies,
+        )
+        .job()
+        .answers::<RemedyList>(200, "The remedies, each with its record, and what was tried.")
+        .answers::<ErrorView>(409, "The job has not failed."),
+        Route::post(
+            "/v1/jobs/{id}/remedies",
+            "apply_remedy",
+            "Submit a failed job again with a remedy worked in.",
+            rest::apply_remedy,
+        )
+        .job()
+        .parameter(
+            "header",
+            "Idempotency-Key",
+            "Equals idempotency_key in the body.",
+            serde_json::json!({"type": "string"}),
+        )
+        .reads::<ApplyRemedy>()
+        .answers::<SubmittedOrPlanned>(200, "Accepted before under the same key, or the plan of a dry run.")
+        .answers::<SubmittedView>(201, "Accepted.")
+        .answers::<ErrorView>(409, "The job has not failed, or nothing is known that would help."),
         Route::get("/v1/jobs/{id}/artifacts", "list_artifacts", "What a job has made.", rest::artifacts)
             .job()
             .answers::<ArtifactList>(200, "The artifacts."),
@@ -273,6 +300,24 @@ fn house() -> Vec<Route> {
             serde_json::json!({"type": "integer", "minimum": 1, "maximum": rest::MOST_LINES}),
         )
         .answers::<FailureList>(200, "The newest first."),
+        Route::post(
+            "/v1/failures/{fingerprint}/join",
+            "join_failures",
+            "Have one fingerprint stand for another, or for itself alone again.",
+            rest::join,
+        )
+        .path("fingerprint", "As listed, such as `v1:3f2a90b1c4d5e6f70819`.")
+        .reads::<JoinFingerprints>()
+        .answers::<JoinedFingerprint>(200, "What stands for it now.")
+        .answers::<ErrorView>(404, "No such failure has been seen."),
+        Route::get("/v1/remedies", "list_advice", "Remedies that people advise.", rest::advice)
+            .answers::<AdviceList>(200, "The newest first."),
+        Route::post("/v1/remedies", "add_advice", "Advise a remedy.", rest::advise)
+            .reads::<Advise>()
+            .answers::<AdviceView>(201, "It is kept."),
+        Route::delete("/v1/remedies/{number}", "remove_advice", "Take advice back.", rest::remove_advice)
+            .path("number", "As listed.")
+            .empty(204, "It is gone."),
         Route::get("/v1/host", "get_host", "The host, its engine, and what is wrong with them.", rest::host)
             .answers::<HostView>(200, "The host."),
         Route::post("/v1/gc", "collect_garbage", "Remove what has had its time, or say what that is.", rest::gc)

@@ -6,8 +6,11 @@ use drydock_spec::{Failure, JobId};
 use serde::Serialize;
 
 use super::tools::{LogLines, LogText};
+use drydock_spec::remedy::Meaning;
+
 use crate::api::{
-    ArtifactList, EntryView, JobList, JobView, LoadedDataset, LogLineView, Logs, MetricsPoint, ModelList, PlanView,
+    ArtifactList, EntryView, Explanation, JobList, JobView, LoadedDataset, LogLineView, Logs, MetricsPoint, ModelList,
+    PlanView, RemedyList, RemedyView,
 };
 use crate::scores;
 
@@ -32,7 +35,7 @@ pub(super) fn next(job: &JobView) -> String {
         "failed" => {
             let hint = job.failure.as_ref().filter(|failure| is_ours(failure));
             let hint = hint.map(|failure| format!("{}; ", failure.hint)).unwrap_or_default();
-            format!("{hint}get_logs with id {id} shows what happened")
+            format!("{hint}explain_failure with id {id} says why and what helps")
         }
         "cancelled" => format!("call {} to submit another job", job.kind),
         _ => format!("call wait_for_job with id {id}"),
@@ -97,6 +100,55 @@ fn phase(phase: Phase, step: Option<u64>) -> String {
         (Phase::During, None) => "on the way".into(),
         (Phase::After, _) => "after".into(),
     }
+}
+
+/// Why a job failed. What the job said of itself is fenced.
+pub(super) fn explanation(told: &Explanation) -> String {
+    let at = told.failure.stage.map(|stage| format!(" at stage {stage}")).unwrap_or_default();
+    let mut lines = vec![
+        format!("attempt {} of job {} failed{at}: {}", told.attempt, told.job, told.failure.kind),
+        fenced("why it failed", &self::told(&told.failure)),
+        match told.seen {
+            1 => format!("seen for the first time ({})", told.fingerprint),
+            times => format!("seen {times} times, by {} jobs ({})", told.seen_by_jobs, told.fingerprint),
+        },
+    ];
+    if let Some(good) = &told.last_good {
+        let changes: Vec<_> = good.changes.iter().take(6).map(|change| cut(&change.name, 60)).collect();
+        let changes = if changes.is_empty() { "nothing".to_owned() } else { changes.join(", ") };
+        lines.push(format!("different from job {}, which succeeded: {changes}", good.job));
+    }
+    lines.extend(told.remedies.iter().map(offer));
+    lines.push(match told.remedies.first() {
+        Some(_) => format!("next: call apply_remedy with id {}", told.job),
+        None => format!("next: get_logs with id {} shows what happened", told.job),
+    });
+    lines.join("\n")
+}
+
+/// What helps.
+pub(super) fn remedies(list: &RemedyList) -> String {
+    let mut lines: Vec<_> = list.remedies.iter().map(offer).collect();
+    lines.extend(list.tried.iter().take(5).map(|trial| {
+        let verdict = trial.verdict.map_or("is under way".to_owned(), |verdict| format!("{verdict:?}").to_lowercase());
+        format!("tried by job {}: {}: {verdict}", trial.job, trial.remedy)
+    }));
+    lines.push(format!("next: {}", list.next));
+    lines.join("\n")
+}
+
+/// What people wrote stands between marks, and so do options' values.
+fn offer(remedy: &RemedyView) -> String {
+    let meaning = match remedy.meaning {
+        Meaning::Same => "the job still means the same",
+        Meaning::Close => "much the same, in another precision",
+        Meaning::Different => "something else is learnt or measured",
+    };
+    let sure = remedy.sure * 100.0;
+    fenced(
+        &format!("remedy, {sure:.0} % sure, {meaning}"),
+        &format!("{}\n{}\n{}", remedy.remedy, remedy.does, remedy.evidence),
+    )
 }
 
 /// Evaluations on the way that are shown; all of them are in the log.
@@ -356,7 +408,7 @@ fn json<T: Serialize>(value: &T) -> String {
 }
 
 /// At most `most` characters from the beginning.
-fn cut(text: &str, most: usize) -> String {
+pub(super) fn cut(text: &str, most: usize) -> String {
     match text.char_indices().nth(most) {
         Some((end, _)) => format!("{}...", &text[..end]),
         None => text.to_owned(),

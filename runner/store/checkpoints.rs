@@ -13,6 +13,9 @@ use crate::checkpoints::Kept;
 /// Where an attempt went on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Resumed {
+    /// The job that had, where it is another one, which this one is to do better.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<JobId>,
     /// The attempt that had come so far.
     pub attempt: u32,
     /// Optimizer steps that had been taken.
@@ -41,17 +44,21 @@ impl Store {
         .transpose()
     }
 
-    /// Whether the checkpoint of this attempt may still be gone on from: it is being kept just now, or is the newest
-    /// of a job that has not ended.
-    pub async fn checkpoint_wanted(&self, job: JobId, attempt: Attempt) -> Result<bool, StoreError> {
+    /// Whether the checkpoint of this attempt may still be gone on from: it is being kept just now, or is the newest of
+    /// a job that has not ended, that failed less than `kept_ms` ago, or that one goes back to which has not ended.
+    pub async fn checkpoint_wanted(&self, job: JobId, attempt: Attempt, kept_ms: i64) -> Result<bool, StoreError> {
         let wanted: i64 = sqlx::query_scalar(
             "-- store::checkpoints::checkpoint_wanted
              SELECT EXISTS (SELECT 1 FROM attempts WHERE job_id = $1 AND attempt = $2 AND ended_ms IS NULL)
                     OR EXISTS (SELECT 1 FROM checkpoints JOIN jobs ON jobs.id = checkpoints.job_id
-                               WHERE checkpoints.job_id = $1 AND checkpoints.attempt = $2 AND jobs.ended_ms IS NULL)",
+                               WHERE checkpoints.job_id = $1 AND checkpoints.attempt = $2
+                                     AND (jobs.ended_ms IS NULL OR (jobs.state = 'failed' AND jobs.ended_ms > $3)
+                                          OR EXISTS (SELECT 1 FROM jobs AS better WHERE better.remedy_of = $1
+                                                     AND better.resumes AND better.ended_ms IS NULL)))",
         )
         .bind(job.to_string())
         .bind(i64::from(attempt.0))
+        .bind(self.clock.now_ms() - kept_ms)
         .fetch_one(&self.pool)
         .await?;
         Ok(wanted != 0)
@@ -109,14 +116,16 @@ impl Lease {
     }
 
     /// Writes down where the attempt is about to go on, before its container is told.
-    pub async fn resuming(&self, from: Option<&Kept>) -> Result<(), StoreError> {
+    pub async fn resuming(&self, from: Option<(JobId, &Kept)>) -> Result<(), StoreError> {
         let statement = self.statement(
             "-- store::checkpoints::resuming
-             UPDATE attempts SET resumed_attempt = $4, resumed_step = $5
+             UPDATE attempts SET resumed_attempt = $4, resumed_step = $5, resumed_job = $6
              WHERE job_id = $1 AND attempt = $2 AND token = $3 AND ended_ms IS NULL",
         );
-        let statement = statement.bind(from.map(|kept| i64::from(kept.attempt.0)));
-        let statement = statement.bind(from.map(|kept| signed(kept.step)));
+        let statement = statement.bind(from.map(|(_, kept)| i64::from(kept.attempt.0)));
+        let statement = statement.bind(from.map(|(_, kept)| signed(kept.step)));
+        let other = from.map(|(job, _)| job).filter(|job| *job != self.job().id);
+        let statement = statement.bind(other.map(|job| job.to_string()));
         self.still_ours(statement.execute(&self.store.pool).await?)
     }
 }

@@ -68,7 +68,9 @@ impl Store {
         );
         one_by_job(&rows.await?, |row| {
             Ok(match json(row.try_get("event")?)? {
-                JobEvent::Ended { outcome: Outcome::Failed(failure), .. } => Some(failure),
+                JobEvent::Ended { outcome: Outcome::Failed(failure), .. } | JobEvent::Remedied { failure, .. } => {
+                    Some(failure)
+                }
                 _ => None,
             })
         })
@@ -153,21 +155,21 @@ async fn findings(
 ) -> Result<HashMap<JobId, Vec<ReportLine>>, StoreError> {
     let rows = sqlx::query(
         "-- store::glance::findings
-         WITH RECURSIVE course (job_id, attempt, step) AS (
-             SELECT value, (SELECT attempt FROM reports WHERE job_id = value ORDER BY seq DESC LIMIT 1), NULL
+         WITH RECURSIVE course (job_id, of_job, attempt, step, back) AS (
+             SELECT value, value, (SELECT attempt FROM reports WHERE job_id = value ORDER BY seq DESC LIMIT 1), NULL, 0
              FROM json_each($1)
              UNION ALL
-             SELECT course.job_id, resumed_attempt, resumed_step FROM course
-             JOIN attempts ON attempts.job_id = course.job_id AND attempts.attempt = course.attempt
+             SELECT course.job_id, COALESCE(resumed_job, of_job), resumed_attempt, resumed_step, back + 1 FROM course
+             JOIN attempts ON attempts.job_id = of_job AND attempts.attempt = course.attempt
              WHERE resumed_attempt IS NOT NULL),
          findings AS (
-             SELECT reports.job_id, seq, report, step,
-                    ROW_NUMBER() OVER (PARTITION BY reports.job_id ORDER BY seq) AS n,
-                    COUNT(*) OVER (PARTITION BY reports.job_id) AS found
-             FROM course JOIN reports ON reports.job_id = course.job_id AND reports.attempt = course.attempt
+             SELECT course.job_id, back, seq, report, step,
+                    ROW_NUMBER() OVER (PARTITION BY course.job_id ORDER BY back DESC, seq) AS n,
+                    COUNT(*) OVER (PARTITION BY course.job_id) AS found
+             FROM course JOIN reports ON reports.job_id = of_job AND reports.attempt = course.attempt
              WHERE type IN ('evaluation', 'sample', 'warning', 'score', 'quantized'))
          SELECT job_id, report AS line, step FROM findings WHERE n <= 100 OR n > found - 100
-         ORDER BY job_id, seq",
+         ORDER BY job_id, back DESC, seq",
     );
     let rows = rows.bind(job_ids(jobs)).fetch_all(connection).await?;
     by_job(&rows, |row| {
@@ -180,7 +182,7 @@ async fn findings(
 async fn resumed(connection: &mut SqliteConnection, jobs: &[JobId]) -> Result<HashMap<JobId, Resumed>, StoreError> {
     let rows = sqlx::query(
         "-- store::glance::resumed
-         SELECT jobs.id AS job_id, resumed_attempt, resumed_step FROM json_each($1) AS asked
+         SELECT jobs.id AS job_id, resumed_attempt, resumed_step, resumed_job FROM json_each($1) AS asked
          JOIN jobs ON jobs.id = asked.value
          JOIN attempts ON attempts.job_id = jobs.id AND attempts.attempt = jobs.attempt
          WHERE resumed_attempt IS NOT NULL",
@@ -188,11 +190,16 @@ async fn resumed(connection: &mut SqliteConnection, jobs: &[JobId]) -> Result<Ha
     let rows = rows.bind(job_ids(jobs)).fetch_all(connection).await?;
     one_by_job(&rows, |row| {
         let attempt = attempt(row.try_get("resumed_attempt")?)?;
-        Ok(Some(Resumed { attempt: attempt.0, step: unsigned(row.try_get("resumed_step")?)? }))
+        Ok(Some(Resumed { job: resumed_job(row)?, attempt: attempt.0, step: unsigned(row.try_get("resumed_step")?)? }))
     })
 }
 
 /// What the rows hold, in their order, by their `job_id`.
+/// The job that had come so far, where it is another one.
+fn resumed_job(row: &SqliteRow) -> Result<Option<JobId>, StoreError> {
+    row.try_get::<Option<&str>, _>("resumed_job")?.map(job_id).transpose()
+}
+
 fn by_job<T>(
     rows: &[SqliteRow],
     read: impl Fn(&SqliteRow) -> Result<Option<T>, StoreError>,

@@ -2,12 +2,14 @@
 
 use std::fmt::Write as _;
 
-use drydock_spec::{Attempt, JobEvent, JobId, JobSpec, JobState, Limits, Owner, Priority, TraceId};
+use drydock_spec::{Attempt, JobEvent, JobId, JobSpec, JobState, Limits, OnFailure, Owner, Priority, TraceId};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{QueryBuilder, Row, Sqlite, Transaction};
 
 use super::awaited::{settle_awaited, write_awaited};
+use super::failures::word;
 use super::rows::{attempt, job_id, json, signed, state, state_columns, to_json};
+use super::trials::{self, NewTrial};
 use super::{Store, StoreError};
 use crate::plan::ResolvedInputs;
 
@@ -27,6 +29,19 @@ pub struct NewJob {
     pub idempotency_key: Option<String>,
     /// Digest of what the caller sent, to tell a repeated submission from another one under the same key.
     pub request_digest: String,
+    pub on_failure: OnFailure,
+    /// The failed job that this one is to do better, and how.
+    pub remedy: Option<RemedyOf>,
+}
+
+/// What a job that applies a remedy goes back to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RemedyOf {
+    /// The job that failed.
+    pub job: JobId,
+    /// Whether this one goes on from that one's last checkpoint.
+    pub resumes: bool,
+    pub trial: NewTrial,
 }
 
 /// A job as it stands.
@@ -53,6 +68,11 @@ pub struct Job {
     pub artifacts_removed_ms: Option<i64>,
     /// When what it said on its way was removed.
     pub reports_removed_ms: Option<i64>,
+    pub on_failure: OnFailure,
+    /// The failed job that this one is to do better.
+    pub remedy_of: Option<JobId>,
+    /// Whether it goes on from that one's last checkpoint.
+    pub resumes: bool,
 }
 
 impl Job {
@@ -100,7 +120,8 @@ pub struct Page {
 }
 
 pub(super) const COLUMNS: &str = "id, owner, trace_id, spec, inputs, limits, priority, state, attempt, failure, \
-     last_seq, not_before_ms, submitted_ms, started_ms, ended_ms, artifacts_removed_ms, reports_removed_ms";
+     last_seq, not_before_ms, submitted_ms, started_ms, ended_ms, artifacts_removed_ms, reports_removed_ms, \
+     on_failure, remedy_of, resumes";
 
 pub(super) fn job(row: &SqliteRow) -> Result<Job, StoreError> {
     let number: i64 = row.try_get("attempt")?;
@@ -125,6 +146,10 @@ pub(super) fn job(row: &SqliteRow) -> Result<Job, StoreError> {
         ended_ms: row.try_get("ended_ms")?,
         artifacts_removed_ms: row.try_get("artifacts_removed_ms")?,
         reports_removed_ms: row.try_get("reports_removed_ms")?,
+        on_failure: serde_json::from_value(row.try_get::<String, _>("on_failure")?.into())
+            .map_err(|error| StoreError::Corrupt(error.to_string()))?,
+        remedy_of: row.try_get::<Option<&str>, _>("remedy_of")?.map(job_id).transpose()?,
+        resumes: row.try_get("resumes")?,
     })
 }
 
@@ -154,9 +179,9 @@ impl Store {
             "-- store::jobs::submit
              INSERT INTO jobs (id, owner, trace_id, kind, spec, inputs, limits, max_attempts, cpu_millis, memory_bytes,
                                priority, position, state, attempt, last_seq, not_before_ms, idempotency_key,
-                               request_digest, submitted_ms)
+                               request_digest, submitted_ms, on_failure, remedy_of, resumes)
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10,
-                     $11, (SELECT COALESCE(MAX(position), 0) + 1 FROM jobs), 'queued', 1, 1, 0, $13, $14, $12)",
+                     $11, (SELECT COALESCE(MAX(position), 0) + 1 FROM jobs), 'queued', 1, 1, 0, $13, $14, $12, $15, $16, $17)",
         )
         .bind(new.id.to_string())
         .bind(&new.owner.0)
@@ -172,10 +197,16 @@ impl Store {
         .bind(now)
         .bind(&new.idempotency_key)
         .bind(&new.request_digest)
+        .bind(word(&new.on_failure)?)
+        .bind(new.remedy.as_ref().map(|remedy| remedy.job.to_string()))
+        .bind(new.remedy.as_ref().is_some_and(|remedy| remedy.resumes))
         .execute(&mut *tx)
         .await?;
         write_awaited(&mut tx, new.id, &new.inputs.awaited()).await?;
         write_event(&mut tx, new.id, 1, now, &JobEvent::Submitted).await?;
+        if let Some(remedy) = &new.remedy {
+            trials::begin(&mut tx, (new.id, Attempt::FIRST, now), &remedy.trial).await?;
+        }
         let job = read(&mut tx, new.id).await?;
         tx.commit().await?;
         self.changes.queue_moved();

@@ -3,7 +3,7 @@
 //! Whoever claims a job gets a [`Lease`], and nothing else can change the job while it runs: each statement below
 //! matches job, attempt and token, and if it changes no row, the lease is lost and its holder stops quietly.
 
-use drydock_spec::{Attempt, JobEvent, JobId, JobState, Outcome, ReportLine};
+use drydock_spec::{Attempt, JobEvent, JobId, JobState, ReportLine};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sqlx::query::Query;
@@ -11,11 +11,14 @@ use sqlx::sqlite::{SqliteArguments, SqliteQueryResult, SqliteRow};
 use sqlx::{Row, Sqlite, Transaction};
 
 use super::awaited::first_awaited;
-use super::failures::{self, FailureRecord};
+use super::failures::FailureRecord;
 use super::jobs::{Job, apply, read};
 use super::rows::{attempt, job_id, json, signed, to_json};
 use super::{Store, StoreError};
-use crate::artifacts::Artifact;
+
+mod finish;
+
+pub use finish::Cure;
 
 /// Why we ended an attempt ourselves, written before the signal is sent: intent before effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -76,8 +79,9 @@ pub struct Lease {
     token: String,
     job: Job,
     row: AttemptRow,
-    /// What is known of the failure that the attempt is about to end with.
+    /// What is known of the failure that the attempt is about to end with, and what the next one does otherwise.
     explanation: Option<FailureRecord>,
+    cure: Option<Cure>,
 }
 
 /// Reports read from an events file, with the part of the file that they came from.
@@ -117,7 +121,7 @@ impl Store {
         let row = attempt_row(&mut tx, id, next).await?;
         tx.commit().await?;
         self.announce(&job);
-        Ok(Some(Lease { store: self.clone(), token, job, row, explanation: None }))
+        Ok(Some(Lease { store: self.clone(), token, job, row, explanation: None, cure: None }))
     }
 
     /// The attempts that nobody speaks for, oldest first: those whose lease has run out, and those whose holder is
@@ -164,7 +168,7 @@ impl Store {
         let job = read(&mut tx, id).await?;
         let row = attempt_row(&mut tx, id, number).await?;
         tx.commit().await?;
-        Ok(Some(Lease { store: self.clone(), token, job, row, explanation: None }))
+        Ok(Some(Lease { store: self.clone(), token, job, row, explanation: None, cure: None }))
     }
 
     /// The attempts that are under way, by job: what containers may exist and with which fence.
@@ -362,51 +366,6 @@ impl Lease {
         self.still_ours(statement.bind(text).execute(&self.store.pool).await?)
     }
 
-    /// Gives what is known of the failure that the attempt is about to end with, to be kept with it.
-    pub fn explain(&mut self, record: FailureRecord) {
-        self.explanation = Some(record);
-    }
-
-    /// Ends the attempt: artifacts, event and job's row in one transaction. A retry waits until `retry_at_ms`.
-    pub async fn finish(self, outcome: Outcome, artifacts: &[Artifact], retry_at_ms: i64) -> Result<Job, StoreError> {
-        let mut tx = self.store.write().await?;
-        let now = self.store.clock.now_ms();
-        let statement = self.statement(
-            "-- store::lease::finish
-             UPDATE attempts SET ended_ms = $4, outcome = $5
-             WHERE job_id = $1 AND attempt = $2 AND token = $3 AND ended_ms IS NULL",
-        );
-        self.still_ours(statement.bind(now).bind(to_json(&outcome)?).execute(&mut *tx).await?)?;
-        for artifact in artifacts {
-            sqlx::query(
-                "-- store::lease::finish
-                 INSERT INTO artifacts (job_id, path, attempt, role, bytes, sha256) VALUES ($1, $2, $3, $4, $5, $6)
-                 ON CONFLICT (job_id, path) DO UPDATE
-                 SET attempt = excluded.attempt, role = excluded.role, bytes = excluded.bytes, sha256 = excluded.sha256",
-            )
-            .bind(self.job.id.to_string())
-            .bind(&artifact.path)
-            .bind(i64::from(self.row.attempt.0))
-            .bind(&artifact.role)
-            .bind(signed(artifact.bytes))
-            .bind(&artifact.sha256)
-            .execute(&mut *tx)
-            .await?;
-        }
-        if let Outcome::Failed(failure) = &outcome {
-            let record = self.explanation.unwrap_or_else(|| FailureRecord::of_message(failure));
-            failures::keep(&mut tx, (self.job.id, self.row.attempt, now), failure, &record).await?;
-        }
-        let before = read(&mut tx, self.job.id).await?;
-        let after = apply(&mut tx, &before, JobEvent::Ended { attempt: self.row.attempt, outcome }, now).await?;
-        if matches!(after.state, JobState::Queued { .. }) {
-            wait_until(&mut tx, after.id, retry_at_ms).await?;
-        }
-        tx.commit().await?;
-        self.store.announce(&after);
-        Ok(after)
-    }
-
     /// A statement whose first three parameters are what makes the attempt ours: job, attempt and token.
     pub(super) fn statement(&self, sql: &'static str) -> Query<'_, Sqlite, SqliteArguments> {
         sqlx::query(sql).bind(self.job.id.to_string()).bind(i64::from(self.row.attempt.0)).bind(&self.token)
@@ -423,18 +382,6 @@ impl Lease {
 
 fn fresh_token() -> String {
     format!("{:032x}", rand::random::<u128>())
-}
-
-async fn wait_until(tx: &mut Transaction<'_, Sqlite>, id: JobId, at_ms: i64) -> Result<(), StoreError> {
-    sqlx::query(
-        "-- store::lease::wait_until
-         UPDATE jobs SET not_before_ms = $1 WHERE id = $2",
-    )
-    .bind(at_ms)
-    .bind(id.to_string())
-    .execute(&mut **tx)
-    .await?;
-    Ok(())
 }
 
 async fn attempt_row(tx: &mut Transaction<'_, Sqlite>, id: JobId, number: Attempt) -> Result<AttemptRow, StoreError> {

@@ -1,6 +1,7 @@
 //! An attempt that was lost is followed by one that goes on from its last whole checkpoint.
 
 use std::path::Path;
+use std::time::Duration;
 
 use drydock::sandbox::{Access, Launch};
 use drydock::store::Resumed;
@@ -43,7 +44,7 @@ async fn a_lost_attempt_is_gone_on_from_its_last_whole_checkpoint() {
     let id = world.submit(limits()).await;
     let job = world.until(id, |job| job.attempt == 3 && job.progress.is_some()).await;
     // The second attempt came to nothing, so the third begins where the second did.
-    assert_eq!(job.resumed_from, Some(Resumed { attempt: 1, step: 8 }), "{job:#?}");
+    assert_eq!(job.resumed_from, Some(Resumed { job: None, attempt: 1, step: 8 }), "{job:#?}");
     let launch = world.engine.launch().unwrap();
     let mount = launch.mounts.iter().find(|mount| mount.target == CHECKPOINT_PATH).unwrap();
     assert_eq!(mount.access, Access::ReadOnly);
@@ -81,9 +82,25 @@ async fn a_checkpoint_that_was_changed_meanwhile_is_not_gone_on_from() {
 }
 
 #[tokio::test]
-async fn what_is_not_tried_again_leaves_no_checkpoint() {
-    let world = World::with(scripted([lost_after(vec![checkpoint(8, 6)])])).await;
-    let id = world.submit(drydock_spec::Limits { max_attempts: 1, ..limits() }).await;
+async fn what_failed_for_good_keeps_its_checkpoint_for_as_long_as_the_configuration_says() {
+    for (age, kept) in [(Duration::from_secs(60), true), (Duration::ZERO, false)] {
+        let engine = scripted([lost_after(vec![checkpoint(8, 6)])]);
+        let world = World::with_config(engine, |config| config.retention.checkpoints_age = age).await;
+        let id = world.submit(drydock_spec::Limits { max_attempts: 1, ..limits() }).await;
+        assert_eq!(world.until_done(id).await.state, "failed");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        world.house.reaper.sweep_once().await.unwrap();
+        let folder = world.house.desk.config.state_dir.join("checkpoints").join(format!("{id}-1"));
+        assert_eq!(folder.exists(), kept, "{age:?}");
+    }
+}
+
+#[tokio::test]
+async fn where_the_checkpoint_itself_may_be_wrong_it_is_not_kept() {
+    let diverged = Report::Failed(drydock_spec::Failure::new(drydock_spec::FailureKind::Diverged, "x"));
+    let steps = [vec![Step::Say(started())], checkpoint(8, 6), vec![Step::Say(diverged), exit(1)]].concat();
+    let world = World::with(scripted([steps])).await;
+    let id = world.submit(limits()).await;
     assert_eq!(world.until_done(id).await.state, "failed");
     assert!(!world.house.desk.config.state_dir.join("checkpoints").join(format!("{id}-1")).exists());
 }

@@ -11,7 +11,7 @@ use drydock::plan::{DatasetInput, ModelInput, ModelSource, ResolvedInputs};
 use drydock::sandbox::{ContainerName, EngineInfo, Found, Isolation, Launch, Sandbox, SandboxError};
 use drydock::store::{Holder, Job, Lease, NewJob, ReportBatch, Store};
 use drydock_spec::report::Metrics;
-use drydock_spec::{FinetuneArgs, JobArgs, JobId, Limits, Owner, Priority, Report, ReportLine, TraceId};
+use drydock_spec::{FinetuneArgs, JobArgs, JobId, Limits, OnFailure, Owner, Priority, Report, ReportLine, TraceId};
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::Value;
 use tokio::net::TcpListener;
@@ -164,6 +164,8 @@ pub(crate) async fn queue(store: &Store, change: impl FnOnce(&mut NewJob)) -> Jo
         priority: Priority::default(),
         idempotency_key: None,
         request_digest: "r".into(),
+        on_failure: OnFailure::Ask,
+        remedy: None,
     };
     change(&mut new);
     store.submit(new).await.unwrap().job

@@ -11,7 +11,7 @@ use drydock::house::House;
 use drydock::plan::{DatasetInput, ModelInput, ModelSource, ResolvedInputs};
 use drydock::sandbox::attempt_dir::OutputCap;
 use drydock::store::{Entry, NewJob};
-use drydock_spec::{FinetuneArgs, JobArgs, JobId, Limits, Owner, Priority, TraceId};
+use drydock_spec::{FinetuneArgs, JobArgs, JobId, Limits, OnFailure, Owner, Priority, TraceId};
 
 use super::folder::Folder;
 use super::scripted::Scripted;
@@ -90,6 +90,8 @@ impl World {
             priority: Priority::default(),
             idempotency_key: None,
             request_digest: String::new(),
+            on_failure: OnFailure::Ask,
+            remedy: None,
         };
         self.house.desk.store.submit(new).await.unwrap().job.id
     }

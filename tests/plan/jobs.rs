@@ -8,7 +8,7 @@ use drydock::store::{Holder, Lease, NewJob};
 use drydock_spec::finetune::{Keep, Method};
 use drydock_spec::quantize::QuantType;
 use drydock_spec::{
-    EvaluateArgs, Failure, FailureKind, JobId, Outcome, Owner, Priority, QuantizeArgs, TraceId, TrainArgs,
+    EvaluateArgs, Failure, FailureKind, JobId, OnFailure, Outcome, Owner, Priority, QuantizeArgs, TraceId, TrainArgs,
 };
 
 use super::*;
@@ -30,6 +30,8 @@ async fn submit(house: &House, job: JobArgs) -> JobId {
         priority: Priority::default(),
         idempotency_key: None,
         request_digest: "r".into(),
+        on_failure: OnFailure::Ask,
+        remedy: None,
     };
     house.store.submit(new).await.unwrap().job.id
 }

@@ -12,7 +12,7 @@ use drydock::house::House;
 use drydock::plan::{AdapterInput, DatasetInput, ModelInput, ModelSource, ResolvedInputs};
 use drydock::sandbox::attempt_dir::OutputCap;
 use drydock::store::{Filter, Job, NewJob, Store};
-use drydock_spec::{FinetuneArgs, JobArgs, JobId, Limits, Owner, Priority, TraceId};
+use drydock_spec::{FinetuneArgs, JobArgs, JobId, Limits, OnFailure, Owner, Priority, TraceId};
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 use tokio::runtime::Runtime;
 
@@ -235,6 +235,8 @@ impl World {
             priority: Priority::default(),
             idempotency_key: None,
             request_digest: String::new(),
+            on_failure: OnFailure::Ask,
+            remedy: None,
         };
         self.with(async |house| house.desk.store.submit(new).await.map(drop).unwrap());
         self.reads.extend(reads.map(|input| (id, input)));

@@ -70,13 +70,13 @@ async fn an_attempt_that_went_on_has_what_was_found_before() {
     first.keep_checkpoint(&kept(1, 10)).await.unwrap();
     first.finish(failed(FailureKind::EngineLost), &[], 0).await.unwrap();
     assert_eq!(house.store.checkpoint(id).await.unwrap(), Some(kept(1, 10)));
-    assert!(house.store.checkpoint_wanted(id, Attempt(1)).await.unwrap());
+    assert!(house.store.checkpoint_wanted(id, Attempt(1), 60_000).await.unwrap());
 
     let mut second = house.claim(id).await;
-    second.resuming(Some(&kept(1, 10))).await.unwrap();
+    second.resuming(Some((id, &kept(1, 10)))).await.unwrap();
     let lines = vec![evaluation(Phase::During, Some(15), 2.0), evaluation(Phase::After, None, 1.0)];
     second.record(&ReportBatch { lines, end_offset: 20 }).await.unwrap();
-    assert_eq!(house.store.glance(&[id]).await.unwrap().resumed[&id], Resumed { attempt: 1, step: 10 });
+    assert_eq!(house.store.glance(&[id]).await.unwrap().resumed[&id], Resumed { job: None, attempt: 1, step: 10 });
     let losses: Vec<_> =
         house.store.glance(&[id]).await.unwrap().findings[&id].clone().into_iter().map(|line| line.report).collect();
     let wanted = [
@@ -87,7 +87,7 @@ async fn an_attempt_that_went_on_has_what_was_found_before() {
     ];
     assert_eq!(losses, wanted.map(|line| line.report));
     second.finish(Outcome::Succeeded, &[], 0).await.unwrap();
-    assert!(!house.store.checkpoint_wanted(id, Attempt(1)).await.unwrap(), "a job that is done needs none");
+    assert!(!house.store.checkpoint_wanted(id, Attempt(1), 60_000).await.unwrap(), "a job that is done needs none");
 }
 
 #[tokio::test]

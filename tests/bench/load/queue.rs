@@ -11,7 +11,7 @@ use drydock::api::Submission;
 use drydock::clock::Clock;
 use drydock::plan::{DatasetInput, ModelInput, ModelSource, ResolvedInputs};
 use drydock::store::{Holder, NewJob, Store};
-use drydock_spec::{JobId, Limits, Outcome, Owner, TraceId};
+use drydock_spec::{JobId, Limits, OnFailure, Outcome, Owner, TraceId};
 use serde_json::{Value, json};
 
 use crate::harness::process::{Folders, Gateway};
@@ -193,6 +193,8 @@ fn new_job(n: u128) -> NewJob {
         priority: submission.priority,
         idempotency_key: None,
         request_digest: String::new(),
+        on_failure: OnFailure::Ask,
+        remedy: None,
     }
 }
 

@@ -1,0 +1,199 @@
+//! What is known to help against a kind of failure before anything was tried here, and where that is known from.
+//!
+//! The order is the one in which they are offered while no record says otherwise: first what leaves the meaning of the
+//! job the same, and of that what costs least.
+
+use drydock_spec::{Failure, FailureKind, JobSpec, Remedy, Stage};
+
+/// A remedy, and what the rule goes back to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rule {
+    pub remedy: Remedy,
+    pub source: &'static str,
+}
+
+/// What drydock itself knows of its limits, its worker and its store.
+const OWN: &str = "drydock's own limits";
+const WORKER: &str = "drydock's worker";
+/// Sources of rules that others have found out.
+const SMALLER_BATCH: &str = "huggingface/peft#739, hiyouga/LLaMA-Factory#4559";
+const NOT_A_NUMBER: &str = "hiyouga/LLaMA-Factory#2916, #8088, #9462";
+const STUCK: &str = "huggingface/lighteval#353";
+const TIME: &str = "huggingface/huggingface_hub#3281, #3665";
+const DISK: &str = "dstackai/dstack#1243";
+const GATED: &str = "the hub's answer";
+const CHANCE: &str = "failures of the infrastructure pass";
+const ENGINE: &str = "the engine's answer";
+
+const HALF_THE_BATCH: &str = "per_device_train_batch_size * 0.5, gradient_accumulation_steps * 2";
+const FITTING_BATCH: &str = "per_device_train_batch_size = fit, gradient_accumulation_steps = fit";
+
+/// The rules against a failure of such a job.
+#[must_use]
+pub fn rules(failure: &Failure, spec: &JobSpec) -> Vec<Rule> {
+    let mut found = Vec::new();
+    let mut known = |source: &'static str, remedies: &[&str]| {
+        // The texts are constants, and a test reads every one of them.
+        let parsed = remedies.iter().filter_map(|text| text.parse().ok());
+        found.extend(parsed.map(|remedy| Rule { remedy, source }));
+    };
+    let trains = spec.recipe().is_some();
+    match failure.kind {
+        FailureKind::OutOfMemory => {
+            known(OWN, &["limits.memory_mib = fit"]);
+            if trains {
+                known(WORKER, &["gradient_checkpointing = true"]);
+                known(SMALLER_BATCH, &[FITTING_BATCH, HALF_THE_BATCH]);
+            } else {
+                known(WORKER, &["batch_size * 0.5"]);
+            }
+            known(OWN, &["limits.memory_mib * 2"]);
+            if trains {
+                known(SMALLER_BATCH, &["method = \"qlora\"", "max_seq_length * 0.5"]);
+            }
+        }
+        FailureKind::DiskFull => {
+            known(OWN, &["limits.disk_mib = fit", "limits.disk_mib * 2"]);
+            known(DISK, &["save_steps = default", "keep = \"adapter\""]);
+        }
+        FailureKind::TimeLimit => {
+            known(OWN, &["limits.time_limit_s = fit"]);
+            known(TIME, &["limits.time_limit_s * 2"]);
+            if trains {
+                known(WORKER, &["num_train_epochs * 0.5"]);
+            }
+        }
+        FailureKind::Silent => {
+            known(STUCK, &["limits.silence_limit_s * 4", "try again"]);
+            known(STUCK, if trains { &[HALF_THE_BATCH] } else { &["batch_size * 0.5"] });
+        }
+        FailureKind::Diverged => {
+            known(NOT_A_NUMBER, &["learning_rate * 0.1", "dtype = \"f32\", learning_rate * 0.1"]);
+            known(NOT_A_NUMBER, &["warmup_ratio = 0.1, learning_rate * 0.3", "max_grad_norm = 1"]);
+            known(WORKER, &["on_divergence = \"roll_back\""]);
+        }
+        FailureKind::NothingToLearn => {
+            known("ymcui/Chinese-LLaMA-Alpaca-3#29", &["max_seq_length * 2", "max_seq_length * 8"]);
+            known(WORKER, &["outside: mend_dataset"]);
+        }
+        FailureKind::BadDataset => known(WORKER, &["outside: mend_dataset"]),
+        FailureKind::BadModel => known(WORKER, &["outside: mend_model"]),
+        FailureKind::UnsupportedModel => known(WORKER, &["outside: choose_model"]),
+        FailureKind::BadOption => {
+            let says = failure.message.to_lowercase();
+            if says.contains("dtype") || says.contains("bf16") {
+                known(WORKER, &["dtype = \"f32\""]);
+            }
+            if failure.stage == Some(Stage::Quantize) || matches!(spec, JobSpec::Quantize(_)) {
+                known("the K-quants' blocks of 256", &["quant_type = \"Q8_0\""]);
+            }
+        }
+        FailureKind::InputFailed => known(WORKER, &["outside: mend_input"]),
+        FailureKind::NotFound => known(GATED, &["outside: correct_name"]),
+        FailureKind::AccessDenied => known(GATED, &["outside: get_access"]),
+        FailureKind::HubUnavailable => known(CHANCE, &["try again"]),
+        FailureKind::ImageMissing => known(ENGINE, &["outside: build_image"]),
+        FailureKind::StartFailed => known(ENGINE, &["try again", "outside: mend_host"]),
+        FailureKind::Crashed | FailureKind::Unexplained => {
+            known(CHANCE, &["try again"]);
+            known(WORKER, &["outside: mend_worker"]);
+        }
+        FailureKind::ContractBroken => known(WORKER, &["outside: mend_image", "try again"]),
+        FailureKind::ArtifactRejected => known(WORKER, &["outside: mend_worker"]),
+        FailureKind::EngineLost => known(CHANCE, &["try again"]),
+        FailureKind::NoRoom => known(DISK, &["outside: free_disk", "try again"]),
+        FailureKind::Internal => known(CHANCE, &["try again"]),
+    }
+    found
+}
+
+/// Whether the same again may well pass: then a share of what is tried by itself is tried unchanged, so that what
+/// passes by chance is not put to a remedy's credit.
+#[must_use]
+pub fn may_pass(kind: FailureKind) -> bool {
+    kind.retryable() || matches!(kind, FailureKind::Crashed | FailureKind::Unexplained | FailureKind::Silent)
+}
+
+/// Whether a checkpoint can be gone on from after such a failure: not if it, or what made it, may be what was wrong.
+#[must_use]
+pub fn checkpoint_holds(kind: FailureKind) -> bool {
+    match kind {
+        FailureKind::BadDataset
+        | FailureKind::NothingToLearn
+        | FailureKind::BadModel
+        | FailureKind::UnsupportedModel
+        | FailureKind::BadOption
+        | FailureKind::Diverged
+        | FailureKind::InputFailed
+        | FailureKind::ContractBroken
+        | FailureKind::ArtifactRejected => false,
+        FailureKind::OutOfMemory
+        | FailureKind::DiskFull
+        | FailureKind::TimeLimit
+        | FailureKind::Silent
+        | FailureKind::NotFound
+        | FailureKind::AccessDenied
+        | FailureKind::HubUnavailable
+        | FailureKind::ImageMissing
+        | FailureKind::StartFailed
+        | FailureKind::Crashed
+        | FailureKind::Unexplained
+        | FailureKind::EngineLost
+        | FailureKind::NoRoom
+        | FailureKind::Internal => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use drydock_spec::{FinetuneArgs, JobArgs, QuantizeArgs};
+
+    use super::*;
+
+    fn specs() -> [JobSpec; 3] {
+        let finetune = FinetuneArgs { model: "m".into(), dataset: "d".into(), ..FinetuneArgs::default() };
+        let quantize = QuantizeArgs {
+            model: "m".into(),
+            quant_type: Some(drydock_spec::quantize::QuantType::Q4_K_M),
+            ..QuantizeArgs::default()
+        };
+        let evaluate: JobArgs = serde_json::from_str(r#"{"evaluate": {"model": "m", "dataset": "d"}}"#).unwrap();
+        [
+            JobArgs::Finetune(finetune).parse().unwrap(),
+            JobArgs::Quantize(quantize).parse().unwrap(),
+            evaluate.parse().unwrap(),
+        ]
+    }
+
+    #[test]
+    fn there_is_something_to_do_about_every_kind_of_failure() {
+        for kind in FailureKind::ALL.into_iter().filter(|kind| *kind != FailureKind::BadOption) {
+            assert!(!rules(&Failure::new(kind, "x"), &specs()[0]).is_empty(), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn every_text_is_a_remedy() {
+        for text in [HALF_THE_BATCH, FITTING_BATCH] {
+            assert!(text.parse::<Remedy>().is_ok(), "{text}");
+        }
+        // What does not parse would be left out in silence: each kind has as many rules as texts stand above.
+        let count = |kind, spec: usize| rules(&Failure::new(kind, "x"), &specs()[spec]).len();
+        assert_eq!(count(FailureKind::OutOfMemory, 0), 7);
+        assert_eq!(count(FailureKind::OutOfMemory, 2), 3);
+        assert_eq!(count(FailureKind::DiskFull, 0), 4);
+        assert_eq!(count(FailureKind::TimeLimit, 0), 3);
+        assert_eq!(count(FailureKind::Silent, 0), 3);
+        assert_eq!(count(FailureKind::Diverged, 0), 5);
+        assert_eq!(count(FailureKind::NothingToLearn, 0), 3);
+        assert_eq!(count(FailureKind::BadOption, 1), 1);
+    }
+
+    #[test]
+    fn what_changes_nothing_that_is_learnt_comes_first() {
+        let of_memory = rules(&Failure::new(FailureKind::OutOfMemory, "x"), &specs()[0]);
+        assert_eq!(of_memory[0].remedy.to_string(), "limits.memory_mib = fit");
+        assert_eq!(of_memory[1].remedy.to_string(), "gradient_checkpointing = true");
+        assert_eq!(of_memory.last().unwrap().remedy.to_string(), "max_seq_length * 0.5");
+    }
+}
