@@ -97,7 +97,7 @@ pub struct JobView {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
     /// What happens when an attempt fails for a reason of the job's own.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "OnFailure::is_ask")]
     pub on_failure: OnFailure,
     /// The failed job that this one is to do better.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -44,6 +44,14 @@ pub enum OnFailure {
     Never,
 }
 
+impl OnFailure {
+    /// Whether it is what happens where nobody says otherwise.
+    #[must_use]
+    pub fn is_ask(&self) -> bool {
+        *self == Self::Ask
+    }
+}
+
 /// One line of a job's history.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "event", rename_all = "snake_case")]

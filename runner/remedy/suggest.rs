@@ -137,7 +137,7 @@ impl Remedies {
     pub async fn choose(&self, job: &Job, kept: &KeptFailure) -> Result<Option<(Suggested, Chooser)>, StoreError> {
         let mut offered = self.suggest(job, kept).await?;
         offered.retain(|one| one.meaning == Meaning::Same && one.remedy.outside().is_none());
-        let is_control = rules::may_pass(kept.failure.kind) && job.id.random() % CONTROL_SHARE == 0;
+        let is_control = rules::may_pass(kept.failure.kind) && job.id.random().is_multiple_of(CONTROL_SHARE);
         if let (true, Some(at)) = (is_control, offered.iter().position(|one| one.remedy == Remedy::TryAgain)) {
             return Ok(Some((offered.swap_remove(at), Chooser::Control)));
         }
@@ -236,7 +236,7 @@ impl Remedies {
             return measures;
         }
         let batch = job.spec.recipe().map_or(1, |recipe| recipe.per_device_train_batch_size);
-        for rows in (1..=batch).rev().filter(|rows| batch % rows == 0) {
+        for rows in (1..=batch).rev().filter(|rows| batch.is_multiple_of(*rows)) {
             let remedy = match rows == batch {
                 true => Remedy::TryAgain,
                 false => Remedy::edit("per_device_train_batch_size", To::Set(rows.into())),

@@ -107,6 +107,8 @@ impl World {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build().unwrap();
         let mut config = Config { state_dir: self.folder.path().join("state"), ..Config::default() };
+        // What is kept for remedies is to go with everything else, so that nothing is overlooked.
+        config.retention.checkpoints_age = Duration::ZERO;
         config.sandbox.output_cap = OutputCap::Watched;
         // A way to the hub takes long to open, and nobody goes it.
         config.hub.offline = true;
