@@ -10,6 +10,7 @@ use crate::store::Termination;
 pub mod difference;
 pub mod evidence;
 pub mod fingerprint;
+pub mod lines;
 pub mod root;
 pub mod template;
 
