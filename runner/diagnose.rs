@@ -1,4 +1,5 @@
-//! How an attempt ended, from facts: our own intent, the worker's last report, the exit. Text decides nothing.
+//! How an attempt ended, from facts: our own intent, the worker's last report, the exit. What the worker printed is asked
+//! last, and only where they leave the question open: see [`signs`].
 
 use std::time::Duration;
 
@@ -9,9 +10,11 @@ use crate::store::Termination;
 
 pub mod difference;
 pub mod evidence;
+pub mod excerpt;
 pub mod fingerprint;
 pub mod lines;
 pub mod root;
+pub mod signs;
 pub mod template;
 
 /// How a container ended, as far as anybody can know.

@@ -10,6 +10,7 @@ mod kinds;
 mod resume;
 mod retention;
 mod room;
+mod signs;
 #[path = "../support/tiny.rs"]
 mod tiny;
 
