@@ -13,6 +13,8 @@ pub mod evidence;
 pub mod excerpt;
 pub mod fingerprint;
 pub mod lines;
+#[cfg(test)]
+mod noise;
 pub mod root;
 pub mod signs;
 pub mod template;

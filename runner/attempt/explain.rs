@@ -35,7 +35,8 @@ impl Attempts {
         let output = self.sandbox.last_words(&name, bytes).await.unwrap_or_default();
         let ending = ending.cloned();
         let looked = tokio::task::spawn_blocking(move || {
-            let root = failure.as_ref().and_then(|_| root::of_output(&output));
+            let find = if output.len() < SEARCHED_BYTES { root::of_output } else { root::of_tail };
+            let root = failure.as_ref().and_then(|_| find(&output));
             let kept = excerpt::of(&output, root.as_ref().map(|root| &root.at), LAST_WORDS_BYTES);
             let traces = ending.zip(failure).and_then(|(ending, failure)| Traces::of(&ending, &failure, root));
             (legible(&kept).into_owned(), traces)

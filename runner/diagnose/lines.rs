@@ -41,7 +41,7 @@ static MARK: LazyLock<Regex> = LazyLock::new(|| {
           | \[? \d{4}[-/]\d\d[-/]\d\d [T\ ] \d\d:\d\d:\d\d (?: [.,]\d+ )? (?: Z | [+-]\d\d:?\d\d )? \]? [\s:-]*
           | [EFWI]\d{4} \s \d\d:\d\d:\d\d\.\d+ \s+ \d+ \s [^\]\s]+:\d+ \] \s
           | \[? (?: ERROR | FATAL | CRITICAL | PANIC ) \]? (?: : \w[\w.]*: | [\s:-]+ )
-          | \[? (?i: error | fatal | critical | panic ) (?: \] \s? | \s? [:-] ) \s* )+",
+          | \[? (?i: error | fatal | critical | panic ) (?: \] | : | \s - ) \s+ )+",
     )
 });
 /// With what no line goes on that was wrapped.
@@ -84,11 +84,18 @@ impl Line<'_> {
 
 /// The output cut at the ends of lines and where a bar is drawn over, without colours.
 fn pieces(output: &str) -> Vec<Line<'_>> {
-    let mut found = Vec::with_capacity(output.len() / 48);
+    let mut found: Vec<Line<'_>> = Vec::with_capacity(output.len() / 48);
     let mut from = 0;
     for piece in output.split_inclusive(['\n', '\r']) {
         let at = from..from + piece.len();
         from = at.end;
+        if piece == "\n"
+            && let Some(before) = found.last_mut()
+            && output[before.at.clone()].ends_with('\r')
+        {
+            before.at.end = at.end;
+            continue;
+        }
         let piece = piece.trim_end_matches(['\n', '\r']);
         let text = if piece.contains('\x1b') { COLOUR.replace_all(piece, "") } else { Cow::Borrowed(piece) };
         found.push(Line { text: without_bar(text), at });
@@ -119,22 +126,21 @@ impl Wrapping {
     fn of(lines: &[Line<'_>]) -> Option<Self> {
         let longest = lines.iter().map(|line| length(line)).max()?;
         let width = WIDTHS.into_iter().find(|width| (width - SHORT_OF..=*width).contains(&longest))?;
-        let whole = lines.windows(2).filter(|pair| length(&pair[0]) == width && goes_on(&pair[1])).count();
-        let broken = lines.windows(2).filter(|pair| had_no_room(pair, width) && goes_on(&pair[1])).count();
-        if whole > 0 && whole * 2 >= broken {
+        let whole = lines.windows(2).filter(|pair| is_broken_anywhere(pair, width)).count();
+        let broken = lines.windows(2).filter(|pair| is_broken_between_words(pair, width)).count();
+        // Of lines that are broken between words a few end at the very width, too.
+        if whole > 0 && whole * 4 >= broken {
             return Some(Self::Anywhere(width));
         }
-        // One line that happens to end there is no sign of a terminal.
-        (broken >= 2).then_some(Self::BetweenWords(width))
+        (broken > 0).then_some(Self::BetweenWords(width))
     }
 
     /// What stood between the two lines before they were taken apart, if they were one.
     fn seam(&self, pair: &[Line<'_>]) -> Option<&'static str> {
-        let (taken_apart, seam) = match *self {
-            Self::Anywhere(width) => (length(&pair[0]) == width, ""),
-            Self::BetweenWords(width) => (had_no_room(pair, width), " "),
-        };
-        (taken_apart && goes_on(&pair[1])).then_some(seam)
+        match *self {
+            Self::Anywhere(width) => is_broken_anywhere(pair, width).then_some(""),
+            Self::BetweenWords(width) => is_broken_between_words(pair, width).then_some(" "),
+        }
     }
 }
 
@@ -157,10 +163,28 @@ fn joined(lines: Vec<Line<'_>>) -> Vec<Line<'_>> {
     whole
 }
 
-/// Whether the first word of the second line would not have gone onto the first one.
-fn had_no_room(pair: &[Line<'_>], width: usize) -> bool {
-    let word = pair[1].text.split(' ').next().unwrap_or_default();
-    length(&pair[0]) + 1 + word.chars().count() > width
+/// Whether the first line ends where the width does, and not because its sentence does.
+fn is_broken_anywhere(pair: &[Line<'_>], width: usize) -> bool {
+    let (before, behind) = (&pair[0], &pair[1]);
+    let ends = before.text.ends_with('.') && !behind.text.starts_with(char::is_numeric);
+    length(before) == width && goes_on(behind) && !ends
+}
+
+/// Whether the first word of the second line would not have gone onto the first one, and both read as if they were one:
+/// lines of their own happen to be that long, too.
+fn is_broken_between_words(pair: &[Line<'_>], width: usize) -> bool {
+    let (before, behind) = (&pair[0], &pair[1]);
+    let word = behind.text.split(' ').next().unwrap_or_default();
+    let no_room = length(before) + 1 + word.chars().count() > width;
+    let quoting = before.text.matches('"').count() % 2 == 1;
+    let begins = word.starts_with(|c: char| c.is_uppercase() || c == '{') && !quoting;
+    let ends = !before.text.ends_with(|c: char| c.is_alphanumeric() || c == ',');
+    no_room && goes_on(behind) && (introduces(&before.text) || !begins && !ends)
+}
+
+/// Whether a word and a colon are the last of it.
+fn introduces(text: &str) -> bool {
+    text.strip_suffix(':').is_some_and(|word| word.ends_with(char::is_alphabetic))
 }
 
 fn goes_on(line: &Line<'_>) -> bool {
@@ -182,7 +206,7 @@ mod tests {
 
     #[test]
     fn colours_and_bars_are_no_words() {
-        assert_eq!(texts("\x1b[1;31mError\x1b[0m: x\n"), ["Error: x"]);
+        assert_eq!(texts("\x1b[1;31mError\x1b[0m: x\r\n"), ["Error: x"]);
         assert_eq!(texts(" 10%|# | 1/9 [00:01<00:02]\r 20%|## | 2/9 [00:01<00:02]Error: x\n"), ["", "Error: x"]);
     }
 

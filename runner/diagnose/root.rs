@@ -32,7 +32,7 @@ const LONGEST_ACCOUNT: usize = 2000;
 
 /// What may stand before an error on its line: clauses that speak of an error themselves, or the program's path. What
 /// stands behind other words, such as `text: `, is not the program's own.
-pub(super) const LEAD: &str = r#"^(?:(?:[^"'`:]|:\S){0,80}?(?i:error|fail|fatal|panic|exception|unable|cannot|could not|abort|critical)(?:[^"'`:]|:\S){0,80}: |called `Result::unwrap\(\)` on an `Err` value: |(?:/[\w./+-]+|[\w-]+\.(?:py|sh)): )*"#;
+pub(super) const LEAD: &str = r#"^(?:(?:[^"'`:]|:\S){0,160}?(?i:error|fail|fatal|panic|exception|unable|cannot|could not|abort|critical)(?:[^"'`:]|:\S){0,160}: |called `Result::unwrap\(\)` on an `Err` value: |(?:/[\w./+-]+|[\w-]+\.(?:py|sh)): )*"#;
 
 fn expression(text: &str) -> Regex {
     Regex::new(text).expect("the expression is a constant")
@@ -111,6 +111,15 @@ pub fn of_output(output: &str) -> Option<Root> {
     Some(Root { message: told.message, frame: told.frame, at })
 }
 
+/// The same of an output whose beginning was cut off, be it in the middle of a line: half a line may read as what it is
+/// not.
+#[must_use]
+pub fn of_tail(output: &str) -> Option<Root> {
+    let whole = output.find('\n').map_or(0, |end| end + 1);
+    let root = of_output(&output[whole..])?;
+    Some(Root { at: root.at.start + whole..root.at.end + whole, ..root })
+}
+
 /// Groups of failures stand close together; the last group has one that ended the program, unless all in it followed
 /// from an earlier one.
 fn first_of_the_last(told: Vec<Told>) -> Option<Told> {
@@ -139,7 +148,7 @@ fn deaths(lines: &[Line<'_>], telling: &[usize]) -> Vec<Told> {
 /// An exception of Python that was not caught, whose account begins here.
 fn exception(lines: &[Line<'_>], begins: usize) -> Option<Told> {
     let header = &lines[begins];
-    if !header.text.contains("Traceback (most recent call last):") {
+    if !header.bare().ends_with("Traceback (most recent call last):") || NO_ERROR.is_match(header.spoken().1) {
         return None;
     }
     let (speaker, _) = header.spoken();

@@ -23,11 +23,13 @@ pub struct Template {
 static SLOT: LazyLock<Regex> = LazyLock::new(|| {
     let expression = r#"(?x)
         (?P<errno>   [^:\s"`“„«] [^:"`“„«]* \( os \s error \s \d+ \) | \[ errno \s -?\d+ \] [^:]* )
+      | (?P<xid>     xid \s \( [^)]* \) : \s \d+ )
+      | (?P<hex>     \b 0x [0-9a-f]+ \b | \b (?: pci: )? [0-9a-f]{4,8} : [0-9a-f]{2} : [0-9a-f]{2} (?: \. \d )? \b )
       | (?P<quoted>  ` [^`]{1,300} ` | " [^"]{1,300} " | \B ' [^']{1,300} ' \B | [“„«] [^”“»]{1,300} [”“»] )
       | (?P<url>     \b [a-z][a-z0-9+.-]* :// [^\s'"`)>\]]+ )
       | (?P<time>    \b \d{4}-\d\d-\d\d (?: [t\ ] \d\d:\d\d (?: :\d\d (?: [.,]\d+ )? )? (?: z | [+-]\d\d:?\d\d )? )?
                    | \b \d{1,2}:\d\d:\d\d (?: [.,]\d+ )? )
-      | (?P<path>    (?: ~ | \.{1,2} )? (?: / [\w.@%+=,~-]*[\w@%+=~-] )+ /?
+      | (?P<path>    (?: ~ | \.{1,2} )? (?: / [\w.@%+=,~-]+ )* / [\w.@%+=,~-]* [\w@%+=~-] /?
                    | \b [a-z]:\\ [^\s'"`:]+
                    | \b [\w-]+ (?: \. [\w-]+ )* \. (?: bin | cc? | cpp | csv | cuh? | db | gguf | gz | h | jsonl? | lock | log
                        | model | parquet | pth? | py | rs | safetensors | so | tar | tmp | toml | txt | ya?ml | zip ) \b )
@@ -35,8 +37,7 @@ static SLOT: LazyLock<Regex> = LazyLock::new(|| {
       | (?P<number>  (?: \B [+-] )? \b v? \d+ (?: [.,_'\u{a0}\u{202f}] \d+ )* (?: e [+-]? \d+ )? (?: x\d+ )*
                      (?: \b \s? % | (?: \s? (?: [kmgtp]i? b | b | bytes? | ns | us | µs | ms | s | secs? | seconds? | m | mins?
                        | minutes? | h | hours? | days? | [kmgtp] ) | st | nd | rd | th )? \b ) )
-      | (?P<id>      \b 0x [0-9a-f]+ \b
-                   | \b 0 [0-9a-hjkmnp-tv-z]{25} \b
+      | (?P<id>      \b 0 [0-9a-hjkmnp-tv-z]{25} \b
                    | \b [0-9a-f]{12,} \b )
     "#;
     Regex::new(expression).expect("the expression is a constant")
@@ -139,6 +140,10 @@ fn slot(found: &Captures<'_>, slots: &mut Vec<String>) -> String {
         return format!("{SYSTEM_ERROR}{number}");
     }
     slots.push(whole.to_owned());
+    if found.name("xid").is_some() {
+        // Which GPU it is says nothing of what was the matter; the number is what NVIDIA's catalogue knows it by.
+        return format!("xid {}", whole.rsplit(' ').next().unwrap_or_default());
+    }
     let forms = ["quoted", "url", "time", "path", "number"];
     let form = forms.into_iter().find(|form| found.name(form).is_some());
     format!("<{}>", form.unwrap_or("id"))
