@@ -29,10 +29,12 @@ const MOST_CHARS: usize = 600;
 const CLOSE: usize = 30;
 /// Lines that an exception's account may be long, those of other processes among them.
 const LONGEST_ACCOUNT: usize = 2000;
+/// Lines that are looked at in all accounts together: who prints nothing but beginnings gets no more time than others.
+const MOST_LOOKED_AT: usize = 100_000;
 
 /// What may stand before an error on its line: clauses that speak of an error themselves, or the program's path. What
 /// stands behind other words, such as `text: `, is not the program's own.
-pub(super) const LEAD: &str = r#"^(?:(?:[^"'`:]|:\S){0,160}?(?i:error|fail|fatal|panic|exception|unable|cannot|could not|abort|critical)(?:[^"'`:]|:\S){0,160}: |called `Result::unwrap\(\)` on an `Err` value: |(?:/[\w./+-]+|[\w-]+\.(?:py|sh)): )*"#;
+pub(super) const LEAD: &str = r#"^(?:(?:[^"'`:]|:\S)*?(?i:error|fail|fatal|panic|exception|unable|cannot|could not|abort|critical)(?:[^"'`:]|:\S)*: |called `Result::unwrap\(\)` on an `Err` value: |(?:/[\w./+-]+|[\w-]+\.(?:py|sh)): )*"#;
 
 fn expression(text: &str) -> Regex {
     Regex::new(text).expect("the expression is a constant")
@@ -141,12 +143,19 @@ fn first_of_the_last(told: Vec<Told>) -> Option<Told> {
 
 /// The forms in which programs die, in the order of their lines.
 fn deaths(lines: &[Line<'_>], telling: &[usize]) -> Vec<Told> {
-    let of = |at: &usize| exception(lines, *at).or_else(|| panic(lines, *at)).or_else(|| thrown(lines, *at));
-    telling.iter().filter_map(of).collect()
+    let mut left = MOST_LOOKED_AT;
+    let of = |at: &usize| {
+        let account = &lines[..lines.len().min(at + 1 + LONGEST_ACCOUNT.min(left))];
+        exception(account, *at, &mut left).or_else(|| panic(lines, *at)).or_else(|| thrown(lines, *at))
+    };
+    // The last ones matter most.
+    let mut told: Vec<_> = telling.iter().rev().filter_map(of).collect();
+    told.reverse();
+    told
 }
 
 /// An exception of Python that was not caught, whose account begins here.
-fn exception(lines: &[Line<'_>], begins: usize) -> Option<Told> {
+fn exception(lines: &[Line<'_>], begins: usize, left: &mut usize) -> Option<Told> {
     let header = &lines[begins];
     if !header.bare().ends_with("Traceback (most recent call last):") || NO_ERROR.is_match(header.spoken().1) {
         return None;
@@ -156,7 +165,8 @@ fn exception(lines: &[Line<'_>], begins: usize) -> Option<Told> {
         return None;
     }
     let mut frames: Vec<(&str, &str)> = Vec::new();
-    for (at, line) in lines.iter().enumerate().skip(begins + 1).take(LONGEST_ACCOUNT) {
+    for (at, line) in lines.iter().enumerate().skip(begins + 1) {
+        *left = left.saturating_sub(1);
         // Processes that write to one log interrupt each other.
         let (by, said) = line.spoken();
         if by != speaker {
