@@ -51,6 +51,7 @@ interop: gateway image worker venv ## Try the programs that people use: MCP clie
 bench: compiler engine venv ## Measure the worker beside PyTorch, PEFT, Transformers and llama.cpp, and the gateway under load
 	@tests/bench/run.sh $(BENCH)
 	@tests/bench/load/run.sh $(LOAD)
+	@cargo bench --locked --quiet -p drydock --bench diagnose
 
 bench-gateway: compiler engine venv ## Measure the gateway alone: under load, beside other MCP servers
 	@tests/bench/load/run.sh $(LOAD)

@@ -14,11 +14,9 @@ use crate::artifacts::{Artifact, ArtifactError, ArtifactStore, Caps, Wanted};
 use crate::checkpoints::Checkpoints;
 use crate::config::Config;
 use crate::datasets::Datasets;
-use crate::desk::LAST_WORDS_BYTES;
 use crate::diagnose::{Ending, diagnose};
 use crate::engine::EngineWatch;
 use crate::fail_point::{self, Step};
-use crate::legible::legible;
 use crate::models::Models;
 use crate::remedy::Remedies;
 use crate::sandbox::attempt_dir::{AttemptDir, AttemptDirError};
@@ -117,7 +115,7 @@ impl Attempts {
 
     /// `None` if the attempt was left as it is because we are shutting down.
     async fn run_attempt(&self, mut lease: Lease) -> Result<Option<Job>, AttemptError> {
-        let (outcome, ending) = match self.until_ended(&mut lease).await {
+        let (mut outcome, ending) = match self.until_ended(&mut lease).await {
             Ok(ending) => (diagnose(&ending), Some(ending)),
             Err(Stop::Over(outcome)) => (outcome, None),
             Err(Stop::Detached) => {
@@ -127,9 +125,9 @@ impl Attempts {
             Err(Stop::Broken(error)) => return Err(error),
         };
         // What kills one gateway after the other may be what it has left.
-        let mut output = String::new();
+        let mut traces = None;
         if !is_given_up(&lease) {
-            output = self.keep_last_words(&lease).await?;
+            (outcome, traces) = self.look_at_output(&lease, outcome, ending.as_ref()).await?;
             self.keep_checkpoint(&lease, &outcome).await?;
         }
         fail_point::before(Step::Collect);
@@ -139,7 +137,7 @@ impl Attempts {
         let retry_at_ms = self.store.clock().now_ms() + backoff_ms(attempt.0, rand::random());
         if let Outcome::Failed(failure) = &outcome {
             tracing::warn!(%failure, stage = ?failure.stage, "attempt failed");
-            let record = self.record_of(&lease, failure, ending.as_ref(), &output).await?;
+            let record = self.record_of(&lease, failure, ending.as_ref(), traces.as_ref()).await?;
             if let Some(cure) = self.cure_for(&lease, failure, &record).await? {
                 lease.cure(cure);
             }
@@ -160,19 +158,6 @@ impl Attempts {
         }
         let dir = self.start(lease).await?;
         self.follow(lease, dir).await
-    }
-
-    /// Keeps the end of what the container printed, and gives it.
-    async fn keep_last_words(&self, lease: &Lease) -> Result<String, StoreError> {
-        let name = ContainerName::of(lease.job().id, lease.attempt());
-        // They are a convenience; their loss must not cost the outcome.
-        let words = self.sandbox.last_words(&name, LAST_WORDS_BYTES).await.unwrap_or_default();
-        if words.is_empty() {
-            return Ok(words);
-        }
-        let words = legible(&words).into_owned();
-        lease.keep_last_words(&words).await?;
-        Ok(words)
     }
 
     /// Takes the artifacts of a success over; what cannot be taken over turns it into a failure. Of a job that has

@@ -1,4 +1,5 @@
-//! How an attempt ended, from facts: our own intent, the worker's last report, the exit. Text decides nothing.
+//! How an attempt ended, from facts: our own intent, the worker's last report, the exit. What the worker printed is asked
+//! last, and only where they leave the question open: see [`signs`].
 
 use std::time::Duration;
 
@@ -9,8 +10,13 @@ use crate::store::Termination;
 
 pub mod difference;
 pub mod evidence;
+pub mod excerpt;
 pub mod fingerprint;
+pub mod lines;
+#[cfg(test)]
+mod noise;
 pub mod root;
+pub mod signs;
 pub mod template;
 
 /// How a container ended, as far as anybody can know.
@@ -50,6 +56,7 @@ const SIGNALS: i64 = 128;
 const KILLED: i64 = SIGNALS + 9;
 const TERMINATED: i64 = SIGNALS + 15;
 const OUTGROWN: i64 = SIGNALS + 25;
+const FORBIDDEN: i64 = SIGNALS + 31;
 /// The highest number that a signal has.
 const MOST_SIGNAL: i64 = 64;
 /// What an engine calls the exit of a container whose end nobody saw, such as after a power cut.
@@ -121,6 +128,12 @@ fn failure(ending: &Ending) -> Failure {
         OUTGROWN => {
             let limit = size(ending.limits.disk_bytes);
             Failure::new(FailureKind::DiskFull, format!("a file of the output grew beyond {limit}"))
+        }
+        // The kernel sends this one to nobody but whoever calls what the sandbox's filter refuses.
+        FORBIDDEN => {
+            let message =
+                format!("the worker made a system call that the sandbox forbids (SIGSYS, exit code {FORBIDDEN})");
+            Failure::new(FailureKind::NotPermitted, message)
         }
         code if (SIGNALS..=SIGNALS + MOST_SIGNAL).contains(&code) => {
             let signal = signal(code - SIGNALS);
@@ -196,7 +209,6 @@ fn signal(number: i64) -> String {
         11 => "SIGSEGV",
         13 => "SIGPIPE",
         24 => "SIGXCPU",
-        31 => "SIGSYS (a system call that the sandbox forbids)",
         number => return format!("signal {number}"),
     };
     name.to_owned()
@@ -356,6 +368,7 @@ mod tests {
         assert_eq!(kind(&exited(127)), FailureKind::ContractBroken);
         assert_eq!(kind(&exited(139)), FailureKind::Crashed);
         assert_eq!(kind(&exited(153)), FailureKind::DiskFull);
+        assert_eq!(kind(&exited(159)), FailureKind::NotPermitted);
         assert_eq!(kind(&exited(255)), FailureKind::Unexplained, "no signal has that number");
     }
 

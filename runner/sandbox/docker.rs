@@ -325,14 +325,20 @@ impl Sandbox for DockerSandbox {
 
     async fn last_words(&self, name: &ContainerName, bytes: usize) -> Result<String, SandboxError> {
         let (limit, action) = (self.settings.timeouts.query, "read a container's output");
-        let options = LogsOptions { stdout: true, stderr: true, tail: "1000".to_owned(), ..Default::default() };
+        // What the engine keeps is bounded, see `host_config`; a line has a letter and its end at least.
+        let lines = if bytes <= FEW_WORDS { MANY_LINES.to_owned() } else { "all".to_owned() };
+        let options = LogsOptions { stdout: true, stderr: true, tail: lines, ..Default::default() };
         let mut chunks = std::pin::pin!(self.client().await?.logs(&name.0, Some(options)));
         let read = async {
             let mut words = Vec::new();
             while let Some(chunk) = chunks.next().await {
                 words.extend_from_slice(&chunk?.into_bytes());
-                keep_last(&mut words, bytes);
+                // Not with every line: it moves all that is kept.
+                if words.len() / 2 > bytes {
+                    keep_last(&mut words, bytes);
+                }
             }
+            keep_last(&mut words, bytes);
             Ok(String::from_utf8_lossy(&words).into_owned())
         };
         bounded_for(name, limit, action, read).await
@@ -382,6 +388,10 @@ fn resolve_sources(mounts: &[Mount], roots: &[PathBuf]) -> Result<Vec<PathBuf>, 
 fn is_below(path: &Path, root: &Path) -> bool {
     path != root && path.starts_with(root)
 }
+
+/// Bytes of a container's output for which its last [`MANY_LINES`] are asked for, and not all that the engine has kept.
+const FEW_WORDS: usize = 64 << 10;
+const MANY_LINES: &str = "1000";
 
 fn keep_last(words: &mut Vec<u8>, most: usize) {
     if words.len() > most {

@@ -11,6 +11,7 @@ mod remedies;
 mod resume;
 mod retention;
 mod room;
+mod signs;
 #[path = "../support/tiny.rs"]
 mod tiny;
 

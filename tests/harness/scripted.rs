@@ -27,6 +27,8 @@ pub enum Step {
     Make { path: &'static str, content: &'static [u8] },
     /// Does nothing until it is told to go on with [`Scripted::go_on`].
     Pause,
+    /// Prints to stderr.
+    Print(String),
     /// Ends.
     Exit { code: i64, oom_killed: bool },
     /// Ends while the engine does not look. Asked to signal it, the engine notices, and says this exit code if any.
@@ -64,6 +66,7 @@ struct Container {
     starts: u32,
     ignores_sigterm: bool,
     looks_until_oom: Option<u32>,
+    printed: String,
     /// What a signal brings to light.
     unseen: Option<i64>,
 }
@@ -237,6 +240,7 @@ impl Scripted {
             starts: 1,
             ignores_sigterm: true,
             looks_until_oom: None,
+            printed: String::new(),
             unseen: None,
         };
         self.world().containers.insert(name, container);
@@ -277,6 +281,7 @@ impl Container {
                     self.append((serde_json::to_string(&line).unwrap() + "\n").as_bytes());
                 }
                 Some(Step::Write(bytes)) => self.append(&bytes),
+                Some(Step::Print(text)) => self.printed.push_str(&text),
                 Some(Step::Make { path, content }) => {
                     let path = self.source(OUTPUT_PATH).join(path);
                     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -344,6 +349,7 @@ impl Sandbox for Scripted {
                 starts: 0,
                 ignores_sigterm: world.ignore_sigterm,
                 looks_until_oom: None,
+                printed: String::new(),
                 unseen: None,
             };
             world.containers.insert(launch.name.clone(), container);
@@ -430,8 +436,11 @@ impl Sandbox for Scripted {
         Ok(self.ask()?.containers.values().map(Container::found).collect())
     }
 
-    async fn last_words(&self, name: &ContainerName, _bytes: usize) -> Result<String, SandboxError> {
+    async fn last_words(&self, name: &ContainerName, bytes: usize) -> Result<String, SandboxError> {
         let world = self.ask()?;
-        world.containers.get(name).map(|_| "last words".to_owned()).ok_or(SandboxError::NoContainer(name.clone()))
+        let container = world.containers.get(name).ok_or(SandboxError::NoContainer(name.clone()))?;
+        let from = container.printed.ceil_char_boundary(container.printed.len().saturating_sub(bytes));
+        let printed = &container.printed[from..];
+        Ok(if printed.is_empty() { "last words".to_owned() } else { printed.to_owned() })
     }
 }

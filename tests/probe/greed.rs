@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use crate::syscalls::checked;
@@ -93,4 +94,23 @@ pub(crate) fn take_watches() {
 pub(crate) fn take_a_watch() {
     // SAFETY: no pointers; the descriptor is closed with the process.
     tell("watch", &outcome(checked(unsafe { libc::inotify_init1(0) }.into())));
+}
+
+/// Prints so many MB of what a training prints, then these words, and leaves without having reported anything.
+pub(crate) fn die_saying(words: &str, megabytes: usize) -> ExitCode {
+    let mut out = std::io::BufWriter::with_capacity(1 << 16, std::io::stdout().lock());
+    let mut left = megabytes * 1_000_000;
+    let mut step = 0_u32;
+    while left > 0 {
+        step += 1;
+        let line =
+            format!("step {step}, loss 0.{:04}, gradients' norm 1.25, 1024 tokens/s, 0 errors so far\n", step % 10_000);
+        left = left.saturating_sub(line.len());
+        if out.write_all(line.as_bytes()).is_err() {
+            return ExitCode::from(2);
+        }
+    }
+    // The engine keeps the order of what came over one pipe only.
+    let said = out.write_all(words.as_bytes()).and_then(|()| out.flush());
+    if said.is_ok() { ExitCode::FAILURE } else { ExitCode::from(2) }
 }

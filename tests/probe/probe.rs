@@ -42,6 +42,7 @@ fn main() -> ExitCode {
         ["fill-with-files", folder] => greed::fill_with_files(folder),
         ["ignore-term"] => wait_for_ever(libc::SIG_IGN),
         ["wait"] => wait_for_ever(libc::SIG_DFL),
+        ["die-saying", words, after] => return greed::die_saying(words, after.parse().unwrap_or(0)),
         ["say", words, times] => return say(words, times.parse().unwrap_or(0)),
         _ => return ExitCode::from(2),
     }

@@ -10,6 +10,7 @@ mod greed;
 mod image;
 mod kernel;
 mod life;
+mod log;
 mod other_engines;
 mod outputs;
 mod stage;
