@@ -2,6 +2,7 @@
 //! container must not be able to do and appends what came of it to the events file, one JSON object a line:
 //! `{"fact": "socket 2", "value": "EPERM"}`.
 
+mod doom;
 mod greed;
 mod inspect;
 mod leaks;
