@@ -5,6 +5,7 @@ use drydock_spec::Stage;
 use serde_json::json;
 
 use crate::case::Case;
+use crate::harness::model::Size;
 use crate::order::Order;
 
 pub(crate) const CASES: &[Case] = &[
@@ -14,6 +15,7 @@ pub(crate) const CASES: &[Case] = &[
         stage: Some(Stage::Train),
         order: |guise| {
             Order::finetune(guise)
+                .with("per_device_train_batch_size", 2)
                 .with("learning_rate", guise.pick([1.0, 0.9]))
                 .with("lora_alpha", 65_536)
                 .with("max_grad_norm", 0.0)
@@ -30,7 +32,8 @@ pub(crate) const CASES: &[Case] = &[
         stage: Some(Stage::Load),
         order: |guise| {
             let pattern = guise.pick(["model.layers.77.*", "*.attention.*"]);
-            Order::finetune(guise).with("trainable", json!(["*.mlp.*", pattern]))
+            let size = Size { hidden: guise.pick([64, 96]), layers: 2, seed: guise.seed };
+            Order::finetune(guise).sized(size).with("trainable", json!(["*.mlp.*", pattern]))
         },
     },
     Case {

@@ -16,6 +16,8 @@ mod harness;
 mod image;
 #[path = "../support/small_hub.rs"]
 mod small_hub;
+#[path = "../support/tiny.rs"]
+mod tiny;
 
 mod case;
 mod damage;

@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use crate::case::{Case, Guise};
 use crate::damage::Damage;
-use crate::order::Order;
+use crate::order::{Files, Order};
+use crate::tiny::{Gguf, string};
 
 const WEIGHTS: &str = "model.safetensors";
 const CONFIG: &str = "config.json";
@@ -59,6 +60,14 @@ pub(crate) const CASES: &[Case] = &[
         Order::finetune(guise)
             .damaged(Damage::json(CONFIG, move |config| drop(config.as_object_mut().unwrap().remove(key))))
     }),
+    case("GGUF cut off", |guise| {
+        let quarters = guise.pick([2, 3]);
+        gguf(guise, move |bytes| bytes[..bytes.len() * quarters / 4].to_vec())
+    }),
+    case("GGUF that is none", |guise| {
+        let magic = guise.pick([*b"ggjt", *b"GGML"]);
+        gguf(guise, move |bytes| [&magic, &bytes[4..]].concat())
+    }),
     Case {
         kind: UnsupportedModel,
         ..case("unknown architecture", |guise| {
@@ -87,6 +96,14 @@ pub(crate) const CASES: &[Case] = &[
         })
     },
 ];
+
+/// A model in one file, which is damaged.
+fn gguf(guise: Guise, change: impl Fn(Vec<u8>) -> Vec<u8> + Send + 'static) -> Order {
+    let mut order = Order::finetune(guise).damaged(Damage::model("model.gguf", change));
+    let file = Gguf::tiny().with("general.name", string(&format!("small {}", guise.seed))).bytes();
+    order.model = Files::from([("small.gguf".to_owned(), file)]);
+    order.with("lora_r", 4).with("max_seq_length", 64)
+}
 
 fn weights(guise: Guise, change: impl Fn(Vec<u8>) -> Vec<u8> + Send + 'static) -> Order {
     Order::finetune(guise).damaged(Damage::model(WEIGHTS, change))

@@ -55,7 +55,7 @@ pub(crate) const CASES: &[Case] = &[
     nothing("answers all empty", |guise| {
         let (count, template) = guise.pick([
             (3, "{% for m in messages %}{{ m.content }}{% endfor %}"),
-            (7, "{% for m in messages %}{{ m.content }} {% endfor %}"),
+            (7, "{% for row in messages %}{{ row.content }}{% endfor %}"),
         ]);
         let empty = damaged(guise, move |_| lines((0..count).map(|n| chat(&format!("Say {n}"), ""))).into_bytes());
         let template = Damage::json("tokenizer_config.json", move |config| config["chat_template"] = json!(template));

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 
 use drydock::api::JobView;
+use drydock::diagnose::template::Template;
 use drydock::store::KeptFailure;
 use drydock_spec::FailureKind;
 
@@ -30,12 +31,15 @@ impl Table {
         let mut text = String::new();
         for Finding { case, kept, view } in &self.0 {
             let line = match kept {
-                Some(KeptFailure { failure, fingerprint, .. }) => {
+                Some(KeptFailure { failure, fingerprint, record, .. }) => {
                     let stage = failure.stage.map_or_else(|| "-".to_owned(), |stage| stage.to_string());
                     let kind = format!("{:?}", failure.kind);
-                    format!("{:28} {kind:17} {stage:9} {fingerprint} {}", case.name, failure.message)
+                    // What the worker printed, where that is what it is known by.
+                    let root = &record.signature.root;
+                    let printed = if *root == Template::of(&failure.message) { "" } else { &root.text };
+                    format!("{:30} {kind:17} {stage:9} {fingerprint} {} {printed}", case.name, failure.message)
                 }
-                None => format!("{:28} no failure is kept: {}", case.name, view.summary),
+                None => format!("{:30} no failure is kept: {}", case.name, view.summary),
             };
             text.push_str(&line);
             text.push('\n');
