@@ -1,5 +1,6 @@
 //! Images that cannot be run, and engines that go away.
 
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 
@@ -65,6 +66,8 @@ const ENGINE_KILLED: Case = Case { name: "engine killed", kind: EngineLost, stag
 /// The engine dies under its containers, and comes back.
 pub(crate) async fn engine_killed() -> Vec<Finding> {
     if !geteuid().is_root() {
+        let _ =
+            writeln!(std::io::stderr(), "{} is not tried: only root can have an engine to kill", ENGINE_KILLED.name);
         return Vec::new();
     }
     let mut engine = blocking(|| Engine::start(false)).await;

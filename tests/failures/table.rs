@@ -1,6 +1,6 @@
 //! What was found, for people to look at, and what of it is wrong.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 
 use drydock::api::JobView;
@@ -44,6 +44,9 @@ impl Table {
             text.push_str(&line);
             text.push('\n');
         }
+        let prints: BTreeSet<_> =
+            self.0.iter().filter_map(|finding| Some(&finding.kept.as_ref()?.fingerprint)).collect();
+        text.push_str(&format!("{} jobs failed, in {} different ways\n", self.0.len(), prints.len()));
         // Past the harness's capture, so that it is there when something goes wrong as well.
         let _ = std::io::stdout().write_all(text.as_bytes());
     }
