@@ -18,6 +18,9 @@ use tempfile::{NamedTempFile, TempPath};
 use tokio::sync::mpsc;
 
 mod folder;
+mod same;
+
+use same::same;
 
 pub use folder::{StoredFile, check_name, digest_of};
 
@@ -326,6 +329,11 @@ impl<'a> Draft<'a> {
         let new = match file.persist_noclobber(&target) {
             Ok(_) => true,
             Err(error) if error.error.kind() == ErrorKind::AlreadyExists => {
+                // What was just hashed is right; what has lain there for a while may have been damaged since.
+                if !same(error.file.path(), &target).map_err(failed)? {
+                    tracing::warn!(blob = %target.display(), "a damaged file of the store is replaced");
+                    error.file.persist(&target).map_err(|error| failed(error.error))?;
+                }
                 touch(&target);
                 false
             }

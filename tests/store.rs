@@ -183,6 +183,19 @@ async fn a_chain_fails_as_a_whole_when_its_first_job_does() {
 }
 
 #[tokio::test]
+async fn the_failure_of_a_job_that_lost_its_input_is_kept_like_any_other() {
+    let house = House::new().await;
+    let first = house.submit(1, 0).await;
+    let second = house.store.submit(NewJob { inputs: awaiting(first), ..new_job(2) }).await.unwrap().job.id;
+    house.claim(first).await.finish(failed(FailureKind::Diverged), &[], 0).await.unwrap();
+    house.store.fail_orphans_once().await.unwrap();
+    let job = house.store.job(second).await.unwrap();
+    let kept = house.store.failure_of(second, job.attempt).await.unwrap().expect("it is kept");
+    let JobState::Done(Outcome::Failed(failure)) = job.state else { panic!() };
+    assert_eq!((kept.failure, kept.record.signature.kind), (failure, FailureKind::InputFailed));
+}
+
+#[tokio::test]
 async fn the_same_key_gives_the_same_job_and_another_body_a_conflict() {
     let house = House::new().await;
     let new = NewJob { idempotency_key: Some("k".into()), ..new_job(1) };

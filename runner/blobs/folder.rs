@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::same::same;
 use super::{BlobError, Blobs, hex};
 
 /// A file of a folder, by its content.
@@ -44,10 +45,14 @@ pub fn check_name(name: &str) -> Result<(), BlobError> {
 
 impl Blobs {
     /// The folder `<parent>/<digest>` with these files, made if it is not there. Its files are hard links to the
-    /// blobs, so that it costs no room; copies where the file system has no links. Blocks.
+    /// blobs, so that it costs no room; copies where the file system has no links. One that is there already is mended
+    /// where its files are not what the blobs are. Blocks.
     pub fn assemble(&self, parent: &Path, files: &[StoredFile]) -> Result<PathBuf, BlobError> {
         let target = parent.join(digest_of(files));
         if target.is_dir() {
+            for file in files {
+                self.mend(file, &target)?;
+            }
             super::touch(&target);
             return Ok(target);
         }
@@ -78,6 +83,27 @@ impl Blobs {
         let draft = tempfile::tempdir_in(self.drafts()).map_err(failed)?;
         fs::rename(folder, draft.path().join("discarded")).map_err(failed)?;
         draft.close().map_err(failed)
+    }
+
+    /// Puts a file of the folder in its place again, if it is gone or not what its blob is. Who has the old one open
+    /// keeps it.
+    fn mend(&self, file: &StoredFile, folder: &Path) -> Result<(), BlobError> {
+        check_name(&file.path)?;
+        let (at, blob) = (folder.join(&file.path), self.path(&file.sha256)?);
+        match same(&at, &blob) {
+            Ok(true) => return Ok(()),
+            Ok(false) => {}
+            // Which of the two is missing shows in what follows.
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(self.failed(&at, error)),
+        }
+        tracing::warn!(file = %at.display(), "a damaged file of the store is replaced");
+        let failed = |error| self.failed(&at, error);
+        let draft = tempfile::tempdir_in(self.drafts()).map_err(failed)?;
+        let whole = draft.path().join("whole");
+        self.place(file, &whole)?;
+        fs::rename(&whole, &at).map_err(failed)?;
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
     }
 
     fn place(&self, file: &StoredFile, at: &Path) -> Result<(), BlobError> {
@@ -119,6 +145,30 @@ mod tests {
         assert_eq!(fs::metadata(folder.join("b.txt")).unwrap().ino(), blob.ino());
         assert_eq!(blobs.assemble(&parent, &files).unwrap(), folder);
         assert_eq!(fs::read_dir(&parent).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_folder_that_was_damaged_is_mended_when_its_files_are_brought_again() {
+        let state = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(state.path()).unwrap();
+        let parent = state.path().join("models");
+        let files = [stored(&blobs, "a.txt", "abc"), stored(&blobs, "b.txt", "b"), stored(&blobs, "c.txt", "c")];
+        let folder = blobs.assemble(&parent, &files).unwrap();
+        // The disk has lost bits of the one, which both names show; the others' names are all that is wrong.
+        let blob = blobs.path(&files[0].sha256).unwrap();
+        fs::set_permissions(&blob, Permissions::from_mode(0o644)).unwrap();
+        fs::write(&blob, "aBc").unwrap();
+        fs::remove_file(folder.join("b.txt")).unwrap();
+        fs::remove_file(folder.join("c.txt")).unwrap();
+        fs::write(folder.join("c.txt"), "").unwrap();
+        for (file, text) in files.iter().zip(["abc", "b", "c"]) {
+            assert_eq!(stored(&blobs, &file.path, text), *file);
+        }
+        blobs.assemble(&parent, &files).unwrap();
+        for (file, text) in files.iter().zip(["abc", "b", "c"]) {
+            assert_eq!(fs::read_to_string(folder.join(&file.path)).unwrap(), text);
+            assert_eq!(fs::read_to_string(blobs.path(&file.sha256).unwrap()).unwrap(), text);
+        }
     }
 
     #[test]

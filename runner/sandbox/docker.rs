@@ -15,15 +15,16 @@ use futures::StreamExt;
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::{ContainerName, EngineInfo, Found, Launch, Mount, Sandbox, SandboxError, Status};
+use super::{ContainerName, EngineInfo, Exit, Found, Launch, Mount, Sandbox, SandboxError, Status};
 use error::{is_status, speaks_of_no_runtime, translate, translate_for, unanswered};
-use found::Lack;
+use found::{FirstProcess, Lack};
 
 mod error;
 mod found;
 mod host_config;
 mod incarnation;
 mod isolation;
+mod kernel_log;
 mod lifeless;
 mod seccomp;
 
@@ -250,9 +251,7 @@ impl Sandbox for DockerSandbox {
             Err(error) => Err(unanswered(error)),
             Ok(answer) => match found::read(answer) {
                 Ok((mut found, process)) => {
-                    if found.status == Status::Running && lifeless::is_lifeless(process).await {
-                        found.status = Status::Lifeless;
-                    }
+                    found.status = seen_by_the_kernel(found.status, process).await;
                     Ok(Some(found))
                 }
                 Err(Lack::Label(lack)) => {
@@ -365,6 +364,21 @@ async fn bounded_for<T>(
     match timeout(limit, call).await {
         Err(_) => Err(SandboxError::TimedOut(limit, action)),
         Ok(answer) => answer.map_err(|error| translate_for(name, error, action, limit)),
+    }
+}
+
+/// The container's status with what the engine may have missed and the host's kernel has not.
+async fn seen_by_the_kernel(status: Status, process: FirstProcess) -> Status {
+    match status {
+        Status::Running => match lifeless::is_lifeless(process).await {
+            true => Status::Lifeless,
+            false => Status::Running,
+        },
+        Status::Exited(exit) if exit.code != 0 && !exit.oom_killed => {
+            let told = tokio::task::spawn_blocking(move || kernel_log::tells_of_a_kill(&process.container)).await;
+            Status::Exited(Exit { oom_killed: told.unwrap_or(false), ..exit })
+        }
+        other => other,
     }
 }
 

@@ -1,8 +1,9 @@
 //! Jobs that read what other jobs leave: they wait in line for them, and fail with them.
 
-use drydock_spec::{Failure, FailureKind, JobEvent, JobId, JobState, Outcome, Stage};
+use drydock_spec::{Attempt, Failure, FailureKind, JobEvent, JobId, JobState, Outcome, Stage};
 use sqlx::{Row, Sqlite, Transaction};
 
+use super::failures::{self, FailureRecord};
 use super::jobs::{Job, apply, read};
 use super::rows::job_id;
 use super::{Store, StoreError};
@@ -52,7 +53,10 @@ impl Store {
         if !matches!(before.state, JobState::Queued { .. }) {
             return Ok(false);
         }
-        let after = apply(&mut tx, &before, JobEvent::InputFailed { failure }, self.clock.now_ms()).await?;
+        let (now, record) = (self.clock.now_ms(), FailureRecord::of_message(&failure));
+        // It never came to an attempt: this is how the first one would have ended.
+        failures::keep(&mut tx, (id, Attempt::FIRST, now), &failure, &record).await?;
+        let after = apply(&mut tx, &before, JobEvent::InputFailed { failure }, now).await?;
         tx.commit().await?;
         self.announce(&after);
         Ok(true)

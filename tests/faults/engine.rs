@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::yard::PATIENCE;
+/// Longest that an engine may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 pub(crate) struct Engine {
     folder: tempfile::TempDir,

@@ -1,17 +1,29 @@
 //! A whole small Llama with random weights, as a Hugging Face folder: every byte is a token, so nothing is unknown.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::json;
 
-const HIDDEN: usize = 64;
-const FFN: usize = 128;
-const LAYERS: usize = 2;
 const HEADS: usize = 4;
 const KV_HEADS: usize = 2;
 const VOCABULARY: usize = 260;
+
+/// What models differ in.
+#[derive(Debug, Clone, Copy)]
+pub struct Size {
+    pub hidden: usize,
+    pub layers: usize,
+    pub seed: u64,
+}
+
+impl Default for Size {
+    fn default() -> Self {
+        Self { hidden: 64, layers: 2, seed: 7 }
+    }
+}
 
 const TEMPLATE: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + \
                         '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}\
@@ -20,23 +32,27 @@ const TEMPLATE: &str = "{% for message in messages %}{{ '<|im_start|>' + message
 /// Writes the model's files into `folder`.
 pub fn write(folder: &Path) {
     std::fs::create_dir_all(folder).unwrap();
+    for (name, content) in files(Size::default()) {
+        std::fs::write(folder.join(name), content).unwrap();
+    }
+}
+
+/// The files of such a model, by name.
+pub fn files(size: Size) -> BTreeMap<String, Vec<u8>> {
     let config = json!({
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN,
-        "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS,
-        "intermediate_size": FFN, "vocab_size": VOCABULARY, "max_position_embeddings": 512, "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0, "hidden_act": "silu", "tie_word_embeddings": true,
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": size.hidden,
+        "num_hidden_layers": size.layers, "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS,
+        "intermediate_size": 2 * size.hidden, "vocab_size": VOCABULARY, "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu", "tie_word_embeddings": true,
         "bos_token_id": 258, "eos_token_id": 257
     });
     let tokenizer_config = json!({
         "chat_template": TEMPLATE, "eos_token": "<|im_end|>", "bos_token": "<|endoftext|>",
         "tokenizer_class": "PreTrainedTokenizerFast"
     });
-    for (name, content) in
-        [("config.json", config), ("tokenizer.json", tokenizer()), ("tokenizer_config.json", tokenizer_config)]
-    {
-        std::fs::write(folder.join(name), content.to_string()).unwrap();
-    }
-    std::fs::write(folder.join("model.safetensors"), weights()).unwrap();
+    let texts = [("config.json", config), ("tokenizer.json", tokenizer()), ("tokenizer_config.json", tokenizer_config)];
+    let texts = texts.map(|(name, content)| (name.to_owned(), content.to_string().into_bytes()));
+    BTreeMap::from_iter(texts.into_iter().chain([("model.safetensors".to_owned(), weights(size))]))
 }
 
 /// Byte-level BPE without merges.
@@ -80,26 +96,26 @@ fn byte_signs() -> Vec<char> {
         .collect()
 }
 
-fn weights() -> Vec<u8> {
-    let head = HIDDEN / HEADS;
-    let mut tensors = vec![("model.embed_tokens.weight".to_owned(), vec![VOCABULARY, HIDDEN])];
-    for layer in 0..LAYERS {
+fn weights(size: Size) -> Vec<u8> {
+    let (hidden, ffn, head) = (size.hidden, 2 * size.hidden, size.hidden / HEADS);
+    let mut tensors = vec![("model.embed_tokens.weight".to_owned(), vec![VOCABULARY, hidden])];
+    for layer in 0..size.layers {
         for (part, shape) in [
-            ("input_layernorm", vec![HIDDEN]),
-            ("self_attn.q_proj", vec![HIDDEN, HIDDEN]),
-            ("self_attn.k_proj", vec![KV_HEADS * head, HIDDEN]),
-            ("self_attn.v_proj", vec![KV_HEADS * head, HIDDEN]),
-            ("self_attn.o_proj", vec![HIDDEN, HIDDEN]),
-            ("post_attention_layernorm", vec![HIDDEN]),
-            ("mlp.gate_proj", vec![FFN, HIDDEN]),
-            ("mlp.up_proj", vec![FFN, HIDDEN]),
-            ("mlp.down_proj", vec![HIDDEN, FFN]),
+            ("input_layernorm", vec![hidden]),
+            ("self_attn.q_proj", vec![hidden, hidden]),
+            ("self_attn.k_proj", vec![KV_HEADS * head, hidden]),
+            ("self_attn.v_proj", vec![KV_HEADS * head, hidden]),
+            ("self_attn.o_proj", vec![hidden, hidden]),
+            ("post_attention_layernorm", vec![hidden]),
+            ("mlp.gate_proj", vec![ffn, hidden]),
+            ("mlp.up_proj", vec![ffn, hidden]),
+            ("mlp.down_proj", vec![hidden, ffn]),
         ] {
             tensors.push((format!("model.layers.{layer}.{part}.weight"), shape));
         }
     }
-    tensors.push(("model.norm.weight".into(), vec![HIDDEN]));
-    let mut random = StdRng::seed_from_u64(7);
+    tensors.push(("model.norm.weight".into(), vec![hidden]));
+    let mut random = StdRng::seed_from_u64(size.seed);
     let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
     for (name, shape) in tensors {
         let begin = data.len();

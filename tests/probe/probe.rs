@@ -2,6 +2,7 @@
 //! container must not be able to do and appends what came of it to the events file, one JSON object a line:
 //! `{"fact": "socket 2", "value": "EPERM"}`.
 
+mod doom;
 mod greed;
 mod inspect;
 mod leaks;
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
         ["exit", code] => return code.parse::<u8>().map_or(ExitCode::FAILURE, ExitCode::from),
         ["raise", signal] => raise(signal.parse().unwrap_or(0)),
         ["eat-memory"] => eat_memory(),
+        ["eat-memory-at-once"] => devour(),
         ["child-eats-memory"] => child_eats_memory(),
         ["eat-unmapped-memory"] => greed::eat_unmapped_memory(),
         ["fork-bomb"] => greed::fork_bomb(),
@@ -111,6 +113,10 @@ fn raise(signal: i32) {
 fn eat_memory() {
     // The engine begins to watch a container's memory only a moment after its start; a kill before goes unseen.
     std::thread::sleep(NOTICE);
+    devour();
+}
+
+fn devour() {
     let mut eaten = Vec::new();
     loop {
         eaten.push(vec![1_u8; 4 << 20]);

@@ -42,6 +42,19 @@ async fn memory_that_no_process_has_mapped_is_counted() {
 }
 
 #[tokio::test]
+async fn memory_that_is_taken_before_the_engine_looks_is_counted() {
+    if std::fs::File::open("/dev/kmsg").is_err() {
+        return crate::stage::skipped("only root can read what the kernel has noted");
+    }
+    let stage = Stage::new();
+    for _ in 0..4 {
+        let act = stage.act_within(Limits { memory_bytes: 16 << 20, ..limits() }, &["eat-memory-at-once"]);
+        let exit = stage.play(&act).await;
+        assert_eq!((exit.code, exit.oom_killed), (137, true));
+    }
+}
+
+#[tokio::test]
 async fn files_without_content_are_limited_in_scratch_space() {
     let stage = Stage::new();
     let act = stage.act(&["fill-with-files", "/tmp"]);

@@ -1,7 +1,7 @@
 //! The probe's image: built once, from the worker's own Dockerfile.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
@@ -16,10 +16,16 @@ pub(crate) fn probe() -> &'static str {
     BUILT.get_or_init(build)
 }
 
+/// The probe itself.
+pub(crate) fn program() -> &'static Path {
+    static COMPILED: OnceLock<PathBuf> = OnceLock::new();
+    COMPILED.get_or_init(compile)
+}
+
 /// The tag depends on the content: tests of two checkouts share an engine, and neither may take the other's image.
 fn build() -> String {
     let context = tempfile::tempdir().unwrap();
-    let program = std::fs::read(compile()).unwrap();
+    let program = std::fs::read(program()).unwrap();
     let worker = context.path().join("drydock-worker");
     std::fs::write(&worker, &program).unwrap();
     std::fs::set_permissions(&worker, std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -40,7 +46,7 @@ fn build() -> String {
 }
 
 /// Builds the probe as a static program, in a target folder of its own: flags for one target do not disturb others.
-fn compile() -> std::path::PathBuf {
+fn compile() -> PathBuf {
     let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("probe");
     let built = Command::new(env!("CARGO"))

@@ -46,6 +46,8 @@ struct Repo {
     branches: HashMap<String, String>,
     commits: HashMap<String, BTreeMap<String, Bytes>>,
     gated: bool,
+    /// What goes wrong with every file's content.
+    spoilt: Option<Fault>,
 }
 
 #[derive(Default)]
@@ -97,6 +99,11 @@ impl SmallHub {
     /// From now on only who shows the token gets in.
     pub fn gate(&self, repo: &str) {
         self.shelf.lock().unwrap().repos.get_mut(repo).unwrap().gated = true;
+    }
+
+    /// From now on the content of every file of the repository goes wrong like this, or, with `None`, right again.
+    pub fn spoil(&self, repo: &str, fault: Option<Fault>) {
+        self.shelf.lock().unwrap().repos.get_mut(repo).unwrap().spoilt = fault;
     }
 
     /// The next requests for the file's content go wrong like this, one after the other.
@@ -210,13 +217,17 @@ fn resolve(shelf: &mut Shelf, repo: &str, commit: &str, file: &str, headers: &He
     if found.gated && !authorized {
         return refused(if headers.contains_key(AUTHORIZATION) { 403 } else { 401 }, "GatedRepo");
     }
+    let spoilt = found.spoilt.clone();
+    if let Some(Fault::Status(status, after)) = spoilt {
+        return sent_away(status, after);
+    }
     let Some(content) = found.commits.get(commit).and_then(|files| files.get(file)).cloned() else {
         return refused(404, "EntryNotFound");
     };
     shelf.saw("hub", file, headers);
     if content.len() < LARGE {
         let tag = format!("\"{}\"", git_sha1(&content));
-        return deliver(shelf.fault(file), content, headers, &[(ETAG.as_str(), tag)]);
+        return deliver(spoilt.or_else(|| shelf.fault(file)), content, headers, &[(ETAG.as_str(), tag)]);
     }
     let to = format!("{}/{repo}/{commit}/{file}?signature=secret", shelf.cdn);
     let headers = [
@@ -233,9 +244,10 @@ async fn cdn(State(shelf): State<Arc<Mutex<Shelf>>>, request: Request) -> Respon
     let parts: Vec<&str> = path.splitn(5, '/').collect();
     let mut shelf = shelf.lock().unwrap();
     let [kind, owner, name, commit, file] = parts.as_slice() else { return StatusCode::NOT_FOUND.into_response() };
-    let content = shelf.repos[&format!("{kind}/{owner}/{name}")].commits[*commit][*file].clone();
+    let repo = &shelf.repos[&format!("{kind}/{owner}/{name}")];
+    let (content, spoilt) = (repo.commits[*commit][*file].clone(), repo.spoilt.clone());
     shelf.saw("cdn", file, request.headers());
-    deliver(shelf.fault(file), content, request.headers(), &[])
+    deliver(spoilt.or_else(|| shelf.fault(file)), content, request.headers(), &[])
 }
 
 impl Shelf {
