@@ -22,6 +22,7 @@ use crate::datasets::{DatasetError, Datasets};
 use crate::disk::DiskWatch;
 use crate::engine::EngineWatch;
 use crate::models::{ModelError, Models};
+use crate::plan::forecast::{self, Accuracy};
 use crate::plan::{PlanError, Planner};
 use crate::preview::{PreviewError, Previews};
 use crate::retention::{Retention, RetentionError};
@@ -115,6 +116,7 @@ impl Desk {
             spec: plan.spec,
             inputs: plan.inputs,
             limits: plan.limits,
+            estimate: Some(plan.estimate),
             priority: submission.priority,
             idempotency_key: submission.idempotency_key,
             request_digest: digest,
@@ -228,6 +230,15 @@ impl Desk {
         Ok((all, all.less(Capacity { cpu_millis, memory_bytes })))
     }
 
+    /// How well plans have predicted what jobs need.
+    async fn forecasts(&self) -> Result<Vec<Accuracy>, StoreError> {
+        let mut found = Vec::new();
+        for (kind, method) in self.store.measured_kinds().await? {
+            found.extend(forecast::judge(&self.store.forecasts(&kind, method.as_deref()).await?));
+        }
+        Ok(found)
+    }
+
     /// The host, its engine, and what is wrong with them.
     pub async fn host(&self) -> Result<HostView, DeskError> {
         let (all, free) = self.capacity().await?;
@@ -251,6 +262,7 @@ impl Desk {
             memory_bytes: all.memory_bytes,
             memory_bytes_free: free.memory_bytes,
             jobs: self.store.counts().await?.into_iter().collect(),
+            forecasts: self.forecasts().await?,
             state_dir: self.config.state_dir.display().to_string(),
         })
     }

@@ -15,11 +15,14 @@ use crate::config::Config;
 use crate::datasets::{DatasetError, Datasets};
 use crate::engine::EngineWatch;
 use crate::models::{self, ModelError, Models};
+use crate::store::{Store, StoreError};
+use forecast::Accuracy;
 use needs::Needs;
 use rows::Data;
 
 mod evaluate;
 mod finetune;
+pub mod forecast;
 mod inputs;
 mod limits;
 mod needs;
@@ -42,6 +45,8 @@ pub enum PlanError {
     /// The host has no room for what the job brings and makes.
     #[error(transparent)]
     Room(#[from] BlobError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
 /// What would be done, before it is.
@@ -51,12 +56,15 @@ pub struct Plan {
     pub inputs: ResolvedInputs,
     pub limits: Limits,
     pub estimate: Estimate,
+    /// How well jobs of this kind and method were predicted before.
+    pub forecasts: Vec<Accuracy>,
     pub warnings: Vec<String>,
 }
 
 /// Plans jobs.
 #[derive(Debug, Clone)]
 pub struct Planner {
+    store: Store,
     models: Models,
     datasets: Datasets,
     engine: EngineWatch,
@@ -72,31 +80,39 @@ struct Draft {
 }
 
 impl Planner {
-    pub fn new(models: Models, datasets: Datasets, engine: EngineWatch, config: Arc<Config>) -> Self {
-        Self { models, datasets, engine, config }
+    pub fn new(store: Store, models: Models, datasets: Datasets, engine: EngineWatch, config: Arc<Config>) -> Self {
+        Self { store, models, datasets, engine, config }
     }
 
     /// Parses the options, fixes the inputs, estimates the needs, and refuses what cannot work.
     pub async fn plan(&self, job: JobArgs, limits: &LimitArgs) -> Result<Plan, PlanError> {
         let asked = if let JobArgs::Finetune(args) = &job { Some(args.clone()) } else { None };
+        // Boxed: each holds models and rows, and a request would hold the largest of them to its end.
         let draft = match both(job.parse(), limits.check())? {
-            JobSpec::Finetune(spec) => self.finetune(spec, &asked.unwrap_or_default()).await?,
-            JobSpec::Train(spec) => self.train(spec).await?,
-            JobSpec::Quantize(spec) => self.quantize(spec).await?,
-            JobSpec::Evaluate(spec) => self.evaluate(spec).await?,
+            JobSpec::Finetune(spec) => Box::pin(self.finetune(spec, &asked.unwrap_or_default())).await?,
+            JobSpec::Train(spec) => Box::pin(self.train(spec)).await?,
+            JobSpec::Quantize(spec) => Box::pin(self.quantize(spec)).await?,
+            JobSpec::Evaluate(spec) => Box::pin(self.evaluate(spec)).await?,
         };
-        self.fit(draft, limits)
+        let forecasts = self.forecasts(&draft.spec).await?;
+        self.fit(draft, limits, forecasts)
     }
 
     /// The limits in force on this host, or why the job does not fit on it.
-    fn fit(&self, draft: Draft, asked: &LimitArgs) -> Result<Plan, PlanError> {
+    fn fit(&self, draft: Draft, asked: &LimitArgs, forecasts: Vec<Accuracy>) -> Result<Plan, PlanError> {
         let Draft { spec, inputs, needs, mut warnings } = draft;
         let host = self.host();
         let limits = limits::in_force(asked, &self.config.limits, &needs, &host)?;
         let estimate = needs.estimate;
         self.models.check_room(estimate.download_bytes.saturating_add(estimate.disk_bytes))?;
-        warnings.extend(limits::warnings(&limits, &needs, &host));
-        Ok(Plan { spec, inputs, limits, estimate, warnings })
+        warnings.extend(limits::warnings(&limits, &estimate, &forecasts, &host));
+        Ok(Plan { spec, inputs, limits, estimate, forecasts, warnings })
+    }
+
+    /// How well jobs of the same kind and method were predicted.
+    async fn forecasts(&self, spec: &JobSpec) -> Result<Vec<Accuracy>, StoreError> {
+        let before = self.store.forecasts(spec.kind(), forecast::method_of(spec)).await?;
+        Ok(forecast::judge(&before))
     }
 
     async fn finetune(&self, mut spec: FinetuneSpec, asked: &FinetuneArgs) -> Result<Draft, PlanError> {

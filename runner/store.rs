@@ -19,6 +19,7 @@ mod catalog;
 mod changes;
 mod checkpoints;
 mod failures;
+mod forecasts;
 mod glance;
 mod history;
 mod jobs;

@@ -34,6 +34,7 @@ impl Desk {
             inputs: plan.inputs,
             limits: plan.limits,
             estimate: plan.estimate,
+            forecasts: plan.forecasts,
             rows: preview.map(rendered),
             total_steps,
             warnings,

@@ -9,6 +9,7 @@ use sqlx::{QueryBuilder, Row, Sqlite, Transaction};
 use super::awaited::{settle_awaited, write_awaited};
 use super::rows::{attempt, job_id, json, signed, state, state_columns, to_json};
 use super::{Store, StoreError};
+use crate::api::Estimate;
 use crate::plan::ResolvedInputs;
 
 /// No retry waits for longer than this, in milliseconds.
@@ -23,6 +24,8 @@ pub struct NewJob {
     pub spec: JobSpec,
     pub inputs: ResolvedInputs,
     pub limits: Limits,
+    /// What its plan predicted.
+    pub estimate: Option<Estimate>,
     pub priority: Priority,
     pub idempotency_key: Option<String>,
     /// Digest of what the caller sent, to tell a repeated submission from another one under the same key.
@@ -38,6 +41,8 @@ pub struct Job {
     pub spec: JobSpec,
     pub inputs: ResolvedInputs,
     pub limits: Limits,
+    /// What its plan predicted, where that was kept.
+    pub estimate: Option<Estimate>,
     pub priority: Priority,
     pub state: JobState,
     /// The next attempt while the job is queued, otherwise the current or last one.
@@ -100,7 +105,7 @@ pub struct Page {
 }
 
 pub(super) const COLUMNS: &str = "id, owner, trace_id, spec, inputs, limits, priority, state, attempt, failure, \
-     last_seq, not_before_ms, submitted_ms, started_ms, ended_ms, artifacts_removed_ms, reports_removed_ms";
+     last_seq, not_before_ms, submitted_ms, started_ms, ended_ms, artifacts_removed_ms, reports_removed_ms, estimate";
 
 pub(super) fn job(row: &SqliteRow) -> Result<Job, StoreError> {
     let number: i64 = row.try_get("attempt")?;
@@ -112,6 +117,7 @@ pub(super) fn job(row: &SqliteRow) -> Result<Job, StoreError> {
         spec: json(row.try_get("spec")?)?,
         inputs: json(row.try_get("inputs")?)?,
         limits: json(row.try_get("limits")?)?,
+        estimate: row.try_get::<Option<&str>, _>("estimate")?.map(json).transpose()?,
         priority: i8::try_from(priority)
             .ok()
             .and_then(|value| Priority::new(value).ok())
@@ -154,9 +160,9 @@ impl Store {
             "-- store::jobs::submit
              INSERT INTO jobs (id, owner, trace_id, kind, spec, inputs, limits, max_attempts, cpu_millis, memory_bytes,
                                priority, position, state, attempt, last_seq, not_before_ms, idempotency_key,
-                               request_digest, submitted_ms)
+                               request_digest, submitted_ms, estimate)
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10,
-                     $11, (SELECT COALESCE(MAX(position), 0) + 1 FROM jobs), 'queued', 1, 1, 0, $13, $14, $12)",
+                     $11, (SELECT COALESCE(MAX(position), 0) + 1 FROM jobs), 'queued', 1, 1, 0, $13, $14, $12, $15)",
         )
         .bind(new.id.to_string())
         .bind(&new.owner.0)
@@ -172,6 +178,7 @@ impl Store {
         .bind(now)
         .bind(&new.idempotency_key)
         .bind(&new.request_digest)
+        .bind(new.estimate.as_ref().map(to_json).transpose()?)
         .execute(&mut *tx)
         .await?;
         write_awaited(&mut tx, new.id, &new.inputs.awaited()).await?;

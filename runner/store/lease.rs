@@ -12,6 +12,7 @@ use sqlx::{Row, Sqlite, Transaction};
 
 use super::awaited::first_awaited;
 use super::failures::{self, FailureRecord};
+use super::forecasts;
 use super::jobs::{Job, apply, read};
 use super::rows::{attempt, job_id, json, signed, to_json};
 use super::{Store, StoreError};
@@ -398,6 +399,7 @@ impl Lease {
             failures::keep(&mut tx, (self.job.id, self.row.attempt, now), failure, &record).await?;
         }
         let before = read(&mut tx, self.job.id).await?;
+        forecasts::keep(&mut tx, (&before, self.row.attempt, now), &outcome, artifacts).await?;
         let after = apply(&mut tx, &before, JobEvent::Ended { attempt: self.row.attempt, outcome }, now).await?;
         if matches!(after.state, JobState::Queued { .. }) {
             wait_until(&mut tx, after.id, retry_at_ms).await?;

@@ -18,7 +18,7 @@ async fn planned(house: &House, job: JobArgs) -> Result<Plan, String> {
 }
 
 /// Queues the job as the gateway would.
-async fn submit(house: &House, job: JobArgs) -> JobId {
+pub(crate) async fn submit(house: &House, job: JobArgs) -> JobId {
     let plan = planned(house, job).await.unwrap();
     let new = NewJob {
         id: JobId::from_parts(1, rand::random()),
@@ -27,6 +27,7 @@ async fn submit(house: &House, job: JobArgs) -> JobId {
         spec: plan.spec,
         inputs: plan.inputs,
         limits: plan.limits,
+        estimate: Some(plan.estimate),
         priority: Priority::default(),
         idempotency_key: None,
         request_digest: "r".into(),
@@ -34,7 +35,7 @@ async fn submit(house: &House, job: JobArgs) -> JobId {
     house.store.submit(new).await.unwrap().job.id
 }
 
-async fn claim(house: &House, id: JobId) -> Lease {
+pub(crate) async fn claim(house: &House, id: JobId) -> Lease {
     let holder = Holder { name: "a".into(), lease_ms: 30_000 };
     house.store.claim(id, &holder).await.unwrap().unwrap()
 }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "the steps that tests share may panic as tests do")]
 
+mod foresight;
 #[path = "../support/house.rs"]
 mod house;
 mod jobs;
@@ -57,7 +58,13 @@ fn args() -> FinetuneArgs {
 }
 
 async fn plan_job(engine: EngineWatch, house: &House, job: JobArgs, limits: LimitArgs) -> Result<Plan, PlanError> {
-    let planner = Planner::new(house.models.clone(), house.datasets.clone(), engine, Arc::new(house.config.clone()));
+    let planner = Planner::new(
+        house.store.clone(),
+        house.models.clone(),
+        house.datasets.clone(),
+        engine,
+        Arc::new(house.config.clone()),
+    );
     planner.plan(job, &limits).await
 }
 

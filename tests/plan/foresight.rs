@@ -1,0 +1,50 @@
+//! What plans know from jobs that went before.
+
+use drydock_spec::report::Finished;
+use drydock_spec::{Outcome, Report, ReportLine};
+
+use super::jobs::{claim, submit};
+use super::*;
+
+/// A finetune that peaks at `ratio` of what its plan predicts.
+async fn peak(house: &House, ratio: f64) {
+    let predicted = plan(house, args()).await.unwrap().estimate.memory_bytes;
+    let id = submit(house, JobArgs::Finetune(args())).await;
+    let mut lease = claim(house, id).await;
+    let peak_rss_bytes = (predicted as f64 * ratio) as u64;
+    let report = Report::Finished(Finished { steps: 1, train_loss: None, tokens: 1, peak_rss_bytes });
+    let lines = vec![ReportLine { elapsed_ms: 1, report }];
+    lease.record(&drydock::store::ReportBatch { lines, end_offset: 1 }).await.unwrap();
+    lease.finish(Outcome::Succeeded, &[], 0).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_plan_says_how_well_jobs_of_its_kind_were_predicted() {
+    let house = house().await;
+    assert_eq!(plan(&house, args()).await.unwrap().forecasts, []);
+    for ratio in [0.9, 1.0, 1.1] {
+        peak(&house, ratio).await;
+    }
+    let known = plan(&house, args()).await.unwrap().forecasts;
+    let expected = "memory: 3 jobs of this kind needed 0.90x to 1.10x of what was predicted (median 1.00x)";
+    assert_eq!((known.len(), known[0].to_string().as_str()), (1, expected));
+    let full = FinetuneArgs { method: Some(drydock_spec::finetune::Method::Full), lora_r: None, ..args() };
+    assert_eq!(plan(&house, full).await.unwrap().forecasts, [], "another method is another prediction");
+}
+
+#[tokio::test]
+async fn memory_within_the_error_of_the_prediction_is_warned_of() {
+    let house = house().await;
+    let needed = plan(&house, args()).await.unwrap().estimate.memory_bytes.div_ceil(1 << 20);
+    let tight = |mib| LimitArgs { memory_mib: Some(mib), ..LimitArgs::default() };
+    let warned = async |limits| plan_on(engine(8 * GIB), &house, args(), limits).await.unwrap().warnings;
+    for _ in 0..5 {
+        assert_eq!(warned(tight(needed + 2)).await, Vec::<String>::new());
+        peak(&house, 1.1).await;
+    }
+    let warnings = warned(tight(needed + 2)).await;
+    assert!(warnings[0].contains("is within the error of the prediction: 5 of 100 jobs"), "{warnings:?}");
+    let offered: u64 = warnings[0].rsplit(' ').next().unwrap().parse().unwrap();
+    assert_eq!(warned(tight(offered)).await, Vec::<String>::new());
+    assert!(warned(tight(64)).await[0].contains("is below the"));
+}
