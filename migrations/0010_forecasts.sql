@@ -1,6 +1,8 @@
--- What was predicted of jobs beside what they came to.
+-- What was predicted of jobs beside what they came to, and by what jobs are found that are like another one.
 
 ALTER TABLE jobs ADD COLUMN estimate TEXT; -- Estimate; NULL where it was not kept
+ALTER TABLE jobs ADD COLUMN likeness TEXT; -- digest of its kind, its models and its rows; NULL where it was not kept
+CREATE INDEX jobs_by_likeness ON jobs (likeness, position) WHERE likeness IS NOT NULL;
 
 -- One row for each thing that an attempt was measured by.
 CREATE TABLE forecasts (

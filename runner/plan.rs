@@ -5,21 +5,24 @@ use std::sync::Arc;
 use drydock_gpu::Capacity;
 use drydock_spec::dataset::Columns;
 use drydock_spec::{
-    EvaluateSpec, FinetuneArgs, FinetuneSpec, InvalidOptions, JobArgs, JobSpec, LimitArgs, Limits, QuantizeSpec,
-    TrainSpec,
+    EvaluateSpec, FinetuneArgs, FinetuneSpec, InvalidOptions, JobArgs, JobSpec, JobState, LimitArgs, Limits,
+    QuantizeSpec, TrainSpec,
 };
 
 use crate::api::Estimate;
 use crate::blobs::BlobError;
 use crate::config::Config;
 use crate::datasets::{DatasetError, Datasets};
+use crate::diagnose::fingerprint::{Signature, Witness};
 use crate::engine::EngineWatch;
 use crate::models::{self, ModelError, Models};
-use crate::store::{Store, StoreError};
+use crate::store::{Job, Store, StoreError};
+use before::{Foreseen, Past};
 use forecast::Accuracy;
 use needs::Needs;
 use rows::Data;
 
+pub mod before;
 mod evaluate;
 mod finetune;
 pub mod forecast;
@@ -58,6 +61,8 @@ pub struct Plan {
     pub estimate: Estimate,
     /// How well jobs of this kind and method were predicted before.
     pub forecasts: Vec<Accuracy>,
+    /// How it will fail, if it ends as its like did.
+    pub foreseen: Vec<Foreseen>,
     pub warnings: Vec<String>,
 }
 
@@ -70,6 +75,9 @@ pub struct Planner {
     engine: EngineWatch,
     config: Arc<Config>,
 }
+
+/// Jobs that are looked at for one that failed, the newest first.
+const LOOKED_AT: u32 = 50;
 
 /// What a kind of job comes to, before the host is looked at.
 struct Draft {
@@ -95,7 +103,10 @@ impl Planner {
             JobSpec::Evaluate(spec) => Box::pin(self.evaluate(spec)).await?,
         };
         let forecasts = self.forecasts(&draft.spec).await?;
-        self.fit(draft, limits, forecasts)
+        let mut plan = self.fit(draft, limits, forecasts)?;
+        plan.foreseen = self.foresee(&plan).await?;
+        plan.warnings.extend(plan.foreseen.iter().map(|foreseen| foreseen.text.clone()));
+        Ok(plan)
     }
 
     /// The limits in force on this host, or why the job does not fit on it.
@@ -106,13 +117,27 @@ impl Planner {
         let estimate = needs.estimate;
         self.models.check_room(estimate.download_bytes.saturating_add(estimate.disk_bytes))?;
         warnings.extend(limits::warnings(&limits, &estimate, &forecasts, &host));
-        Ok(Plan { spec, inputs, limits, estimate, forecasts, warnings })
+        Ok(Plan { spec, inputs, limits, estimate, forecasts, foreseen: Vec::new(), warnings })
     }
 
     /// How well jobs of the same kind and method were predicted.
     async fn forecasts(&self, spec: &JobSpec) -> Result<Vec<Accuracy>, StoreError> {
         let before = self.store.forecasts(spec.kind(), forecast::method_of(spec)).await?;
         Ok(forecast::judge(&before))
+    }
+
+    /// How the job will fail, if it ends as the newest of those did that asked for no more.
+    async fn foresee(&self, plan: &Plan) -> Result<Vec<Foreseen>, StoreError> {
+        let like = self.store.like(plan.spec.kind(), &plan.inputs, LOOKED_AT).await?;
+        let past: Vec<_> = like.into_iter().filter_map(past).collect();
+        let Some(omen) = before::foresee(&plan.spec, &plan.limits, &past) else { return Ok(Vec::new()) };
+        let kept = self.store.failure_of(omen.past.job, omen.past.attempt).await?;
+        let fingerprint = match kept {
+            Some(kept) => kept.fingerprint,
+            // It is older than failures are kept; its message is there nevertheless.
+            None => Signature::of(omen.failure, Witness::Message).fingerprint(),
+        };
+        Ok(vec![omen.foreseen(fingerprint.0)])
     }
 
     async fn finetune(&self, mut spec: FinetuneSpec, asked: &FinetuneArgs) -> Result<Draft, PlanError> {
@@ -217,6 +242,12 @@ impl Data {
             ..ResolvedInputs::default()
         }
     }
+}
+
+/// How a job has ended; nothing of one that has not.
+fn past(job: Job) -> Option<Past> {
+    let Job { id, attempt, spec, limits, state: JobState::Done(outcome), .. } = job else { return None };
+    Some(Past { job: id, attempt, spec, limits, outcome })
 }
 
 /// What jobs may use, or why that is not known.

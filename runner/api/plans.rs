@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::plan::ResolvedInputs;
+use crate::plan::before::Foreseen;
 use crate::plan::forecast::Accuracy;
 
 /// What would be done for a submission.
@@ -22,6 +23,9 @@ pub struct PlanView {
     /// How well jobs of this kind and method were predicted before.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub forecasts: Vec<Accuracy>,
+    /// How it will fail, if it ends as its like did; the warnings say the same.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub foreseen: Vec<Foreseen>,
     /// What the worker would make of the rows; absent if the container engine does not answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rows: Option<RowsPreview>,

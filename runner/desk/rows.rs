@@ -35,6 +35,7 @@ impl Desk {
             limits: plan.limits,
             estimate: plan.estimate,
             forecasts: plan.forecasts,
+            foreseen: plan.foreseen,
             rows: preview.map(rendered),
             total_steps,
             warnings,

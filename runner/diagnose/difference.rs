@@ -2,21 +2,29 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use drydock_spec::JobSpec;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// A value that is not what it was.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Change {
     /// Such as `job.learning_rate` or `limits.memory_bytes`.
     pub name: String,
-    /// What it was in the job that went well; nothing if it was not there.
+    /// What it was in the job that this one is compared with; nothing if it was not there.
     #[serde(default, skip_serializing_if = "Value::is_null")]
     pub before: Value,
-    /// What it was in the job that failed.
+    /// What it is in this job.
     #[serde(default, skip_serializing_if = "Value::is_null")]
     pub now: Value,
+}
+
+/// The options of a job, as one document.
+#[must_use]
+pub fn options(spec: &JobSpec) -> Value {
+    // Jobs of one kind are compared, and its name before every option would say it again.
+    json!(spec).as_object_mut().and_then(|kinds| kinds.values_mut().next().map(Value::take)).unwrap_or_default()
 }
 
 /// What differs between two documents, by the names of their values. Lists are one value each: they are compared as a
@@ -58,7 +66,6 @@ fn values(document: &Value) -> BTreeMap<String, Value> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use serde_json::json;
 
     use super::*;
 

@@ -160,9 +160,9 @@ impl Store {
             "-- store::jobs::submit
              INSERT INTO jobs (id, owner, trace_id, kind, spec, inputs, limits, max_attempts, cpu_millis, memory_bytes,
                                priority, position, state, attempt, last_seq, not_before_ms, idempotency_key,
-                               request_digest, submitted_ms, estimate)
+                               request_digest, submitted_ms, estimate, likeness)
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10,
-                     $11, (SELECT COALESCE(MAX(position), 0) + 1 FROM jobs), 'queued', 1, 1, 0, $13, $14, $12, $15)",
+                     $11, (SELECT COALESCE(MAX(position), 0) + 1 FROM jobs), 'queued', 1, 1, 0, $13, $14, $12, $15, $16)",
         )
         .bind(new.id.to_string())
         .bind(&new.owner.0)
@@ -179,6 +179,7 @@ impl Store {
         .bind(&new.idempotency_key)
         .bind(&new.request_digest)
         .bind(new.estimate.as_ref().map(to_json).transpose()?)
+        .bind(new.inputs.likeness(new.spec.kind()))
         .execute(&mut *tx)
         .await?;
         write_awaited(&mut tx, new.id, &new.inputs.awaited()).await?;
@@ -270,6 +271,20 @@ impl Store {
              SELECT {COLUMNS} FROM jobs WHERE state = 'succeeded' AND kind = $1 ORDER BY position DESC LIMIT $2"
         )))
         .bind(kind)
+        .bind(i64::from(limit))
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter().map(job).collect()
+    }
+
+    /// The newest jobs of a kind that have succeeded or failed on these models and rows, the newest first.
+    pub async fn like(&self, kind: &str, inputs: &ResolvedInputs, limit: u32) -> Result<Vec<Job>, StoreError> {
+        let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
+            "-- store::jobs::like
+             SELECT {COLUMNS} FROM jobs WHERE likeness = $1 AND state IN ('succeeded', 'failed')
+             ORDER BY position DESC LIMIT $2"
+        )))
+        .bind(inputs.likeness(kind))
         .bind(i64::from(limit))
         .fetch_all(&self.pool)
         .await?;

@@ -1,9 +1,9 @@
 //! What plans know from jobs that went before.
 
 use drydock_spec::report::Finished;
-use drydock_spec::{Outcome, Report, ReportLine};
+use drydock_spec::{Failure, FailureKind, Outcome, Report, ReportLine, Stage};
 
-use super::jobs::{claim, submit};
+use super::jobs::{claim, submit, submit_with};
 use super::*;
 
 /// A finetune that peaks at `ratio` of what its plan predicts.
@@ -47,4 +47,40 @@ async fn memory_within_the_error_of_the_prediction_is_warned_of() {
     let offered: u64 = warnings[0].rsplit(' ').next().unwrap().parse().unwrap();
     assert_eq!(warned(tight(offered)).await, Vec::<String>::new());
     assert!(warned(tight(64)).await[0].contains("is below the"));
+}
+
+/// A finetune with these options and this memory that fails.
+async fn failed(house: &House, args: FinetuneArgs, memory_mib: u64) -> drydock_spec::JobId {
+    let limits = LimitArgs { memory_mib: Some(memory_mib), ..LimitArgs::default() };
+    let id = submit_with(house, JobArgs::Finetune(args), limits).await;
+    let failure = Failure::new(FailureKind::OutOfMemory, "needed more than the 64.0 MiB it had").at(Stage::Train);
+    claim(house, id).await.finish(Outcome::Failed(failure), &[], 0).await.unwrap();
+    id
+}
+
+#[tokio::test]
+async fn a_job_whose_like_failed_last_time_is_warned_of() {
+    let house = house().await;
+    let id = failed(&house, args(), 64).await;
+    let little = LimitArgs { memory_mib: Some(64), ..LimitArgs::default() };
+    let planned = async |args, limits| plan_on(engine(8 * GIB), &house, args, limits).await.unwrap();
+    let again = planned(FinetuneArgs { seed: Some(1), ..args() }, little.clone()).await;
+    let kept = house.store.failure_of(id, drydock_spec::Attempt::FIRST).await.unwrap().unwrap();
+    assert_eq!((again.foreseen[0].job, again.foreseen[0].fingerprint.as_str()), (id, kept.fingerprint.0.as_str()));
+    let said =
+        format!("job {id} with the same options ended: out of memory at train (needed more than the 64.0 MiB it");
+    assert!(again.warnings.last().unwrap().starts_with(&said), "{:?}", again.warnings);
+    assert_eq!(planned(args(), LimitArgs::default()).await.foreseen, [], "with the memory that it needs it may work");
+    let milder = FinetuneArgs { gradient_checkpointing: Some(true), ..args() };
+    assert_eq!(planned(milder, little).await.foreseen, []);
+}
+
+#[tokio::test]
+async fn a_job_on_other_rows_says_nothing_of_this_one() {
+    let house = house().await;
+    fs::write(house.data("more.jsonl"), "{\"prompt\": \"1+1=\", \"completion\": \"2\"}\n".repeat(3)).unwrap();
+    house.load("more.jsonl").await.unwrap();
+    failed(&house, FinetuneArgs { dataset: "more".into(), ..args() }, 64).await;
+    let little = LimitArgs { memory_mib: Some(64), ..LimitArgs::default() };
+    assert_eq!(plan_on(engine(8 * GIB), &house, args(), little).await.unwrap().foreseen, []);
 }

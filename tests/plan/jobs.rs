@@ -19,7 +19,11 @@ async fn planned(house: &House, job: JobArgs) -> Result<Plan, String> {
 
 /// Queues the job as the gateway would.
 pub(crate) async fn submit(house: &House, job: JobArgs) -> JobId {
-    let plan = planned(house, job).await.unwrap();
+    submit_with(house, job, LimitArgs::default()).await
+}
+
+pub(crate) async fn submit_with(house: &House, job: JobArgs, limits: LimitArgs) -> JobId {
+    let plan = plan_job(engine(8 * GIB), house, job, limits).await.unwrap();
     let new = NewJob {
         id: JobId::from_parts(1, rand::random()),
         owner: Owner::local(),
