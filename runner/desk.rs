@@ -109,6 +109,7 @@ impl Desk {
         if submission.dry_run {
             return Ok(Answer::Planned(Box::new(self.shown(plan).await?)));
         }
+        let warnings = plan.warnings.into_iter().chain(plan.cut.map(|cut| cut.to_string())).collect();
         let new = NewJob {
             id: JobId::from_parts(self.store.clock().now_ms(), rand::random()),
             owner,
@@ -124,7 +125,7 @@ impl Desk {
         let accepted = self.store.submit(new).await?;
         tracing::info!(job = %accepted.job.id, trace_id = %accepted.job.trace_id, created = accepted.created, "job accepted");
         let view = self.view(&accepted.job).await?;
-        Ok(Answer::Submitted(Box::new(submitted(view, accepted.created, plan.warnings))))
+        Ok(Answer::Submitted(Box::new(submitted(view, accepted.created, warnings))))
     }
 
     /// The job as it stands.

@@ -18,11 +18,13 @@ use crate::engine::EngineWatch;
 use crate::models::{self, ModelError, Models};
 use crate::store::{Job, Store, StoreError};
 use before::{Foreseen, Past};
+use cut::CutRows;
 use forecast::Accuracy;
 use needs::Needs;
 use rows::Data;
 
 pub mod before;
+pub mod cut;
 mod evaluate;
 mod finetune;
 pub mod forecast;
@@ -63,6 +65,8 @@ pub struct Plan {
     pub forecasts: Vec<Accuracy>,
     /// How it will fail, if it ends as its like did.
     pub foreseen: Vec<Foreseen>,
+    /// Rows that may be cut. No warning yet: whoever has the rows tokenized knows better.
+    pub cut: Option<CutRows>,
     pub warnings: Vec<String>,
 }
 
@@ -84,6 +88,7 @@ struct Draft {
     spec: JobSpec,
     inputs: ResolvedInputs,
     needs: Needs,
+    cut: Option<CutRows>,
     warnings: Vec<String>,
 }
 
@@ -111,13 +116,13 @@ impl Planner {
 
     /// The limits in force on this host, or why the job does not fit on it.
     fn fit(&self, draft: Draft, asked: &LimitArgs, forecasts: Vec<Accuracy>) -> Result<Plan, PlanError> {
-        let Draft { spec, inputs, needs, mut warnings } = draft;
+        let Draft { spec, inputs, needs, cut, mut warnings } = draft;
         let host = self.host();
         let limits = limits::in_force(asked, &self.config.limits, &needs, &host)?;
         let estimate = needs.estimate;
         self.models.check_room(estimate.download_bytes.saturating_add(estimate.disk_bytes))?;
         warnings.extend(limits::warnings(&limits, &estimate, &forecasts, &host));
-        Ok(Plan { spec, inputs, limits, estimate, forecasts, foreseen: Vec::new(), warnings })
+        Ok(Plan { spec, inputs, limits, estimate, forecasts, foreseen: Vec::new(), cut, warnings })
     }
 
     /// How well jobs of the same kind and method were predicted.
@@ -148,8 +153,10 @@ impl Planner {
         warnings.extend(doubt);
         warnings.extend(finetune::warnings(&model.facts, &data));
         let needs = finetune::needs(&spec, &model, &data);
+        let limit = model.facts.max_positions;
+        let cut = data.cut(spec.recipe.seq_length(limit), limit);
         let inputs = ResolvedInputs { model: Some(model.input), ..data.inputs() };
-        Ok(Draft { spec: JobSpec::Finetune(spec), inputs, needs, warnings })
+        Ok(Draft { spec: JobSpec::Finetune(spec), inputs, needs, cut, warnings })
     }
 
     async fn train(&self, mut spec: TrainSpec) -> Result<Draft, PlanError> {
@@ -162,7 +169,7 @@ impl Planner {
         let needs = train::needs(&spec, tokenizer.as_ref(), &data);
         let warnings = data.warnings();
         let inputs = ResolvedInputs { tokenizer: tokenizer.map(|model| model.input), ..data.inputs() };
-        Ok(Draft { spec: JobSpec::Train(spec), inputs, needs, warnings })
+        Ok(Draft { spec: JobSpec::Train(spec), inputs, needs, cut: None, warnings })
     }
 
     async fn quantize(&self, mut spec: QuantizeSpec) -> Result<Draft, PlanError> {
@@ -177,7 +184,7 @@ impl Planner {
         let needs = quantize::needs(&spec, &model, data.as_ref());
         let read = data.map(|data| data.inputs()).unwrap_or_default();
         let inputs = ResolvedInputs { model: Some(model.input), ..read };
-        Ok(Draft { spec: JobSpec::Quantize(spec), inputs, needs, warnings })
+        Ok(Draft { spec: JobSpec::Quantize(spec), inputs, needs, cut: None, warnings })
     }
 
     async fn evaluate(&self, mut spec: EvaluateSpec) -> Result<Draft, PlanError> {
@@ -195,7 +202,7 @@ impl Planner {
         let needs = evaluate::needs(&spec, &models, &data);
         let mut models = models.into_iter().map(|model| model.input);
         let inputs = ResolvedInputs { model: models.next(), compared: models.collect(), ..data.inputs() };
-        Ok(Draft { spec: JobSpec::Evaluate(spec), inputs, needs, warnings })
+        Ok(Draft { spec: JobSpec::Evaluate(spec), inputs, needs, cut: None, warnings })
     }
 
     /// A model with the adapter over it, and what is doubtful about the two.

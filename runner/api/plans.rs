@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::plan::ResolvedInputs;
 use crate::plan::before::Foreseen;
+use crate::plan::cut::CutRows;
 use crate::plan::forecast::Accuracy;
 
 /// What would be done for a submission.
@@ -26,6 +27,9 @@ pub struct PlanView {
     /// How it will fail, if it ends as its like did; the warnings say the same.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub foreseen: Vec<Foreseen>,
+    /// Rows that are longer than what they are cut to; the warnings say the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cut: Option<CutRows>,
     /// What the worker would make of the rows; absent if the container engine does not answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rows: Option<RowsPreview>,

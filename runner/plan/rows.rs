@@ -8,6 +8,7 @@ use drydock_spec::finetune::Objective;
 use drydock_spec::option::Complaints;
 use drydock_spec::recipe::Recipe;
 
+use super::cut::{self, CutRows};
 use crate::datasets::Resolved;
 use crate::models::Facts;
 
@@ -24,7 +25,7 @@ pub(super) struct Wanted {
 }
 
 impl Data {
-    fn all(&self) -> impl Iterator<Item = &Resolved> {
+    fn all(&self) -> impl Iterator<Item = &Resolved> + Clone {
         std::iter::once(&self.rows).chain(&self.eval)
     }
 
@@ -38,6 +39,12 @@ impl Data {
     pub(super) fn longest(&self) -> u32 {
         let longest = self.all().map(|rows| rows.manifest.longest_row_tokens).max().unwrap_or(u64::MAX);
         u32::try_from(longest).unwrap_or(u32::MAX)
+    }
+
+    /// Those that are cut to `length` tokens, for a model that takes `limit`.
+    pub(super) fn cut(&self, length: u32, limit: u32) -> Option<CutRows> {
+        let rows = self.all().map(|rows| rows.manifest.rows).sum();
+        cut::of(self.all().map(|rows| &rows.manifest.lengths), rows, length, limit)
     }
 
     /// What is doubtful about them.

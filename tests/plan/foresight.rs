@@ -49,6 +49,20 @@ async fn memory_within_the_error_of_the_prediction_is_warned_of() {
     assert!(warned(tight(64)).await[0].contains("is below the"));
 }
 
+#[tokio::test]
+async fn rows_that_may_be_cut_are_told_with_the_length_that_keeps_them() {
+    let house = house().await;
+    let row = |letters: usize| format!("{{\"prompt\": \"{}\", \"completion\": \"b\"}}\n", "a".repeat(letters));
+    // 64 for a row, 8 for each of two turns, and a token for every two letters.
+    fs::write(house.data("long.jsonl"), [row(10), row(10), row(60), row(100)].concat()).unwrap();
+    house.load("long.jsonl").await.unwrap();
+    let long = |length| FinetuneArgs { dataset: "long".into(), max_seq_length: Some(length), ..args() };
+    let cut = plan(&house, long(96)).await.unwrap().cut.unwrap();
+    assert_eq!((cut.rows, cut.of, cut.max_seq_length, cut.tokenized), (2, 4, 96, false));
+    assert_eq!(cut.longer.map(|longer| (longer.max_seq_length, longer.rows)), Some((128, 1)));
+    assert_eq!(plan(&house, args()).await.unwrap().cut, None);
+}
+
 /// A finetune with these options and this memory that fails.
 async fn failed(house: &House, args: FinetuneArgs, memory_mib: u64) -> drydock_spec::JobId {
     let limits = LimitArgs { memory_mib: Some(memory_mib), ..LimitArgs::default() };
