@@ -84,6 +84,7 @@ pub(super) fn needs(spec: &EvaluateSpec, models: &[Resolved], data: &Data) -> Ne
 pub(super) fn warnings(spec: &EvaluateSpec, models: &[Resolved], data: &Data) -> Vec<String> {
     let mut warnings = data.warnings();
     let chats = spec.apply_chat_template.unwrap_or(true);
+    warnings.extend(models.iter().find_map(|model| data.with_tokens_beyond(&model.facts)));
     warnings.extend(models.iter().filter(|_| chats).find_map(|model| data.without_template(&model.facts)));
     warnings
 }

@@ -104,6 +104,7 @@ pub(super) fn needs(spec: &FinetuneSpec, model: &Resolved, data: &Data) -> Needs
 pub(super) fn warnings(facts: &Facts, data: &Data) -> Vec<String> {
     let mut warnings = data.warnings();
     warnings.extend(data.without_template(facts));
+    warnings.extend(data.with_tokens_beyond(facts));
     warnings
 }
 

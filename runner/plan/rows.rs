@@ -58,6 +58,17 @@ impl Data {
             .collect()
     }
 
+    /// Tokens in them that the model may not know.
+    pub(super) fn with_tokens_beyond(&self, facts: &Facts) -> Option<String> {
+        let beyond = facts.tokens_beyond.as_ref()?;
+        let (count, such_as, name) = (beyond.count, &beyond.such_as, &self.rows.input.name);
+        Some(format!(
+            "the model has no embedding for {count} of its tokenizer's tokens, such as `{such_as}`; the job fails if a \
+             row of `{name}` has one: leave such rows out, or give the model a row for \
+             each token (model.resize_token_embeddings(len(tokenizer))) and add it again"
+        ))
+    }
+
     /// Chats need a template to be written as the model knows them.
     pub(super) fn without_template(&self, facts: &Facts) -> Option<String> {
         let chats = matches!(self.rows.manifest.format, Format::Messages | Format::Alpaca | Format::Squad);

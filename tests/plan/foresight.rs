@@ -63,6 +63,22 @@ async fn rows_that_may_be_cut_are_told_with_the_length_that_keeps_them() {
     assert_eq!(plan(&house, args()).await.unwrap().cut, None);
 }
 
+#[tokio::test]
+async fn tokens_that_the_model_lacks_are_warned_of() {
+    let house = house().await;
+    let mut files = tiny::hugging_face();
+    let mut tokenizer = tiny::tokenizer_json();
+    tokenizer["added_tokens"] = json!([{"id": 99, "content": "<image>", "special": true}]);
+    files.retain(|(name, _)| *name != "tokenizer.json");
+    files.push(("tokenizer.json", tokenizer.to_string().into_bytes()));
+    tiny::write(&house.data("small"), files);
+    house.add("small").await.unwrap();
+    let warnings = plan(&house, FinetuneArgs { model: "small".into(), ..args() }).await.unwrap().warnings;
+    let said = "the model has no embedding for 1 of its tokenizer's tokens, such as `<image>`; the job fails if a row of \
+                `sums` has one";
+    assert!(warnings.iter().any(|warning| warning.starts_with(said)), "{warnings:?}");
+}
+
 /// A finetune with these options and this memory that fails.
 async fn failed(house: &House, args: FinetuneArgs, memory_mib: u64) -> drydock_spec::JobId {
     let limits = LimitArgs { memory_mib: Some(memory_mib), ..LimitArgs::default() };
