@@ -211,6 +211,12 @@ impl Models {
         self.blobs.check_room(bytes)
     }
 
+    /// Bytes that are free on the state folder's disk.
+    #[must_use]
+    pub fn free(&self) -> u64 {
+        self.blobs.free()
+    }
+
     /// The folder with the model's files, fetched from the hub first if need be.
     pub async fn ensure(&self, input: &ModelInput) -> Result<PathBuf, Failure> {
         let ready = match &input.source {

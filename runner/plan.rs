@@ -18,12 +18,14 @@ use crate::engine::EngineWatch;
 use crate::models::{self, ModelError, Models};
 use crate::store::{Job, Store, StoreError};
 use before::{Foreseen, Past};
+use chain::{Link, Room};
 use cut::CutRows;
 use forecast::Accuracy;
 use needs::Needs;
 use rows::Data;
 
 pub mod before;
+mod chain;
 pub mod cut;
 mod evaluate;
 mod finetune;
@@ -80,6 +82,9 @@ pub struct Planner {
     config: Arc<Config>,
 }
 
+/// Jobs that are looked at of those that one waits for.
+const LONGEST_CHAIN: usize = 100;
+
 /// Jobs that are looked at for one that failed, the newest first.
 const LOOKED_AT: u32 = 50;
 
@@ -108,21 +113,45 @@ impl Planner {
             JobSpec::Evaluate(spec) => Box::pin(self.evaluate(spec)).await?,
         };
         let forecasts = self.forecasts(&draft.spec).await?;
-        let mut plan = self.fit(draft, limits, forecasts)?;
+        let before = self.awaited(&draft.inputs).await?;
+        let mut plan = self.fit(draft, limits, forecasts, &before)?;
         plan.foreseen = self.foresee(&plan).await?;
         plan.warnings.extend(plan.foreseen.iter().map(|foreseen| foreseen.text.clone()));
         Ok(plan)
     }
 
     /// The limits in force on this host, or why the job does not fit on it.
-    fn fit(&self, draft: Draft, asked: &LimitArgs, forecasts: Vec<Accuracy>) -> Result<Plan, PlanError> {
+    fn fit(
+        &self,
+        draft: Draft,
+        asked: &LimitArgs,
+        forecasts: Vec<Accuracy>,
+        before: &[Link],
+    ) -> Result<Plan, PlanError> {
         let Draft { spec, inputs, needs, cut, mut warnings } = draft;
         let host = self.host();
         let limits = limits::in_force(asked, &self.config.limits, &needs, &host)?;
         let estimate = needs.estimate;
         self.models.check_room(estimate.download_bytes.saturating_add(estimate.disk_bytes))?;
         warnings.extend(limits::warnings(&limits, &estimate, &forecasts, &host));
+        let room = Room { free: self.models.free(), kept: self.config.disk.min_free_state.0 };
+        warnings.extend(chain::warning(&spec, &needs, &limits, before, room));
         Ok(Plan { spec, inputs, limits, estimate, forecasts, foreseen: Vec::new(), cut, warnings })
+    }
+
+    /// The jobs that have not ended yet and that this one waits for, directly or by way of others.
+    async fn awaited(&self, inputs: &ResolvedInputs) -> Result<Vec<Link>, StoreError> {
+        let read = inputs.awaited();
+        let mut open = read.clone();
+        let mut found: Vec<Link> = Vec::new();
+        while let Some(id) = open.pop().filter(|_| found.len() < LONGEST_CHAIN) {
+            let job = self.store.job(id).await?;
+            if !job.state.is_done() && found.iter().all(|link| link.job != id) {
+                open.extend(job.inputs.awaited());
+                found.push(Link::of(&job, read.contains(&id)));
+            }
+        }
+        Ok(found)
     }
 
     /// How well jobs of the same kind and method were predicted.

@@ -33,7 +33,14 @@ pub(super) fn in_force(
     }
     wrong.require(needs.estimate.disk_bytes <= disk_bytes, || {
         let problem = format!("the artifacts need about {}", size(needs.estimate.disk_bytes));
-        let next = format!("choose at least {}", needs.estimate.disk_bytes.div_ceil(MIB));
+        let enough = |bytes: u64| bytes.div_ceil(MIB);
+        let least = format!("choose at least {}", enough(needs.estimate.disk_bytes));
+        let next = match &needs.saving {
+            Some(saving) => {
+                format!("{least}, or {}, with which {} are enough", saving.change, enough(saving.disk_bytes))
+            }
+            None => least,
+        };
         InvalidOption::new("limits.disk_mib", disk_bytes / MIB, problem, next)
     });
     wrong.into_result(Limits {

@@ -1,7 +1,10 @@
 //! What plans know from jobs that went before.
 
+use drydock_spec::evaluate::Measure;
+use drydock_spec::finetune::Keep;
+use drydock_spec::quantize::QuantType;
 use drydock_spec::report::Finished;
-use drydock_spec::{Failure, FailureKind, Outcome, Report, ReportLine, Stage};
+use drydock_spec::{EvaluateArgs, Failure, FailureKind, Outcome, QuantizeArgs, Report, ReportLine, Stage, TrainArgs};
 
 use super::jobs::{claim, submit, submit_with};
 use super::*;
@@ -77,6 +80,52 @@ async fn tokens_that_the_model_lacks_are_warned_of() {
     let said = "the model has no embedding for 1 of its tokenizer's tokens, such as `<image>`; the job fails if a row of \
                 `sums` has one";
     assert!(warnings.iter().any(|warning| warning.starts_with(said)), "{warnings:?}");
+}
+
+#[tokio::test]
+async fn a_chain_of_jobs_that_the_disk_has_no_room_for_is_warned_of() {
+    let house = House::with(|config| config.disk.min_free_state = ByteSize::pib(1)).await;
+    let house = furnished(house).await;
+    let merging = submit(&house, JobArgs::Finetune(FinetuneArgs { keep: Some(Keep::Merged), ..args() })).await;
+    let quantize = |model: String| {
+        JobArgs::Quantize(QuantizeArgs { model, quant_type: Some(QuantType::Q8_0), ..QuantizeArgs::default() })
+    };
+    let warned = async |job: JobArgs| {
+        let warnings = plan_job(engine(8 * GIB), &house, job, LimitArgs::default()).await.unwrap().warnings;
+        warnings.into_iter().find(|warning| warning.starts_with("this job and the ")).unwrap()
+    };
+    let said = warned(quantize(format!("job:{merging}"))).await;
+    assert!(said.starts_with("this job and the 1 that it waits for will write about "), "{said}");
+    assert!(said.contains("; 0 B can be written on the disk of the state folder: submit job"), "{said}");
+    assert!(said.contains(&format!("submit job {merging} again with keep \"adapter\"")), "{said}");
+
+    let quantizing = submit(&house, quantize(format!("job:{merging}"))).await;
+    let evaluate = EvaluateArgs {
+        model: format!("job:{quantizing}"),
+        dataset: "sums".into(),
+        measures: Some(vec![Measure::ExactMatch]),
+        ..EvaluateArgs::default()
+    };
+    let said = warned(JobArgs::Evaluate(evaluate)).await;
+    assert!(said.starts_with("this job and the 2 that it waits for will write about "), "{said}");
+    assert!(!said.contains("again with keep"), "an adapter is of no use to whoever reads the quantized model: {said}");
+}
+
+#[tokio::test]
+async fn a_disk_limit_that_is_too_small_is_refused_with_what_would_do() {
+    let house = house().await;
+    let training = submit(&house, JobArgs::Train(TrainArgs { dataset: "sums".into(), ..TrainArgs::default() })).await;
+    let both = FinetuneArgs { model: format!("job:{training}"), keep: Some(Keep::Both), ..args() };
+    let little = |mib| LimitArgs { disk_mib: Some(mib), ..LimitArgs::default() };
+    let error = plan_on(engine(8 * GIB), &house, both.clone(), little(16)).await.unwrap_err().to_string();
+    let offered = |words: &str| -> u64 {
+        let rest = error.split(words).nth(1).unwrap_or_else(|| panic!("{error}"));
+        rest.chars().take_while(char::is_ascii_digit).collect::<String>().parse().unwrap()
+    };
+    let (more, less) = (offered("choose at least "), offered(", or set keep to \"adapter\", with which "));
+    assert!(plan_on(engine(8 * GIB), &house, both.clone(), little(more)).await.is_ok());
+    let adapter = FinetuneArgs { keep: Some(Keep::Adapter), ..both };
+    assert!(plan_on(engine(8 * GIB), &house, adapter, little(less.max(16))).await.is_ok());
 }
 
 /// A finetune with these options and this memory that fails.

@@ -29,7 +29,11 @@ const GIB: u64 = 1 << 30;
 
 /// A house with the tiny model and ten sums.
 async fn house() -> House {
-    let house = House::open().await;
+    furnished(House::open().await).await
+}
+
+/// The same of a house of one's own.
+async fn furnished(house: House) -> House {
     fs::write(house.data("tiny.gguf"), Gguf::tiny().bytes()).unwrap();
     house.add("tiny.gguf").await.unwrap();
     let rows: String =
