@@ -111,9 +111,21 @@ impl Omen<'_> {
     }
 }
 
+/// A change by the name and in the unit in which it would be asked for.
 fn in_words(change: &Change) -> String {
-    let name = change.name.strip_prefix("options.").unwrap_or(&change.name);
-    let shown = |value: &Value| if value.is_null() { "unset".to_owned() } else { value.to_string() };
+    let (name, unit) = match change.name.as_str() {
+        "limits.memory_bytes" => ("limits.memory_mib", 1_048_576.0),
+        "limits.disk_bytes" => ("limits.disk_mib", 1_048_576.0),
+        "limits.time_ms" => ("limits.time_limit_s", 1000.0),
+        "limits.silence_ms" => ("limits.silence_limit_s", 1000.0),
+        "limits.cpu_millis" => ("limits.cpus", 1000.0),
+        name => (name.strip_prefix("options.").unwrap_or(name), 1.0),
+    };
+    let shown = |value: &Value| match (value, value.as_f64()) {
+        (Value::Null, _) => "unset".to_owned(),
+        (_, Some(number)) => (number / unit).to_string(),
+        _ => value.to_string(),
+    };
     format!("{name} = {} rather than {}", shown(&change.now), shown(&change.before))
 }
 

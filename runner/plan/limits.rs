@@ -107,26 +107,28 @@ pub(super) fn warnings(limits: &Limits, estimate: &Estimate, forecasts: &[Accura
     warnings
 }
 
-/// Whether the memory is little for what the job is expected to need, as exactly as that was known of others.
+/// Whether the memory is little for what the job is expected to need, and for what others have needed.
 fn memory_warning(limit: u64, predicted: u64, forecasts: &[Accuracy]) -> Option<String> {
     let mib = limit / MIB;
-    if limit < predicted {
-        let predicted = size(predicted);
-        return Some(format!(
-            "limits.memory_mib = {mib} is below the {predicted} that the job is expected to need; it may end out of memory"
-        ));
-    }
-    let known = forecasts.iter().find(|known| known.quantity == Quantity::Memory && known.jobs >= LEAST_MEASURED)?;
-    let ratio = known.spread?.ratio_p95;
-    let needed = (predicted as f64 * ratio) as u64;
-    (limit < needed).then(|| {
-        format!(
+    let known = forecasts.iter().find(|known| known.quantity == Quantity::Memory && known.jobs >= LEAST_MEASURED);
+    let ratio = known.and_then(|known| known.spread).map(|spread| spread.ratio_p95);
+    let needed = ratio.map(|ratio| (ratio, (predicted as f64 * ratio) as u64));
+    let below = format!("limits.memory_mib = {mib} is below the {} that the job is expected to need", size(predicted));
+    match needed {
+        Some((ratio, needed)) if limit < predicted && needed <= limit => Some(format!(
+            "{below}; it may be enough all the same: 95 of 100 jobs of this kind needed at most {ratio:.2}x of what was \
+             predicted, which would be {}",
+            size(needed)
+        )),
+        _ if limit < predicted => Some(format!("{below}; it may end out of memory")),
+        Some((ratio, needed)) if limit < needed => Some(format!(
             "limits.memory_mib = {mib} is within the error of the prediction: 5 of 100 jobs of this kind needed \
              {ratio:.2}x of what was predicted or more, which would be {}; choose at least {}",
             size(needed),
             needed.div_ceil(MIB)
-        )
-    })
+        )),
+        _ => None,
+    }
 }
 
 fn millis(duration: Duration) -> i64 {

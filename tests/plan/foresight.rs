@@ -53,6 +53,19 @@ async fn memory_within_the_error_of_the_prediction_is_warned_of() {
 }
 
 #[tokio::test]
+async fn memory_below_the_prediction_may_do_where_others_needed_less() {
+    let house = house().await;
+    let needed = plan(&house, args()).await.unwrap().estimate.memory_bytes.div_ceil(1 << 20);
+    for _ in 0..5 {
+        peak(&house, 0.9).await;
+    }
+    let limits = LimitArgs { memory_mib: Some(needed - 1), ..LimitArgs::default() };
+    let warnings = plan_on(engine(8 * GIB), &house, args(), limits).await.unwrap().warnings;
+    let said = "it may be enough all the same: 95 of 100 jobs of this kind needed at most 0.90x";
+    assert!(warnings[0].contains("is below the") && warnings[0].contains(said), "{warnings:?}");
+}
+
+#[tokio::test]
 async fn rows_that_may_be_cut_are_told_with_the_length_that_keeps_them() {
     let house = house().await;
     let row = |letters: usize| format!("{{\"prompt\": \"{}\", \"completion\": \"b\"}}\n", "a".repeat(letters));

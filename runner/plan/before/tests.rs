@@ -117,5 +117,10 @@ fn a_sentence_says_which_job_how_it_ended_and_what_to_do() {
     let (job, hint) = (before[0].job, FailureKind::OutOfMemory.hint());
     assert_eq!(said(4), format!("job {job} with the same options ended: out of memory at train (why); {hint}"));
     let worse = "and this one differs for the worse: lora_r = 8 rather than 4";
+    let less = |name: &str, before: u64, now: u64| {
+        in_words(&Change { name: name.into(), before: json!(before), now: json!(now) })
+    };
+    assert_eq!(less("limits.memory_bytes", 300 << 20, 290 << 20), "limits.memory_mib = 290 rather than 300");
+    assert_eq!(less("limits.cpu_millis", 2000, 1500), "limits.cpus = 1.5 rather than 2");
     assert_eq!(said(8), format!("job {job} ended: out of memory at train (why), {worse}; {hint}"));
 }
