@@ -3,21 +3,22 @@
 use drydock_spec::dataset::{Columns, Format};
 use drydock_spec::report::{Checkpoint, DatasetReport, Evaluation, Metrics, Quantized, Sample, Score};
 use drydock_spec::{
-    Failure, InvalidOption, JobArgs, JobEvent, JobId, JobSpec, LimitArgs, Limits, OnFailure, Priority, ReportLine,
-    Stage, TraceId,
+    Failure, InvalidOption, JobArgs, JobEvent, JobId, LimitArgs, OnFailure, Priority, ReportLine, Stage, TraceId,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::plan::ResolvedInputs;
+use crate::plan::forecast::Accuracy;
 use crate::store::Resumed;
 
 mod failures;
 mod gc;
+mod plans;
 mod remedies;
 
 pub use failures::{BestRemedy, Explanation, FailureGroupView, FailureList, LastGood, SimilarFailure};
 pub use gc::{GcReport, GcRequest, Taken, TakenKind};
+pub use plans::{Estimate, PlanView, RenderedRow, RowsPreview};
 pub use remedies::{
     AdviceList, AdviceView, Advise, ApplyRemedy, JoinFingerprints, JoinedFingerprint, RemedyList, RemedyView, TrialView,
 };
@@ -187,63 +188,6 @@ pub struct SubmittedView {
     pub warnings: Vec<String>,
     /// What to do next.
     pub next: String,
-}
-
-/// What would be done for a submission.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct PlanView {
-    /// The job with every default filled in.
-    pub job: JobSpec,
-    /// The inputs, fixed to what they are now.
-    pub inputs: ResolvedInputs,
-    /// The limits that would be in force.
-    pub limits: Limits,
-    pub estimate: Estimate,
-    /// What the worker would make of the rows; absent if the container engine does not answer.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub rows: Option<RowsPreview>,
-    /// Optimizer steps in all, where the rows are known.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub total_steps: Option<u64>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub warnings: Vec<String>,
-}
-
-/// What a job is expected to need.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Estimate {
-    /// Peak memory of the worker, in bytes.
-    pub memory_bytes: u64,
-    /// Size of the artifacts, and of what lies beside them on the way, in bytes.
-    pub disk_bytes: u64,
-    /// What must be fetched first, in bytes.
-    pub download_bytes: u64,
-    /// Numbers that are trained; 0 where nothing is.
-    pub trainable_parameters: u64,
-}
-
-/// Rows as the worker would train on them.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct RowsPreview {
-    pub format: Format,
-    /// What becomes of the rows; absent without a model to tokenize with.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub dataset: Option<DatasetReport>,
-    /// The first rows, at most three.
-    pub rendered: Vec<RenderedRow>,
-}
-
-/// A row as text.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct RenderedRow {
-    /// All of it, after the chat template where there is one.
-    pub text: String,
-    /// The part that counts for the loss.
-    pub supervised: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub tokens: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub supervised_tokens: Option<u64>,
 }
 
 /// A line of a job's log, as a stream sends it.
@@ -464,6 +408,9 @@ pub struct HostView {
     pub memory_bytes_free: u64,
     /// Jobs by state.
     pub jobs: std::collections::BTreeMap<String, u64>,
+    /// How well plans have predicted what jobs need.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub forecasts: Vec<Accuracy>,
     /// The gateway's state folder.
     pub state_dir: String,
 }

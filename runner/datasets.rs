@@ -21,11 +21,13 @@ use crate::names::{self, BadName};
 use crate::plan::DatasetInput;
 use crate::store::{CatalogEntry, Store, StoreError};
 
+mod lengths;
 mod preview;
 mod read;
 mod sniff;
 mod text;
 
+pub use lengths::Lengths;
 pub use read::Place;
 use read::Tally;
 
@@ -81,6 +83,9 @@ pub struct Manifest {
     pub text_bytes: u64,
     /// Tokens of the longest row, generously counted: no tokenizer has seen it yet.
     pub longest_row_tokens: u64,
+    /// All rows by their length, counted in the same way; empty where the dataset was loaded before that was kept.
+    #[serde(default)]
+    pub lengths: Lengths,
     pub files: Vec<StoredFile>,
     /// The columns that were named when it was loaded; jobs that name none use them.
     pub columns: Columns,
@@ -195,6 +200,7 @@ impl Datasets {
             manifest.format = tally.usable_format(&input.name)?;
             (manifest.rows, manifest.blank_rows) = (tally.rows, tally.blank);
             (manifest.text_bytes, manifest.longest_row_tokens) = (tally.text_bytes, tally.most_tokens);
+            manifest.lengths = tally.lengths;
             manifest.columns = columns.clone();
             Ok(Resolved { input, manifest })
         })
@@ -284,10 +290,12 @@ impl Datasets {
         let format = tally.usable_format(&origin)?;
         let preview = preview::of(format, &tally.first);
         let (rows, blank_rows) = (tally.rows, tally.blank);
-        let (text_bytes, longest_row_tokens) = (tally.text_bytes, tally.most_tokens);
+        let (text_bytes, longest_row_tokens, lengths) = (tally.text_bytes, tally.most_tokens, tally.lengths);
         let files = files.into_iter().map(|(name, content)| self.keep(name, content)).collect::<Result<Vec<_>, _>>()?;
         self.blobs.assemble(&self.root, &files)?;
-        Ok((Manifest { format, rows, blank_rows, text_bytes, longest_row_tokens, files, columns, origin }, preview))
+        let manifest =
+            Manifest { format, rows, blank_rows, text_bytes, longest_row_tokens, lengths, files, columns, origin };
+        Ok((manifest, preview))
     }
 
     fn keep(&self, path: String, content: Content) -> Result<StoredFile, DatasetError> {

@@ -22,6 +22,7 @@ use crate::datasets::{DatasetError, Datasets};
 use crate::disk::DiskWatch;
 use crate::engine::EngineWatch;
 use crate::models::{ModelError, Models};
+use crate::plan::forecast::{self, Accuracy};
 use crate::plan::{PlanError, Planner};
 use crate::preview::{PreviewError, Previews};
 use crate::remedy::Remedies;
@@ -111,9 +112,11 @@ impl Desk {
             return Ok(Answer::Submitted(Box::new(submitted(self.view(&job).await?, false, Vec::new()))));
         }
         let plan = self.planner.plan(submission.job, &submission.limits).await?;
+        let plan = self.with_remedies(plan).await?;
         if submission.dry_run {
             return Ok(Answer::Planned(Box::new(self.shown(plan).await?)));
         }
+        let warnings = plan.warnings.into_iter().chain(plan.cut.map(|cut| cut.to_string())).collect();
         let new = NewJob {
             id: JobId::from_parts(self.store.clock().now_ms(), rand::random()),
             owner,
@@ -121,6 +124,7 @@ impl Desk {
             spec: plan.spec,
             inputs: plan.inputs,
             limits: plan.limits,
+            estimate: Some(plan.estimate),
             priority: submission.priority,
             idempotency_key: submission.idempotency_key,
             request_digest: digest,
@@ -130,7 +134,7 @@ impl Desk {
         let accepted = self.store.submit(new).await?;
         tracing::info!(job = %accepted.job.id, trace_id = %accepted.job.trace_id, created = accepted.created, "job accepted");
         let view = self.view(&accepted.job).await?;
-        Ok(Answer::Submitted(Box::new(submitted(view, accepted.created, plan.warnings))))
+        Ok(Answer::Submitted(Box::new(submitted(view, accepted.created, warnings))))
     }
 
     /// The job as it stands.
@@ -242,6 +246,15 @@ impl Desk {
         Ok((all, all.less(Capacity { cpu_millis, memory_bytes })))
     }
 
+    /// How well plans have predicted what jobs need.
+    async fn forecasts(&self) -> Result<Vec<Accuracy>, StoreError> {
+        let mut found = Vec::new();
+        for (kind, method) in self.store.measured_kinds().await? {
+            found.extend(forecast::judge(&self.store.forecasts(&kind, method.as_deref()).await?));
+        }
+        Ok(found)
+    }
+
     /// The host, its engine, and what is wrong with them.
     pub async fn host(&self) -> Result<HostView, DeskError> {
         let (all, free) = self.capacity().await?;
@@ -265,6 +278,7 @@ impl Desk {
             memory_bytes: all.memory_bytes,
             memory_bytes_free: free.memory_bytes,
             jobs: self.store.counts().await?.into_iter().collect(),
+            forecasts: self.forecasts().await?,
             state_dir: self.config.state_dir.display().to_string(),
         })
     }

@@ -61,6 +61,7 @@ pub fn examine(
     checks.push(cpu());
     checks.push(gateway_answers(gateway));
     checks.extend(gateway.as_ref().ok().into_iter().flat_map(stores));
+    checks.extend(gateway.as_ref().ok().into_iter().flat_map(predictions));
     checks
 }
 
@@ -246,6 +247,11 @@ fn stores(view: &GatewayView) -> [Check; 2] {
         there("models", view.models, "drydock models add model.gguf, or hf:owner/name"),
         there("datasets", view.datasets, "drydock datasets add rows.jsonl"),
     ]
+}
+
+/// How well plans have predicted what jobs need.
+fn predictions(view: &GatewayView) -> Vec<Check> {
+    view.host.forecasts.iter().map(|known| ok("predictions", known.error())).collect()
 }
 
 fn size(bytes: u64) -> String {

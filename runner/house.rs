@@ -86,7 +86,8 @@ impl House {
         let tracker = TaskTracker::new();
         let config = Arc::new(config);
         let (disk, room) = DiskProbe::new(Arc::clone(&config), engine.clone());
-        let planner = Planner::new(models.clone(), datasets.clone(), engine.clone(), Arc::clone(&config));
+        let planner =
+            Planner::new(store.clone(), models.clone(), datasets.clone(), engine.clone(), Arc::clone(&config));
         let remedies = Remedies::new(store.clone(), planner.clone());
         let desk = Desk {
             store: store.clone(),

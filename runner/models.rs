@@ -30,10 +30,12 @@ mod inspect;
 mod outputs;
 mod safetensors;
 mod tensors;
+mod tokenizer;
 
 pub use from_job::AdapterFacts;
 use from_job::JobReference;
 pub(crate) use from_job::decoder_of;
+pub use tokenizer::TokensBeyond;
 
 /// A model cannot be found, read or added.
 #[derive(Debug, thiserror::Error)]
@@ -101,6 +103,9 @@ pub struct Facts {
     /// What most of the weights are stored as, such as `Q4_1` or `bf16`.
     pub dtype: String,
     pub has_chat_template: bool,
+    /// Tokens that its tokenizer has and it has no embedding for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens_beyond: Option<TokensBeyond>,
 }
 
 /// What is kept of a model.
@@ -204,6 +209,12 @@ impl Models {
     /// Refuses what would not fit on the state folder's disk.
     pub fn check_room(&self, bytes: u64) -> Result<(), BlobError> {
         self.blobs.check_room(bytes)
+    }
+
+    /// Bytes that are free on the state folder's disk.
+    #[must_use]
+    pub fn free(&self) -> u64 {
+        self.blobs.free()
     }
 
     /// The folder with the model's files, fetched from the hub first if need be.

@@ -5,21 +5,31 @@ use std::sync::Arc;
 use drydock_gpu::Capacity;
 use drydock_spec::dataset::Columns;
 use drydock_spec::{
-    EvaluateSpec, FinetuneArgs, FinetuneSpec, InvalidOptions, JobArgs, JobSpec, LimitArgs, Limits, QuantizeSpec,
-    TrainSpec,
+    EvaluateSpec, FinetuneArgs, FinetuneSpec, InvalidOptions, JobArgs, JobSpec, JobState, LimitArgs, Limits,
+    QuantizeSpec, TrainSpec,
 };
 
 use crate::api::Estimate;
 use crate::blobs::BlobError;
 use crate::config::Config;
 use crate::datasets::{DatasetError, Datasets};
+use crate::diagnose::fingerprint::{Signature, Witness};
 use crate::engine::EngineWatch;
 use crate::models::{self, ModelError, Models};
+use crate::store::{Job, Store, StoreError};
+use before::{Foreseen, Past};
+use chain::{Link, Room};
+use cut::CutRows;
+use forecast::Accuracy;
 use needs::Needs;
 use rows::Data;
 
+pub mod before;
+mod chain;
+pub mod cut;
 mod evaluate;
 mod finetune;
+pub mod forecast;
 mod inputs;
 mod limits;
 mod needs;
@@ -42,6 +52,8 @@ pub enum PlanError {
     /// The host has no room for what the job brings and makes.
     #[error(transparent)]
     Room(#[from] BlobError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
 /// What would be done, before it is.
@@ -51,52 +63,115 @@ pub struct Plan {
     pub inputs: ResolvedInputs,
     pub limits: Limits,
     pub estimate: Estimate,
+    /// How well jobs of this kind and method were predicted before.
+    pub forecasts: Vec<Accuracy>,
+    /// How it will fail, if it ends as its like did.
+    pub foreseen: Vec<Foreseen>,
+    /// Rows that may be cut. No warning yet: whoever has the rows tokenized knows better.
+    pub cut: Option<CutRows>,
     pub warnings: Vec<String>,
 }
 
 /// Plans jobs.
 #[derive(Debug, Clone)]
 pub struct Planner {
+    store: Store,
     models: Models,
     datasets: Datasets,
     engine: EngineWatch,
     config: Arc<Config>,
 }
 
+/// Jobs that are looked at of those that one waits for.
+const LONGEST_CHAIN: usize = 100;
+
+/// Jobs that are looked at for one that failed, the newest first.
+const LOOKED_AT: u32 = 50;
+
 /// What a kind of job comes to, before the host is looked at.
 struct Draft {
     spec: JobSpec,
     inputs: ResolvedInputs,
     needs: Needs,
+    cut: Option<CutRows>,
     warnings: Vec<String>,
 }
 
 impl Planner {
-    pub fn new(models: Models, datasets: Datasets, engine: EngineWatch, config: Arc<Config>) -> Self {
-        Self { models, datasets, engine, config }
+    pub fn new(store: Store, models: Models, datasets: Datasets, engine: EngineWatch, config: Arc<Config>) -> Self {
+        Self { store, models, datasets, engine, config }
     }
 
     /// Parses the options, fixes the inputs, estimates the needs, and refuses what cannot work.
     pub async fn plan(&self, job: JobArgs, limits: &LimitArgs) -> Result<Plan, PlanError> {
         let asked = if let JobArgs::Finetune(args) = &job { Some(args.clone()) } else { None };
+        // Boxed: each holds models and rows, and a request would hold the largest of them to its end.
         let draft = match both(job.parse(), limits.check())? {
-            JobSpec::Finetune(spec) => self.finetune(spec, &asked.unwrap_or_default()).await?,
-            JobSpec::Train(spec) => self.train(spec).await?,
-            JobSpec::Quantize(spec) => self.quantize(spec).await?,
-            JobSpec::Evaluate(spec) => self.evaluate(spec).await?,
+            JobSpec::Finetune(spec) => Box::pin(self.finetune(spec, &asked.unwrap_or_default())).await?,
+            JobSpec::Train(spec) => Box::pin(self.train(spec)).await?,
+            JobSpec::Quantize(spec) => Box::pin(self.quantize(spec)).await?,
+            JobSpec::Evaluate(spec) => Box::pin(self.evaluate(spec)).await?,
         };
-        self.fit(draft, limits)
+        let forecasts = self.forecasts(&draft.spec).await?;
+        let before = self.awaited(&draft.inputs).await?;
+        let mut plan = self.fit(draft, limits, forecasts, &before)?;
+        plan.foreseen = self.foresee(&plan).await?;
+        plan.warnings.extend(plan.foreseen.iter().map(|foreseen| foreseen.text.clone()));
+        Ok(plan)
     }
 
     /// The limits in force on this host, or why the job does not fit on it.
-    fn fit(&self, draft: Draft, asked: &LimitArgs) -> Result<Plan, PlanError> {
-        let Draft { spec, inputs, needs, mut warnings } = draft;
+    fn fit(
+        &self,
+        draft: Draft,
+        asked: &LimitArgs,
+        forecasts: Vec<Accuracy>,
+        before: &[Link],
+    ) -> Result<Plan, PlanError> {
+        let Draft { spec, inputs, needs, cut, mut warnings } = draft;
         let host = self.host();
         let limits = limits::in_force(asked, &self.config.limits, &needs, &host)?;
         let estimate = needs.estimate;
         self.models.check_room(estimate.download_bytes.saturating_add(estimate.disk_bytes))?;
-        warnings.extend(limits::warnings(&limits, &needs, &host));
-        Ok(Plan { spec, inputs, limits, estimate, warnings })
+        warnings.extend(limits::warnings(&limits, &estimate, &forecasts, &host));
+        let room = Room { free: self.models.free(), kept: self.config.disk.min_free_state.0 };
+        warnings.extend(chain::warning(&spec, &needs, &limits, before, room));
+        Ok(Plan { spec, inputs, limits, estimate, forecasts, foreseen: Vec::new(), cut, warnings })
+    }
+
+    /// The jobs that have not ended yet and that this one waits for, directly or by way of others.
+    async fn awaited(&self, inputs: &ResolvedInputs) -> Result<Vec<Link>, StoreError> {
+        let read = inputs.awaited();
+        let mut open = read.clone();
+        let mut found: Vec<Link> = Vec::new();
+        while let Some(id) = open.pop().filter(|_| found.len() < LONGEST_CHAIN) {
+            let job = self.store.job(id).await?;
+            if !job.state.is_done() && found.iter().all(|link| link.job != id) {
+                open.extend(job.inputs.awaited());
+                found.push(Link::of(&job, read.contains(&id)));
+            }
+        }
+        Ok(found)
+    }
+
+    /// How well jobs of the same kind and method were predicted.
+    async fn forecasts(&self, spec: &JobSpec) -> Result<Vec<Accuracy>, StoreError> {
+        let before = self.store.forecasts(spec.kind(), forecast::method_of(spec)).await?;
+        Ok(forecast::judge(&before))
+    }
+
+    /// How the job will fail, if it ends as the newest of those did that asked for no more.
+    async fn foresee(&self, plan: &Plan) -> Result<Vec<Foreseen>, StoreError> {
+        let like = self.store.like(plan.spec.kind(), &plan.inputs, LOOKED_AT).await?;
+        let past: Vec<_> = like.into_iter().filter_map(past).collect();
+        let Some(omen) = before::foresee(&plan.spec, &plan.limits, &past) else { return Ok(Vec::new()) };
+        let kept = self.store.failure_of(omen.past.job, omen.past.attempt).await?;
+        let fingerprint = match kept {
+            Some(kept) => kept.fingerprint,
+            // It is older than failures are kept; its message is there nevertheless.
+            None => Signature::of(omen.failure, Witness::Message).fingerprint(),
+        };
+        Ok(vec![omen.foreseen(fingerprint.0)])
     }
 
     async fn finetune(&self, mut spec: FinetuneSpec, asked: &FinetuneArgs) -> Result<Draft, PlanError> {
@@ -107,8 +182,10 @@ impl Planner {
         warnings.extend(doubt);
         warnings.extend(finetune::warnings(&model.facts, &data));
         let needs = finetune::needs(&spec, &model, &data);
+        let limit = model.facts.max_positions;
+        let cut = data.cut(spec.recipe.seq_length(limit), limit);
         let inputs = ResolvedInputs { model: Some(model.input), ..data.inputs() };
-        Ok(Draft { spec: JobSpec::Finetune(spec), inputs, needs, warnings })
+        Ok(Draft { spec: JobSpec::Finetune(spec), inputs, needs, cut, warnings })
     }
 
     async fn train(&self, mut spec: TrainSpec) -> Result<Draft, PlanError> {
@@ -121,7 +198,7 @@ impl Planner {
         let needs = train::needs(&spec, tokenizer.as_ref(), &data);
         let warnings = data.warnings();
         let inputs = ResolvedInputs { tokenizer: tokenizer.map(|model| model.input), ..data.inputs() };
-        Ok(Draft { spec: JobSpec::Train(spec), inputs, needs, warnings })
+        Ok(Draft { spec: JobSpec::Train(spec), inputs, needs, cut: None, warnings })
     }
 
     async fn quantize(&self, mut spec: QuantizeSpec) -> Result<Draft, PlanError> {
@@ -136,7 +213,7 @@ impl Planner {
         let needs = quantize::needs(&spec, &model, data.as_ref());
         let read = data.map(|data| data.inputs()).unwrap_or_default();
         let inputs = ResolvedInputs { model: Some(model.input), ..read };
-        Ok(Draft { spec: JobSpec::Quantize(spec), inputs, needs, warnings })
+        Ok(Draft { spec: JobSpec::Quantize(spec), inputs, needs, cut: None, warnings })
     }
 
     async fn evaluate(&self, mut spec: EvaluateSpec) -> Result<Draft, PlanError> {
@@ -154,7 +231,7 @@ impl Planner {
         let needs = evaluate::needs(&spec, &models, &data);
         let mut models = models.into_iter().map(|model| model.input);
         let inputs = ResolvedInputs { model: models.next(), compared: models.collect(), ..data.inputs() };
-        Ok(Draft { spec: JobSpec::Evaluate(spec), inputs, needs, warnings })
+        Ok(Draft { spec: JobSpec::Evaluate(spec), inputs, needs, cut: None, warnings })
     }
 
     /// A model with the adapter over it, and what is doubtful about the two.
@@ -201,6 +278,12 @@ impl Data {
             ..ResolvedInputs::default()
         }
     }
+}
+
+/// How a job has ended; nothing of one that has not.
+fn past(job: Job) -> Option<Past> {
+    let Job { id, attempt, spec, limits, state: JobState::Done(outcome), .. } = job else { return None };
+    Some(Past { job: id, attempt, spec, limits, outcome })
 }
 
 /// What jobs may use, or why that is not known.

@@ -21,6 +21,7 @@ mod changes;
 mod checkpoints;
 mod failures;
 mod followers;
+mod forecasts;
 mod glance;
 mod history;
 mod jobs;

@@ -40,7 +40,13 @@ async fn plan(house: &House, model: &str) -> Result<Plan, PlanError> {
     fs::write(house.data("rows.jsonl"), ROWS).unwrap();
     house.load("rows.jsonl").await.unwrap();
     let engine = EngineWatch::still(Err(SandboxError::Unreachable("none here".into())));
-    let planner = Planner::new(house.models.clone(), house.datasets.clone(), engine, Arc::new(house.config.clone()));
+    let planner = Planner::new(
+        house.store.clone(),
+        house.models.clone(),
+        house.datasets.clone(),
+        engine,
+        Arc::new(house.config.clone()),
+    );
     let args = FinetuneArgs { model: model.into(), dataset: "rows".into(), lora_r: Some(4), ..FinetuneArgs::default() };
     planner.plan(JobArgs::Finetune(args), &LimitArgs::default()).await
 }

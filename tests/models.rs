@@ -173,9 +173,34 @@ async fn what_does_not_fit_together_is_refused_with_both_values() {
         assert!(error.contains(said), "{field}: {error}");
     }
     let mut tokenizer = tiny::tokenizer_json();
-    tokenizer["added_tokens"] = json!([{"id": 99, "content": "<extra>"}]);
+    tokenizer["model"]["vocab"]["extra"] = 99.into();
     let error = refusal(folder_with("tokenizer.json", Some(tokenizer.to_string().into_bytes()))).await;
     assert!(error.starts_with("tokenizer.json: token id 99 lies beyond the model's vocabulary of 32"), "{error}");
+}
+
+#[tokio::test]
+async fn texts_that_cannot_end_within_the_embedding_are_refused() {
+    let mut tokenizer = tiny::tokenizer_json();
+    tokenizer["added_tokens"] = json!([{"id": 99, "content": "<|im_end|>", "special": true}]);
+    let files = |eos: &str| {
+        let mut files = folder_with("tokenizer.json", Some(tokenizer.to_string().into_bytes()));
+        files.retain(|(name, _)| *name != "tokenizer_config.json");
+        files.push(("tokenizer_config.json", json!({"eos_token": eos}).to_string().into_bytes()));
+        files
+    };
+    let error = refusal(files("<|im_end|>")).await;
+    let expected = "tokenizer.json: texts end with token 99, `<|im_end|>`; the model's vocabulary has 32; give the model \
+                    a row for each token (model.resize_token_embeddings(len(tokenizer))) and save both, or take \
+                    tokenizer and weights from the same model";
+    assert_eq!(error, expected);
+    let error = refusal(files("</s>")).await;
+    assert!(error.contains("tokenizer_config.json has the eos_token `</s>`, which tokenizer.json lacks"), "{error}");
+    // As smaller models of a family are published: the worker makes no use of such tokens either.
+    let house = House::open().await;
+    tiny::write(&house.data("model"), files("t3"));
+    house.add("model").await.unwrap();
+    let beyond = house.models.resolve("model").await.unwrap().facts.tokens_beyond.unwrap();
+    assert_eq!((beyond.count, beyond.such_as.as_str()), (1, "<|im_end|>"));
 }
 
 #[tokio::test]

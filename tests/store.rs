@@ -99,6 +99,7 @@ fn new_job(n: u128) -> NewJob {
             grace_ms: 1000,
             max_attempts: LAST,
         },
+        estimate: None,
         priority: Priority::default(),
         idempotency_key: None,
         request_digest: "r".into(),

@@ -56,6 +56,16 @@ pub enum Method {
 }
 
 impl Method {
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Lora => "lora",
+            Self::Qlora => "qlora",
+            Self::Dora => "dora",
+            Self::Full => "full",
+        }
+    }
+
     /// Whether adapters are trained rather than the model's own weights.
     #[must_use]
     pub fn has_adapter(self) -> bool {

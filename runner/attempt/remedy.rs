@@ -47,6 +47,7 @@ impl Attempts {
                     changes: remedied.changes,
                     spec: plan.spec,
                     limits: plan.limits,
+                    estimate: plan.estimate,
                 }))
             }
             Err(error) => {

@@ -125,6 +125,9 @@ pub(super) fn print_plan(plan: &PlanView, out: &mut Out) -> Result<Exit, CliErro
         size(estimate.disk_bytes),
         size(estimate.download_bytes)
     ))?;
+    for known in &plan.forecasts {
+        out.line(format!("         {known}"))?;
+    }
     if estimate.trainable_parameters > 0 {
         out.line(format!("trains   {} parameters", count(estimate.trainable_parameters)))?;
     }

@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use drydock_spec::dataset::{Columns, Example, Format, Role, squad};
 use serde_json::Value;
 
+use super::lengths::Lengths;
 use super::sniff::{self, Kind};
 use super::{BadRow, DatasetError};
 
@@ -43,12 +44,22 @@ pub(super) struct Tally<'a> {
     pub(super) blank: u64,
     pub(super) text_bytes: u64,
     pub(super) most_tokens: u64,
+    pub(super) lengths: Lengths,
     pub(super) first: Vec<Example>,
 }
 
 impl<'a> Tally<'a> {
     pub(super) fn new(columns: &'a Columns) -> Self {
-        Self { columns, format: None, rows: 0, blank: 0, text_bytes: 0, most_tokens: 0, first: Vec::new() }
+        Self {
+            columns,
+            format: None,
+            rows: 0,
+            blank: 0,
+            text_bytes: 0,
+            most_tokens: 0,
+            lengths: Lengths::default(),
+            first: Vec::new(),
+        }
     }
 
     /// Reads all rows of a file; `file` is its name.
@@ -205,8 +216,14 @@ impl<'a> Tally<'a> {
         }
         self.rows += 1;
         self.text_bytes += texts(&example).iter().map(|text| text.len() as u64).sum::<u64>();
-        self.most_tokens = self.most_tokens.max(most_tokens(&example));
+        self.measure(most_tokens(&example));
         self.show(example);
+    }
+
+    /// Takes the length of a row into account.
+    pub(super) fn measure(&mut self, tokens: u64) {
+        self.most_tokens = self.most_tokens.max(tokens);
+        self.lengths.add(tokens);
     }
 
     /// Keeps the first rows for the preview.

@@ -67,7 +67,7 @@ impl Tally<'_> {
         }
         self.rows += 1;
         self.text_bytes += account.bytes;
-        self.most_tokens = self.most_tokens.max(account.tokens);
+        self.measure(account.tokens);
         let more = account.bytes - account.begins.len() as u64;
         let shown = if more > 0 { format!("{}... ({more} bytes more)", account.begins) } else { account.begins };
         self.show(Example::Text(shown));

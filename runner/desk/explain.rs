@@ -68,8 +68,5 @@ fn similar(kept: KeptFailure) -> SimilarFailure {
 
 /// What a job is made of, as one document.
 fn document(job: &Job) -> Value {
-    let mut spec = json!(job.spec);
-    // The kind is the same, and a name before every option would say it again.
-    let options = spec.as_object_mut().and_then(|kinds| kinds.values_mut().next().map(Value::take));
-    json!({"options": options, "inputs": job.inputs, "limits": job.limits})
+    json!({"options": difference::options(&job.spec), "inputs": job.inputs, "limits": job.limits})
 }

@@ -6,7 +6,7 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use super::{Answer, Desk, DeskError, submitted};
-use crate::api::{AdviceList, Advise, ApplyRemedy, JoinedFingerprint, RemedyList, RemedyView};
+use crate::api::{AdviceList, Advise, ApplyRemedy, BestRemedy, JoinedFingerprint, RemedyList, RemedyView};
 use crate::diagnose::fingerprint::Fingerprint;
 use crate::plan::Plan;
 use crate::remedy::rank::Count;
@@ -104,7 +104,7 @@ impl Desk {
         }
         let resumes = !asked.anew && goes_on(&job, &kept, &remedied, &plan);
         let trial = NewTrial { of_failure: kept.number, remedy, source, chosen_by: Chooser::Caller };
-        let Plan { spec, inputs, limits, warnings, .. } = plan;
+        let Plan { spec, inputs, limits, warnings, estimate, .. } = plan;
         let new = NewJob {
             id: JobId::from_parts(self.store.clock().now_ms(), rand::random()),
             owner,
@@ -112,6 +112,7 @@ impl Desk {
             spec,
             inputs,
             limits,
+            estimate: Some(estimate),
             priority: job.priority,
             idempotency_key: asked.idempotency_key,
             request_digest: digest,
@@ -121,6 +122,21 @@ impl Desk {
         let accepted = self.store.submit(new).await?;
         tracing::info!(job = %accepted.job.id, of = %id, trace_id = %accepted.job.trace_id, "a remedy is applied");
         Ok(Answer::Submitted(Box::new(submitted(self.view(&accepted.job).await?, accepted.created, warnings))))
+    }
+
+    /// A plan that says what helps against the failures that it foresees.
+    pub(super) async fn with_remedies(&self, mut plan: Plan) -> Result<Plan, DeskError> {
+        for foreseen in &mut plan.foreseen {
+            let job = self.store.job(foreseen.job).await?;
+            let Some(kept) = self.store.newest_failure(job.id).await? else { continue };
+            let Some((remedy, record, sure)) = self.remedies.best(&job, &kept).await? else { continue };
+            let Count { worked, tried } = record.here + record.elsewhere;
+            if tried > 0 {
+                plan.warnings.push(format!("against that, `{remedy}` worked {worked} of {tried} times"));
+            }
+            foreseen.best = Some(BestRemedy { remedy, record, sure });
+        }
+        Ok(plan)
     }
 
     /// A job that has failed, with its newest failure.

@@ -25,15 +25,24 @@ impl Desk {
                 None
             }
         };
+        let known = preview.as_ref().filter(|preview| preview.tokenized_rows == preview.rows);
         // How many packs the rows make shows only when all of them are put together.
         let recipe = plan.spec.recipe().filter(|recipe| !recipe.packing);
-        let known = preview.as_ref().filter(|preview| preview.tokenized_rows == preview.rows);
         let total_steps = recipe.zip(known).map(|(recipe, preview)| recipe.steps(preview.dataset.train_rows).1);
+        // Where a tokenizer has seen all rows, it has the last word.
+        let cut = plan.cut.and_then(|cut| match known {
+            Some(preview) => cut.tokenized(&preview.dataset),
+            None => Some(cut),
+        });
+        warnings.extend(cut.map(|cut| cut.to_string()));
         Ok(PlanView {
             job: plan.spec,
             inputs: plan.inputs,
             limits: plan.limits,
             estimate: plan.estimate,
+            forecasts: plan.forecasts,
+            foreseen: plan.foreseen,
+            cut,
             rows: preview.map(rendered),
             total_steps,
             warnings,

@@ -2,8 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use drydock_spec::Change;
-use serde_json::Value;
+use drydock_spec::{Change, JobSpec};
+use serde_json::{Value, json};
+
+/// The options of a job, as one document.
+#[must_use]
+pub fn options(spec: &JobSpec) -> Value {
+    // Jobs of one kind are compared, and its name before every option would say it again.
+    json!(spec).as_object_mut().and_then(|kinds| kinds.values_mut().next().map(Value::take)).unwrap_or_default()
+}
 
 /// What differs between two documents, by the names of their values. Lists are one value each: they are compared as a
 /// whole, as what stands at a place in a list says little.
@@ -44,7 +51,6 @@ fn values(document: &Value) -> BTreeMap<String, Value> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use serde_json::json;
 
     use super::*;
 

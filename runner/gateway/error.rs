@@ -141,6 +141,7 @@ impl From<PlanError> for Refusal {
             PlanError::Model(error) => error.into(),
             PlanError::Dataset(error) => error.into(),
             PlanError::Room(error) => error.into(),
+            PlanError::Store(error) => error.into(),
         }
     }
 }

@@ -202,6 +202,7 @@ pub(super) fn plan(plan: &PlanView) -> String {
             size(estimate.download_bytes)
         ),
     ];
+    lines.extend(plan.forecasts.iter().map(ToString::to_string));
     if estimate.trainable_parameters > 0 {
         lines.push(format!("trains {} parameters", estimate.trainable_parameters));
     }

@@ -1,6 +1,4 @@
-//! The text files of a Hugging Face folder: `config.json` and the tokenizer's.
-
-use std::collections::BTreeMap;
+//! `config.json` of a Hugging Face folder.
 
 use drydock_gpu::Decoder;
 use drydock_spec::model::{ACTIVATIONS, Architecture, ROPE_SCALINGS};
@@ -8,7 +6,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::tensors::{Biases, HUGGING_FACE, Layout, Tensors};
-use super::{Unusable, architecture};
+use super::{Unusable, architecture, tokenizer};
 
 /// `config.json`, as far as it matters here.
 #[derive(Debug, Clone)]
@@ -36,6 +34,9 @@ struct Fields {
     rope_scaling: Option<Rope>,
     /// What Transformers 5 writes instead.
     rope_parameters: Option<Rope>,
+    /// The tokens that end texts, one or several.
+    #[serde(default)]
+    eos_token_id: Value,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -171,6 +172,11 @@ impl Config {
         self.decoder(tied.unwrap_or_else(|| !tensors.contains_key(&HUGGING_FACE.head())))
     }
 
+    /// The tokens that end texts.
+    pub(super) fn ends(&self) -> Vec<u64> {
+        tokenizer::ids(&self.fields.eos_token_id)
+    }
+
     pub(super) fn architecture(&self) -> String {
         self.architecture.name().to_owned()
     }
@@ -178,60 +184,6 @@ impl Config {
     pub(super) fn max_positions(&self) -> u32 {
         self.fields.max_position_embeddings.or(self.usual_positions()).unwrap_or_default()
     }
-}
-
-/// `tokenizer.json`, as far as its ids go.
-#[derive(Deserialize)]
-struct Tokenizer {
-    model: Vocabulary,
-    #[serde(default)]
-    added_tokens: Vec<Added>,
-}
-
-#[derive(Deserialize)]
-struct Added {
-    id: u64,
-}
-
-#[derive(Deserialize)]
-struct Vocabulary {
-    vocab: Ids,
-}
-
-/// Ids by token, or, in unigram models, tokens in the order of their ids.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Ids {
-    Named(BTreeMap<String, u64>),
-    Listed(Vec<serde::de::IgnoredAny>),
-}
-
-/// Refuses a tokenizer whose ids lead beyond the embedding.
-pub(super) fn check_tokenizer(text: &[u8], decoder: &Decoder) -> Result<(), Unusable> {
-    let tokenizer: Tokenizer = serde_json::from_slice(text).map_err(|error| {
-        let next = "save the fast tokenizer: AutoTokenizer.from_pretrained(...).save_pretrained(...)";
-        Unusable::damaged(format!("not a tokenizer: {error}"), next)
-    })?;
-    let named = match &tokenizer.model.vocab {
-        Ids::Named(ids) => ids.values().max().copied(),
-        Ids::Listed(tokens) => (tokens.len() as u64).checked_sub(1),
-    };
-    let largest = tokenizer.added_tokens.iter().map(|token| token.id).chain(named).max();
-    match largest {
-        Some(largest) if largest >= u64::from(decoder.vocabulary) => Err(Unusable::damaged(
-            format!("token id {largest} lies beyond the model's vocabulary of {}", decoder.vocabulary),
-            "take tokenizer and weights from the same model",
-        )),
-        Some(_) => Ok(()),
-        None => Err(Unusable::damaged("no token inside", "take the file from the model's own repository")),
-    }
-}
-
-/// Whether `tokenizer_config.json` has a chat template; several by name count as well.
-pub(super) fn has_chat_template(text: &[u8]) -> Result<bool, Unusable> {
-    let json: Value = serde_json::from_slice(text)
-        .map_err(|error| Unusable::damaged(format!("not JSON: {error}"), "download the file again"))?;
-    Ok(json.get("chat_template").is_some_and(|template| !template.is_null()))
 }
 
 #[cfg(test)]
@@ -313,21 +265,5 @@ mod tests {
             let error = config(change).unwrap_err().to_string();
             assert!(error.contains(said), "{error}");
         }
-    }
-
-    #[test]
-    fn a_tokenizer_that_is_larger_than_the_embedding_is_refused() {
-        let decoder = config(json!({})).unwrap().decoder(false);
-        let tokenizer = |vocab: Value, added: u64| {
-            let json = json!({"model": {"type": "BPE", "vocab": vocab, "merges": []},
-                "added_tokens": [{"id": added, "content": "<s>"}]});
-            check_tokenizer(json.to_string().as_bytes(), &decoder)
-        };
-        assert_eq!(tokenizer(json!({"a": 0, "b": 511}), 3), Ok(()));
-        assert_eq!(tokenizer(json!([["a", 0.0], ["b", -1.0]]), 3), Ok(()));
-        let error = tokenizer(json!({"a": 512}), 3).unwrap_err().to_string();
-        assert!(error.starts_with("token id 512 lies beyond the model's vocabulary of 512"), "{error}");
-        assert!(tokenizer(json!({"a": 1}), 600).is_err());
-        assert!(check_tokenizer(b"{}", &decoder).unwrap_err().to_string().contains("not a tokenizer"));
     }
 }

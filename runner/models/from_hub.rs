@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use super::config::{self, Config};
+use super::config::Config;
 use super::inspect::{self, BESIDE, CONFIG, INDEX, TEMPLATE, TOKENIZER, TOKENIZER_CONFIG, Weights};
-use super::{Facts, Incoming, Manifest, ModelError, Models, Resolved, Unusable, stored};
+use super::{Facts, Incoming, Manifest, ModelError, Models, Resolved, Unusable, stored, tokenizer};
 use crate::blobs::BlobError;
 use crate::data_dirs::OpenFile;
 use crate::hub::{HubError, HubFile, Kind, Pinned, Reference};
@@ -115,7 +115,8 @@ impl Models {
         let mut has_chat_template = find(TEMPLATE).is_ok();
         if let Ok(file) = find(TOKENIZER_CONFIG) {
             let text = self.small(pinned, file).await?;
-            has_chat_template |= config::has_chat_template(&text).map_err(|problem| problem.of(TOKENIZER_CONFIG))?;
+            let config = tokenizer::json(&text).map_err(|problem| problem.of(TOKENIZER_CONFIG))?;
+            has_chat_template |= tokenizer::has_chat_template(&config);
         }
         Ok(Facts {
             architecture: config.architecture(),
@@ -123,6 +124,7 @@ impl Models {
             max_positions: config.max_positions(),
             dtype: "not fetched yet".into(),
             has_chat_template,
+            tokens_beyond: None,
         })
     }
 

@@ -262,6 +262,7 @@ impl Models {
             max_positions: spec.config.max_position_embeddings,
             dtype: "f32".into(),
             has_chat_template: false,
+            tokens_beyond: None,
         })
     }
 

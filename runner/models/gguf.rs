@@ -56,6 +56,7 @@ pub(super) fn read(file: impl Read + Seek, length: u64, tokenizer_beside: bool) 
         has_chat_template: header.metadata.contains_key("tokenizer.chat_template"),
         architecture,
         decoder,
+        tokens_beyond: None,
     })
 }
 

@@ -4,20 +4,23 @@ use std::collections::BTreeMap;
 use std::io::{Read, Seek};
 
 use serde::Deserialize;
+use serde_json::Value;
 
-use super::config::{self, Config};
+use super::config::Config;
 use super::tensors::{self, HUGGING_FACE, Tensors};
+use super::tokenizer::{self, Tokenizer};
 use super::{Facts, ModelError, Unusable, WeightsFormat, gguf, safetensors};
 use crate::data_dirs::OpenFile;
 
 /// Files beside the weights that the worker reads, where they are there.
 pub(super) const BESIDE: [&str; 5] =
-    [TOKENIZER, TOKENIZER_CONFIG, TEMPLATE, "generation_config.json", "special_tokens_map.json"];
+    [TOKENIZER, TOKENIZER_CONFIG, TEMPLATE, GENERATION_CONFIG, "special_tokens_map.json"];
 /// Longest text file; the largest tokenizers have some 35 MB.
 const LONGEST_TEXT: u64 = 128 << 20;
 pub(super) const CONFIG: &str = "config.json";
 pub(super) const TOKENIZER: &str = "tokenizer.json";
 pub(super) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+const GENERATION_CONFIG: &str = "generation_config.json";
 pub(super) const TEMPLATE: &str = "chat_template.jinja";
 pub(super) const INDEX: &str = "model.safetensors.index.json";
 /// What a GGUF file is called in a model's folder, whatever it was called before: so the same file is the same model.
@@ -112,7 +115,8 @@ impl Heap {
         let beside = self.0.contains_key(TOKENIZER);
         let mut facts = gguf::read(&weights.file, weights.bytes, beside).map_err(|problem| problem.of(name))?;
         let mut files = vec![Needed { file: weights, path: GGUF_NAME.into() }];
-        self.beside(&mut files, &mut facts)?;
+        // What ends texts is in the GGUF file as well, and goes before what the tokenizer's files say.
+        self.beside(&mut files, &mut facts, None)?;
         Ok(Inspected { format: WeightsFormat::Gguf, facts, files })
     }
 
@@ -128,6 +132,7 @@ impl Heap {
             max_positions: shape.max_positions(),
             dtype: tensors::dtype(&tensors).to_owned(),
             has_chat_template: false,
+            tokens_beyond: None,
             decoder,
         };
         files.push(Needed { path: CONFIG.into(), file: config });
@@ -137,7 +142,7 @@ impl Heap {
                 "save the fast tokenizer: AutoTokenizer.from_pretrained(...).save_pretrained(folder)",
             )?;
         }
-        self.beside(&mut files, &mut facts)?;
+        self.beside(&mut files, &mut facts, Some(shape.ends()))?;
         Ok(Inspected { format: WeightsFormat::Safetensors, facts, files })
     }
 
@@ -182,24 +187,34 @@ impl Heap {
         }
     }
 
-    /// Takes the files that go with the weights.
-    fn beside(&mut self, files: &mut Vec<Needed>, facts: &mut Facts) -> Result<(), ModelError> {
+    /// Takes the files that go with the weights. `ends` are the tokens that end texts by the model's configuration, if
+    /// that is all that tells.
+    fn beside(&mut self, files: &mut Vec<Needed>, facts: &mut Facts, ends: Option<Vec<u64>>) -> Result<(), ModelError> {
+        let (mut tokenizer, mut ends, mut settings) = (None, ends, Value::Null);
         for name in BESIDE {
             let Some(mut file) = self.0.remove(name) else { continue };
             let text = text(&mut file)?;
+            let parsed = || tokenizer::json(&text).map_err(|problem| problem.of(name));
             match name {
-                TOKENIZER => {
-                    config::check_tokenizer(&text, &facts.decoder).map_err(|problem| problem.of(name))?;
-                }
-                TOKENIZER_CONFIG => {
-                    facts.has_chat_template |= config::has_chat_template(&text).map_err(|problem| problem.of(name))?;
+                TOKENIZER => tokenizer = Some(Tokenizer::parse(&text).map_err(|problem| problem.of(name))?),
+                TOKENIZER_CONFIG => settings = parsed()?,
+                GENERATION_CONFIG => {
+                    let named = parsed()?.get("eos_token_id").map(tokenizer::ids).unwrap_or_default();
+                    ends.iter_mut().for_each(|ends| ends.extend(&named));
                 }
                 TEMPLATE => facts.has_chat_template = true,
                 _ => {}
             }
             files.push(Needed { path: name.to_owned(), file });
         }
-        Ok(())
+        facts.has_chat_template |= tokenizer::has_chat_template(&settings);
+        let Some(tokenizer) = tokenizer else { return Ok(()) };
+        let rows = facts.decoder.vocabulary;
+        facts.tokens_beyond = tokenizer.beyond(rows).map_err(|problem| problem.of(TOKENIZER))?;
+        match ends {
+            Some(ends) => tokenizer.check_ends(&settings, &ends, rows).map_err(|problem| problem.of(TOKENIZER)),
+            None => Ok(()),
+        }
     }
 
     fn take(&mut self, name: &str, why: &str) -> Result<OpenFile, ModelError> {

@@ -63,6 +63,7 @@ pub(super) fn needs(spec: &EvaluateSpec, models: &[Resolved], data: &Data) -> Ne
     };
     let kept = u64::from(spec.log_samples) * (u64::from(longest) + u64::from(new_tokens)) * CHARACTERS_A_TOKEN;
     let (memory, rows) = (of(spec.batch_size), spec.batch_size);
+    let model_bytes = models.iter().map(|model| 4 * model.facts.decoder.parameters()).max().unwrap_or(0);
     Needs::new(
         memory,
         (kept + RESULTS_BYTES).saturating_mul(models.len() as u64),
@@ -78,12 +79,14 @@ pub(super) fn needs(spec: &EvaluateSpec, models: &[Resolved], data: &Data) -> Ne
             InvalidOption::new("batch_size", rows, problem, next)
         },
     )
+    .reading(model_bytes)
 }
 
 /// What somebody should know who submits this.
 pub(super) fn warnings(spec: &EvaluateSpec, models: &[Resolved], data: &Data) -> Vec<String> {
     let mut warnings = data.warnings();
     let chats = spec.apply_chat_template.unwrap_or(true);
+    warnings.extend(models.iter().find_map(|model| data.with_tokens_beyond(&model.facts)));
     warnings.extend(models.iter().filter(|_| chats).find_map(|model| data.without_template(&model.facts)));
     warnings
 }

@@ -1,11 +1,12 @@
 //! Whether a finetune can work with its model and rows, and what it needs: pure rules.
 
 use drydock_gpu::estimate::{Batch, Training, matches};
-use drydock_spec::finetune::{FinetuneArgs, FinetuneSpec, Method};
+use drydock_spec::finetune::{FinetuneArgs, FinetuneSpec, Keep, Method};
 use drydock_spec::option::Complaints;
+use drydock_spec::recipe::{OnDivergence, Recipe};
 use drydock_spec::{InvalidOption, InvalidOptions};
 
-use super::needs::{self, Needs};
+use super::needs::{self, Needs, Saving};
 use super::rows::{self, Data};
 use super::training::Room;
 use crate::models::{Facts, Resolved};
@@ -98,12 +99,29 @@ pub(super) fn needs(spec: &FinetuneSpec, model: &Resolved, data: &Data) -> Needs
         training.trained(),
         move |budget, needed| room.refusal(budget, needed),
     )
+    .or_less(saving(spec, model))
+}
+
+/// What is not asked for by everybody who gets it: a whole model beside the adapter, and checkpoints on the way.
+fn saving(spec: &FinetuneSpec, model: &Resolved) -> Option<Saving> {
+    let recipe = &spec.recipe;
+    let (change, changed) = if spec.method.has_adapter() && spec.keep.merged() {
+        ("set keep to \"adapter\"", FinetuneSpec { keep: Keep::Adapter, ..spec.clone() })
+    } else if recipe.save_steps.is_some() && recipe.on_divergence != OnDivergence::RollBack {
+        let recipe = Recipe { save_steps: None, ..recipe.clone() };
+        ("leave out save_steps", FinetuneSpec { recipe, ..spec.clone() })
+    } else {
+        return None;
+    };
+    let disk_bytes = Training::finetune(&model.facts.decoder, &changed, needs::stored_as(&model.facts)).disk();
+    Some(Saving { change: change.to_owned(), disk_bytes })
 }
 
 /// What somebody should know who submits this.
 pub(super) fn warnings(facts: &Facts, data: &Data) -> Vec<String> {
     let mut warnings = data.warnings();
     warnings.extend(data.without_template(facts));
+    warnings.extend(data.with_tokens_beyond(facts));
     warnings
 }
 

@@ -3,6 +3,8 @@
 use drydock_spec::JobId;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
+use sha2::{Digest, Sha256};
 
 /// A job's inputs. Which of them there are depends on the kind of job.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -88,6 +90,23 @@ impl ResolvedInputs {
             ModelSource::Hub { .. } | ModelSource::Awaited { .. } => None,
         });
         models.chain(self.dataset.iter().chain(&self.eval_dataset).map(|dataset| dataset.digest.clone()))
+    }
+
+    /// What is the same for all jobs of a kind that read the same models and the same rows, whatever these are called.
+    #[must_use]
+    pub fn likeness(&self, kind: &str) -> String {
+        let model = |model: &ModelInput| json!([model.source, model.adapter.as_ref().map(|adapter| &adapter.source)]);
+        let rows = |rows: &Option<DatasetInput>| json!(rows.as_ref().map(|rows| &rows.digest));
+        let compared: Vec<_> = self.compared.iter().map(model).collect();
+        let read = json!([
+            kind,
+            self.model.as_ref().map(model),
+            compared,
+            self.tokenizer.as_ref().map(model),
+            rows(&self.dataset),
+            rows(&self.eval_dataset),
+        ]);
+        Sha256::digest(read.to_string().as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// The jobs that must have succeeded before this one can start, each once.

@@ -8,11 +8,15 @@ use drydock_spec::option::Complaints;
 use drydock_spec::{InvalidOption, InvalidOptions, LimitArgs, Limits};
 
 use super::Host;
+use super::forecast::{Accuracy, Quantity};
 use super::needs::Needs;
+use crate::api::Estimate;
 use crate::blobs::size;
 use crate::config::LimitsConfig;
 
 const MIB: u64 = 1 << 20;
+/// Jobs that must have been measured before their spread says anything.
+const LEAST_MEASURED: u64 = 5;
 
 /// Every limit set, or why the job cannot run on this host; all complaints come at once.
 pub(super) fn in_force(
@@ -29,7 +33,14 @@ pub(super) fn in_force(
     }
     wrong.require(needs.estimate.disk_bytes <= disk_bytes, || {
         let problem = format!("the artifacts need about {}", size(needs.estimate.disk_bytes));
-        let next = format!("choose at least {}", needs.estimate.disk_bytes.div_ceil(MIB));
+        let enough = |bytes: u64| bytes.div_ceil(MIB);
+        let least = format!("choose at least {}", enough(needs.estimate.disk_bytes));
+        let next = match &needs.saving {
+            Some(saving) => {
+                format!("{least}, or {}, with which {} are enough", saving.change, enough(saving.disk_bytes))
+            }
+            None => least,
+        };
         InvalidOption::new("limits.disk_mib", disk_bytes / MIB, problem, next)
     });
     wrong.into_result(Limits {
@@ -83,15 +94,8 @@ fn cpu_millis(asked: &LimitArgs, config: &LimitsConfig, host: &Host) -> u32 {
 }
 
 /// What somebody should know about these limits.
-pub(super) fn warnings(limits: &Limits, needs: &Needs, host: &Host) -> Vec<String> {
-    let mut warnings = Vec::new();
-    if limits.memory_bytes < needs.estimate.memory_bytes {
-        warnings.push(format!(
-            "limits.memory_mib = {} is below the {} that the job is expected to need; it may end out of memory",
-            limits.memory_bytes / MIB,
-            size(needs.estimate.memory_bytes)
-        ));
-    }
+pub(super) fn warnings(limits: &Limits, estimate: &Estimate, forecasts: &[Accuracy], host: &Host) -> Vec<String> {
+    let mut warnings = Vec::from_iter(memory_warning(limits.memory_bytes, estimate.memory_bytes, forecasts));
     match (&host.capacity, &host.image) {
         (Err(problem), _) => {
             warnings
@@ -101,6 +105,30 @@ pub(super) fn warnings(limits: &Limits, needs: &Needs, host: &Host) -> Vec<Strin
         (Ok(_), Ok(())) => {}
     }
     warnings
+}
+
+/// Whether the memory is little for what the job is expected to need, and for what others have needed.
+fn memory_warning(limit: u64, predicted: u64, forecasts: &[Accuracy]) -> Option<String> {
+    let mib = limit / MIB;
+    let known = forecasts.iter().find(|known| known.quantity == Quantity::Memory && known.jobs >= LEAST_MEASURED);
+    let ratio = known.and_then(|known| known.spread).map(|spread| spread.ratio_p95);
+    let needed = ratio.map(|ratio| (ratio, (predicted as f64 * ratio) as u64));
+    let below = format!("limits.memory_mib = {mib} is below the {} that the job is expected to need", size(predicted));
+    match needed {
+        Some((ratio, needed)) if limit < predicted && needed <= limit => Some(format!(
+            "{below}; it may be enough all the same: 95 of 100 jobs of this kind needed at most {ratio:.2}x of what was \
+             predicted, which would be {}",
+            size(needed)
+        )),
+        _ if limit < predicted => Some(format!("{below}; it may end out of memory")),
+        Some((ratio, needed)) if limit < needed => Some(format!(
+            "limits.memory_mib = {mib} is within the error of the prediction: 5 of 100 jobs of this kind needed \
+             {ratio:.2}x of what was predicted or more, which would be {}; choose at least {}",
+            size(needed),
+            needed.div_ceil(MIB)
+        )),
+        _ => None,
+    }
 }
 
 fn millis(duration: Duration) -> i64 {

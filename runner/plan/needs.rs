@@ -12,8 +12,21 @@ use crate::models::Facts;
 /// What a job needs, and how it could need less.
 pub(super) struct Needs {
     pub(super) estimate: Estimate,
+    /// What would write less.
+    pub(super) saving: Option<Saving>,
+    /// The model that it reads as a whole model in f32, in bytes; 0 where it reads none.
+    pub(super) model_bytes: u64,
     /// From what jobs may use and what this one needs with its margin, both in bytes, to the refusal.
     refuse: Box<dyn Fn(u64, u64) -> InvalidOption + Send>,
+}
+
+/// A change with which a job writes less.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Saving {
+    /// Such as `set keep to "adapter"`.
+    pub(super) change: String,
+    /// What it would write then.
+    pub(super) disk_bytes: u64,
 }
 
 impl fmt::Debug for Needs {
@@ -31,7 +44,19 @@ impl Needs {
         refuse: impl Fn(u64, u64) -> InvalidOption + Send + 'static,
     ) -> Self {
         let estimate = Estimate { memory_bytes, disk_bytes, download_bytes, trainable_parameters };
-        Self { estimate, refuse: Box::new(refuse) }
+        Self { estimate, saving: None, model_bytes: 0, refuse: Box::new(refuse) }
+    }
+
+    /// The same of a job that could write less.
+    #[must_use]
+    pub(super) fn or_less(self, saving: Option<Saving>) -> Self {
+        Self { saving, ..self }
+    }
+
+    /// The same of a job that reads a model which takes so many bytes as a whole one in f32.
+    #[must_use]
+    pub(super) fn reading(self, model_bytes: u64) -> Self {
+        Self { model_bytes, ..self }
     }
 
     /// The memory limit of the job where none is asked for.

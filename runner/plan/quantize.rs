@@ -46,6 +46,7 @@ pub(super) fn needs(spec: &QuantizeSpec, model: &Resolved, data: Option<&Data>) 
             }
         },
     )
+    .reading(4 * decoder.parameters())
 }
 
 /// What somebody should know who submits this.

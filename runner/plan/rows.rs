@@ -8,6 +8,7 @@ use drydock_spec::finetune::Objective;
 use drydock_spec::option::Complaints;
 use drydock_spec::recipe::Recipe;
 
+use super::cut::{self, CutRows};
 use crate::datasets::Resolved;
 use crate::models::Facts;
 
@@ -24,7 +25,7 @@ pub(super) struct Wanted {
 }
 
 impl Data {
-    fn all(&self) -> impl Iterator<Item = &Resolved> {
+    fn all(&self) -> impl Iterator<Item = &Resolved> + Clone {
         std::iter::once(&self.rows).chain(&self.eval)
     }
 
@@ -40,6 +41,12 @@ impl Data {
         u32::try_from(longest).unwrap_or(u32::MAX)
     }
 
+    /// Those that are cut to `length` tokens, for a model that takes `limit`.
+    pub(super) fn cut(&self, length: u32, limit: u32) -> Option<CutRows> {
+        let rows = self.all().map(|rows| rows.manifest.rows).sum();
+        cut::of(self.all().map(|rows| &rows.manifest.lengths), rows, length, limit)
+    }
+
     /// What is doubtful about them.
     pub(super) fn warnings(&self) -> Vec<String> {
         let blank = self.all().filter(|rows| rows.manifest.blank_rows > 0);
@@ -49,6 +56,17 @@ impl Data {
                 format!("{count} rows of `{name}` have a blank answer or text and are passed over")
             })
             .collect()
+    }
+
+    /// Tokens in them that the model may not know.
+    pub(super) fn with_tokens_beyond(&self, facts: &Facts) -> Option<String> {
+        let beyond = facts.tokens_beyond.as_ref()?;
+        let (count, such_as, name) = (beyond.count, &beyond.such_as, &self.rows.input.name);
+        Some(format!(
+            "the model has no embedding for {count} of its tokenizer's tokens, such as `{such_as}`; the job fails if a \
+             row of `{name}` has one: leave such rows out, or give the model a row for \
+             each token (model.resize_token_embeddings(len(tokenizer))) and add it again"
+        ))
     }
 
     /// Chats need a template to be written as the model knows them.

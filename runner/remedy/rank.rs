@@ -54,6 +54,14 @@ pub fn lower_bound(worked: f64, tried: f64) -> f64 {
     ((centre - spread) / (1.0 + z2 / tried)).max(0.0)
 }
 
+impl std::ops::Add for Count {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { worked: self.worked + other.worked, tried: self.tried + other.tried }
+    }
+}
+
 impl Count {
     /// The same share as no more than `most` trials.
     fn at_most(self, most: f64) -> (f64, f64) {

@@ -11,6 +11,7 @@ use super::failures::word;
 use super::rows::{attempt, job_id, json, signed, state, state_columns, to_json};
 use super::trials::{self, NewTrial};
 use super::{Store, StoreError};
+use crate::api::Estimate;
 use crate::plan::ResolvedInputs;
 
 /// No retry waits for longer than this, in milliseconds.
@@ -25,6 +26,8 @@ pub struct NewJob {
     pub spec: JobSpec,
     pub inputs: ResolvedInputs,
     pub limits: Limits,
+    /// What its plan predicted.
+    pub estimate: Option<Estimate>,
     pub priority: Priority,
     pub idempotency_key: Option<String>,
     /// Digest of what the caller sent, to tell a repeated submission from another one under the same key.
@@ -53,6 +56,8 @@ pub struct Job {
     pub spec: JobSpec,
     pub inputs: ResolvedInputs,
     pub limits: Limits,
+    /// What its plan predicted, where that was kept.
+    pub estimate: Option<Estimate>,
     pub priority: Priority,
     pub state: JobState,
     /// The next attempt while the job is queued, otherwise the current or last one.
@@ -121,7 +126,7 @@ pub struct Page {
 
 pub(super) const COLUMNS: &str = "id, owner, trace_id, spec, inputs, limits, priority, state, attempt, failure, \
      last_seq, not_before_ms, submitted_ms, started_ms, ended_ms, artifacts_removed_ms, reports_removed_ms, \
-     on_failure, remedy_of, resumes";
+     on_failure, remedy_of, resumes, estimate";
 
 pub(super) fn job(row: &SqliteRow) -> Result<Job, StoreError> {
     let number: i64 = row.try_get("attempt")?;
@@ -133,6 +138,7 @@ pub(super) fn job(row: &SqliteRow) -> Result<Job, StoreError> {
         spec: json(row.try_get("spec")?)?,
         inputs: json(row.try_get("inputs")?)?,
         limits: json(row.try_get("limits")?)?,
+        estimate: row.try_get::<Option<&str>, _>("estimate")?.map(json).transpose()?,
         priority: i8::try_from(priority)
             .ok()
             .and_then(|value| Priority::new(value).ok())
@@ -179,9 +185,10 @@ impl Store {
             "-- store::jobs::submit
              INSERT INTO jobs (id, owner, trace_id, kind, spec, inputs, limits, max_attempts, cpu_millis, memory_bytes,
                                priority, position, state, attempt, last_seq, not_before_ms, idempotency_key,
-                               request_digest, submitted_ms, on_failure, remedy_of, resumes)
+                               request_digest, submitted_ms, on_failure, remedy_of, resumes, estimate, likeness)
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10,
-                     $11, (SELECT COALESCE(MAX(position), 0) + 1 FROM jobs), 'queued', 1, 1, 0, $13, $14, $12, $15, $16, $17)",
+                     $11, (SELECT COALESCE(MAX(position), 0) + 1 FROM jobs), 'queued', 1, 1, 0, $13, $14, $12,
+                     $15, $16, $17, $18, $19)",
         )
         .bind(new.id.to_string())
         .bind(&new.owner.0)
@@ -200,6 +207,8 @@ impl Store {
         .bind(word(&new.on_failure)?)
         .bind(new.remedy.as_ref().map(|remedy| remedy.job.to_string()))
         .bind(new.remedy.as_ref().is_some_and(|remedy| remedy.resumes))
+        .bind(new.estimate.as_ref().map(to_json).transpose()?)
+        .bind(new.inputs.likeness(new.spec.kind()))
         .execute(&mut *tx)
         .await?;
         write_awaited(&mut tx, new.id, &new.inputs.awaited()).await?;
@@ -294,6 +303,20 @@ impl Store {
              SELECT {COLUMNS} FROM jobs WHERE state = 'succeeded' AND kind = $1 ORDER BY position DESC LIMIT $2"
         )))
         .bind(kind)
+        .bind(i64::from(limit))
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter().map(job).collect()
+    }
+
+    /// The newest jobs of a kind that have succeeded or failed on these models and rows, the newest first.
+    pub async fn like(&self, kind: &str, inputs: &ResolvedInputs, limit: u32) -> Result<Vec<Job>, StoreError> {
+        let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
+            "-- store::jobs::like
+             SELECT {COLUMNS} FROM jobs WHERE likeness = $1 AND state IN ('succeeded', 'failed')
+             ORDER BY position DESC LIMIT $2"
+        )))
+        .bind(inputs.likeness(kind))
         .bind(i64::from(limit))
         .fetch_all(&self.pool)
         .await?;

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
 mod failures;
+mod forecasts;
 #[path = "../harness/harness.rs"]
 mod harness;
 mod hostile;

@@ -161,6 +161,7 @@ pub(crate) async fn queue(store: &Store, change: impl FnOnce(&mut NewJob)) -> Jo
             grace_ms: 1000,
             max_attempts: 3,
         },
+        estimate: None,
         priority: Priority::default(),
         idempotency_key: None,
         request_digest: "r".into(),

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use drydock::api::JobView;
+use drydock::api::{Estimate, JobView};
 use drydock::clock::Clock;
 use drydock::config::Config;
 use drydock::house::House;
@@ -87,6 +87,7 @@ impl World {
             spec: job.parse().unwrap(),
             inputs,
             limits,
+            estimate: Some(estimate()),
             priority: Priority::default(),
             idempotency_key: None,
             request_digest: String::new(),
@@ -153,6 +154,11 @@ impl World {
             })
             .collect()
     }
+}
+
+/// What plans predict of the jobs that are submitted here.
+pub fn estimate() -> Estimate {
+    Estimate { memory_bytes: 2, disk_bytes: 14, download_bytes: 0, trainable_parameters: 1 }
 }
 
 /// Limits that are far away.

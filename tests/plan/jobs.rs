@@ -18,8 +18,12 @@ async fn planned(house: &House, job: JobArgs) -> Result<Plan, String> {
 }
 
 /// Queues the job as the gateway would.
-async fn submit(house: &House, job: JobArgs) -> JobId {
-    let plan = planned(house, job).await.unwrap();
+pub(crate) async fn submit(house: &House, job: JobArgs) -> JobId {
+    submit_with(house, job, LimitArgs::default()).await
+}
+
+pub(crate) async fn submit_with(house: &House, job: JobArgs, limits: LimitArgs) -> JobId {
+    let plan = plan_job(engine(8 * GIB), house, job, limits).await.unwrap();
     let new = NewJob {
         id: JobId::from_parts(1, rand::random()),
         owner: Owner::local(),
@@ -27,6 +31,7 @@ async fn submit(house: &House, job: JobArgs) -> JobId {
         spec: plan.spec,
         inputs: plan.inputs,
         limits: plan.limits,
+        estimate: Some(plan.estimate),
         priority: Priority::default(),
         idempotency_key: None,
         request_digest: "r".into(),
@@ -36,7 +41,7 @@ async fn submit(house: &House, job: JobArgs) -> JobId {
     house.store.submit(new).await.unwrap().job.id
 }
 
-async fn claim(house: &House, id: JobId) -> Lease {
+pub(crate) async fn claim(house: &House, id: JobId) -> Lease {
     let holder = Holder { name: "a".into(), lease_ms: 30_000 };
     house.store.claim(id, &holder).await.unwrap().unwrap()
 }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "the steps that tests share may panic as tests do")]
 
+mod foresight;
 #[path = "../support/house.rs"]
 mod house;
 mod jobs;
@@ -28,7 +29,11 @@ const GIB: u64 = 1 << 30;
 
 /// A house with the tiny model and ten sums.
 async fn house() -> House {
-    let house = House::open().await;
+    furnished(House::open().await).await
+}
+
+/// The same of a house of one's own.
+async fn furnished(house: House) -> House {
     fs::write(house.data("tiny.gguf"), Gguf::tiny().bytes()).unwrap();
     house.add("tiny.gguf").await.unwrap();
     let rows: String =
@@ -57,7 +62,13 @@ fn args() -> FinetuneArgs {
 }
 
 async fn plan_job(engine: EngineWatch, house: &House, job: JobArgs, limits: LimitArgs) -> Result<Plan, PlanError> {
-    let planner = Planner::new(house.models.clone(), house.datasets.clone(), engine, Arc::new(house.config.clone()));
+    let planner = Planner::new(
+        house.store.clone(),
+        house.models.clone(),
+        house.datasets.clone(),
+        engine,
+        Arc::new(house.config.clone()),
+    );
     planner.plan(job, &limits).await
 }
 

@@ -234,6 +234,7 @@ impl World {
                 grace_ms: 10_000,
                 max_attempts: attempts,
             },
+            estimate: None,
             priority: Priority::default(),
             idempotency_key: None,
             request_digest: String::new(),

@@ -4,13 +4,14 @@ use drydock_spec::{Attempt, Change, JobEvent, JobId, JobSpec, JobState, Limits, 
 use sqlx::{Sqlite, Transaction};
 
 use super::Lease;
+use crate::api::Estimate;
 use crate::artifacts::Artifact;
 use crate::remedy::{Chooser, Source};
 use crate::store::failures::{self, FailureRecord};
 use crate::store::jobs::{Job, apply, read};
 use crate::store::rows::{signed, to_json};
 use crate::store::trials::{self, Ended, NewTrial};
-use crate::store::{StoreError, followers};
+use crate::store::{StoreError, followers, forecasts};
 
 /// What the next attempt of the same job does otherwise.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,6 +24,8 @@ pub struct Cure {
     /// The job with the remedy worked in.
     pub spec: JobSpec,
     pub limits: Limits,
+    /// What the planner expects of it.
+    pub estimate: Estimate,
 }
 
 impl Lease {
@@ -62,6 +65,7 @@ impl Lease {
             failure = Some((failures::keep(&mut tx, (id, attempt, now), failed, &record).await?, record));
         }
         let before = read(&mut tx, id).await?;
+        forecasts::keep(&mut tx, (&before, attempt, now), &outcome, artifacts).await?;
         let goes_on = matches!(before.state, JobState::Running { .. }) && attempt < before.last_attempt();
         let cure = self.cure.take().filter(|_| goes_on);
         let event = match (&outcome, &cure) {
@@ -147,12 +151,13 @@ async fn keep_artifact(
 async fn change(tx: &mut Transaction<'_, Sqlite>, id: JobId, cure: &Cure) -> Result<(), StoreError> {
     sqlx::query(
         "-- store::lease::change
-         UPDATE jobs SET spec = $1, limits = $2, cpu_millis = $3, memory_bytes = $4 WHERE id = $5",
+         UPDATE jobs SET spec = $1, limits = $2, cpu_millis = $3, memory_bytes = $4, estimate = $5 WHERE id = $6",
     )
     .bind(to_json(&cure.spec)?)
     .bind(to_json(&cure.limits)?)
     .bind(i64::from(cure.limits.cpu_millis))
     .bind(signed(cure.limits.memory_bytes))
+    .bind(to_json(&cure.estimate)?)
     .bind(id.to_string())
     .execute(&mut **tx)
     .await?;

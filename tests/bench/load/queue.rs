@@ -190,6 +190,7 @@ fn new_job(n: u128) -> NewJob {
             grace_ms: 1000,
             max_attempts: 3,
         },
+        estimate: None,
         priority: submission.priority,
         idempotency_key: None,
         request_digest: String::new(),
