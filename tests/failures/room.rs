@@ -64,7 +64,7 @@ pub(crate) const OF_THE_PROBE: &[Case] = &[
         Order::probe(guise, "child-eats", "tokenize", "0")
     }),
     probe("scratch files in memory", OutOfMemory, Stage::Evaluate, |guise| Order::probe(guise, "eat", "evaluate", "0")),
-    probe("output full", Unexplained, Stage::Save, |guise| {
+    probe("output full", DiskFull, Stage::Save, |guise| {
         Order::probe(guise, "output", "save", guise.pick(["64", "80"]))
     }),
     probe("too many files", Unexplained, Stage::Save, |guise| {
@@ -73,7 +73,7 @@ pub(crate) const OF_THE_PROBE: &[Case] = &[
     probe("file larger than the output", DiskFull, Stage::Save, |guise| {
         Order::probe(guise, "one-large-file", "save", guise.pick(["8", "13"]))
     }),
-    probe("scratch space full", Unexplained, Stage::Tokenize, |guise| {
+    probe("scratch space full", DiskFull, Stage::Tokenize, |guise| {
         Order::probe(guise, "scratch", "tokenize", guise.pick(["40", "50"]))
     }),
     probe("no sign of life", Silent, Stage::Train, |guise| {
