@@ -104,7 +104,8 @@ impl Desk {
         }
         let resumes = !asked.anew && goes_on(&job, &kept, &remedied, &plan);
         let trial = NewTrial { of_failure: kept.number, remedy, source, chosen_by: Chooser::Caller };
-        let Plan { spec, inputs, limits, warnings, estimate, .. } = plan;
+        let Plan { spec, inputs, limits, mut warnings, estimate, cut, .. } = plan;
+        warnings.extend(cut.map(|cut| cut.to_string()));
         let new = NewJob {
             id: JobId::from_parts(self.store.clock().now_ms(), rand::random()),
             owner,
