@@ -24,6 +24,7 @@ use crate::store::{Job, Lease, Store, StoreError};
 
 mod explain;
 mod follow;
+mod gpus;
 mod hand;
 mod hold;
 pub mod reports;
@@ -33,6 +34,7 @@ mod start;
 /// Characters of what a worker says that a file is.
 const MOST_ROLE_CHARS: usize = 64;
 
+pub use gpus::HostGpus;
 pub use hand::InHand;
 
 /// What attempts are made with. Cloning shares it.
@@ -45,6 +47,7 @@ pub struct Attempts {
     pub datasets: Datasets,
     pub artifacts: ArtifactStore,
     pub checkpoints: Checkpoints,
+    pub gpus: HostGpus,
     /// The attempts that this process is at work on.
     pub in_hand: InHand,
     pub config: Arc<Config>,
@@ -150,8 +153,14 @@ impl Attempts {
             let message = format!("{MOST_ORPHANED} gateways in a row died while they were at work on the attempt");
             return Err(Stop::failed(FailureKind::Internal, Stage::Start, message));
         }
+        let watched = self.gpus.watch().await;
         let dir = self.start(lease).await?;
-        self.follow(lease, dir).await
+        let mut ending = self.follow(lease, dir).await?;
+        // What befalls a GPU while another program computes on it is nothing to a worker on the CPU.
+        if lease.started().await?.is_some_and(|started| started.device.starts_with("cuda")) {
+            ending.gpus = watched.end().await;
+        }
+        Ok(ending)
     }
 
     /// Takes the artifacts of a success over; what cannot be taken over turns it into a failure. Of a job that has
