@@ -169,7 +169,10 @@ fn joined(lines: Vec<Line<'_>>) -> Vec<Line<'_>> {
 /// Whether the first line ends where the width does, and not because its sentence does.
 fn is_broken_anywhere(pair: &[Line<'_>], width: usize) -> bool {
     let (before, behind) = (&pair[0], &pair[1]);
-    let ends = before.text.ends_with('.') && !behind.text.starts_with(char::is_numeric);
+    let sentence = before.text.ends_with('.') && !behind.text.starts_with(char::is_numeric);
+    // As the first line of a panic does, behind the place.
+    let place = before.text.strip_suffix(':').is_some_and(|place| place.ends_with(char::is_numeric));
+    let ends = sentence || place;
     length(before) == width && goes_on(behind) && !ends
 }
 
