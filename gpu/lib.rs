@@ -1,7 +1,8 @@
-//! What a host has and what a job gets of it: pure rules, no I/O.
+//! What a host has and what a job gets of it: pure rules. Only [`health::nvml`] asks anybody.
 
 pub mod assign;
 pub mod estimate;
+pub mod health;
 
 pub use assign::{Capacity, Shortage};
 pub use estimate::Decoder;

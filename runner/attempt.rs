@@ -25,6 +25,7 @@ use crate::store::{Job, Lease, Store, StoreError};
 
 mod explain;
 mod follow;
+mod gpus;
 mod hand;
 mod hold;
 mod remedy;
@@ -35,6 +36,7 @@ mod start;
 /// Characters of what a worker says that a file is.
 const MOST_ROLE_CHARS: usize = 64;
 
+pub use gpus::HostGpus;
 pub use hand::InHand;
 
 /// What attempts are made with. Cloning shares it.
@@ -48,6 +50,7 @@ pub struct Attempts {
     pub artifacts: ArtifactStore,
     pub checkpoints: Checkpoints,
     pub remedies: Remedies,
+    pub gpus: HostGpus,
     /// The attempts that this process is at work on.
     pub in_hand: InHand,
     pub config: Arc<Config>,
@@ -156,8 +159,14 @@ impl Attempts {
             let message = format!("{MOST_ORPHANED} gateways in a row died while they were at work on the attempt");
             return Err(Stop::failed(FailureKind::Internal, Stage::Start, message));
         }
+        let watched = self.gpus.watch().await;
         let dir = self.start(lease).await?;
-        self.follow(lease, dir).await
+        let mut ending = self.follow(lease, dir).await?;
+        // What befalls a GPU while another program computes on it is nothing to a worker on the CPU.
+        if lease.started().await?.is_some_and(|started| started.device.starts_with("cuda")) {
+            ending.gpus = watched.end().await;
+        }
+        Ok(ending)
     }
 
     /// Takes the artifacts of a success over; what cannot be taken over turns it into a failure. Of a job that has

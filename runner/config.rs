@@ -130,6 +130,8 @@ pub struct SandboxConfig {
     /// Users such as `70000-70999` of which every container has one to itself, as user and as group, instead of `uid`
     /// and `gid`. Needs a gateway that is root; no two gateways of a host may share any.
     pub uids: Option<UserRange>,
+    /// File of NVIDIA's management library, by which GPUs are looked at; by default the one that comes with the driver.
+    pub nvml: Option<PathBuf>,
     /// Size of /tmp inside; it counts against the job's memory.
     pub tmp: ByteSize,
     /// How the output folder is capped.
@@ -277,6 +279,7 @@ impl Default for SandboxConfig {
             uid: 65532,
             gid: 65532,
             uids: None,
+            nvml: None,
             tmp: ByteSize::mib(64),
             output_cap: OutputCap::Auto,
         }

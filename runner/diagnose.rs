@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use drydock_gpu::health::{GpuAccount, GpuFacts, Trouble};
 use drydock_spec::{Failure, FailureKind, Limits, Outcome, Report, Stage};
 
 use crate::sandbox::Exit;
@@ -49,6 +50,8 @@ pub struct Ending {
     /// How the worker broke its contract, if it did.
     pub broken: Option<String>,
     pub limits: Limits,
+    /// What became of the GPUs, if the worker computed on any.
+    pub gpus: GpuAccount,
 }
 
 /// Exit codes above this are a signal's number plus this.
@@ -78,7 +81,7 @@ pub fn diagnose(ending: &Ending) -> Outcome {
     if ending.cancel_requested {
         return Outcome::Cancelled;
     }
-    let mut failure = failure(ending);
+    let mut failure = weigh(failure(ending), ending);
     if failure.stage.is_none() {
         failure.stage = ending.stage;
     }
@@ -145,6 +148,30 @@ fn failure(ending: &Ending) -> Failure {
             Failure::new(FailureKind::Unexplained, message)
         }
     }
+}
+
+/// The failure that a GPU's trouble was, where the worker's end may have come of it: a damaged GPU is behind most of
+/// what a program can say about one, a program's fault on it behind an end without a reason only.
+fn weigh(failure: Failure, ending: &Ending) -> Failure {
+    use FailureKind::{ContractBroken, Crashed, GpuDriver, GpuFault, GpuMissing, Silent, Unexplained};
+    let unsaid = match failure.kind {
+        Crashed | Unexplained => true,
+        ContractBroken => ending.broken.is_none() && ending.last.as_ref().is_none_or(|last| !last.is_last()),
+        _ => false,
+    };
+    let of_damage = unsaid || matches!(failure.kind, Silent | GpuFault | GpuMissing | GpuDriver);
+    let troubles: Vec<_> = ending.gpus.gpus.iter().filter_map(GpuFacts::trouble).collect();
+    let damage = troubles.iter().find(|trouble| matches!(trouble, Trouble::Hardware(_)) && of_damage);
+    match damage.or_else(|| troubles.first().filter(|_| unsaid)) {
+        Some(Trouble::Hardware(told)) => as_of_gpu(FailureKind::GpuHardware, told, failure),
+        Some(Trouble::Fault(told)) => as_of_gpu(FailureKind::GpuFault, told, failure),
+        None => failure,
+    }
+}
+
+fn as_of_gpu(kind: FailureKind, told: &str, failure: Failure) -> Failure {
+    let message = format!("{told}; {}", failure.message);
+    Failure { stage: failure.stage, ..Failure::new(kind, message) }
 }
 
 /// Failures that we brought about by enforcing a limit.
@@ -249,6 +276,7 @@ mod tests {
                 grace_ms: 1000,
                 max_attempts: 3,
             },
+            gpus: GpuAccount::default(),
         }
     }
 
@@ -284,6 +312,32 @@ mod tests {
     fn whatever_else_happened_a_job_that_was_asked_to_stop_is_cancelled() {
         for code in [0, 1, 137, 139, 143] {
             assert_eq!(diagnose(&Ending { cancel_requested: true, ..exited(code) }), Outcome::Cancelled);
+        }
+    }
+
+    #[test]
+    fn a_damaged_gpu_weighs_more_than_words_and_less_than_what_drydock_did() {
+        let with = |facts: GpuFacts, ending: Ending| {
+            let gpus = GpuAccount { driver: None, gpus: vec![GpuFacts::default(), facts] };
+            kind(&Ending { gpus, ..ending })
+        };
+        let lost = || GpuFacts { lost: true, ..GpuFacts::default() };
+        let faulty = || GpuFacts { xids: vec![31], ..GpuFacts::default() };
+        let said = |kind| Ending { last: Some(Report::Failed(Failure::new(kind, "x"))), ..exited(1) };
+        let ended = |why| Ending { terminated: Some(why), ..exited(137) };
+        for ending in [exited(1), exited(139), exited(0), said(FailureKind::Crashed), ended(Termination::Silent)] {
+            assert_eq!(with(lost(), ending.clone()), FailureKind::GpuHardware, "{ending:?}");
+        }
+        assert_eq!(with(faulty(), exited(1)), FailureKind::GpuFault);
+        assert_eq!(with(faulty(), ended(Termination::Silent)), FailureKind::Silent);
+        assert_eq!(with(GpuFacts::default(), exited(1)), FailureKind::Unexplained);
+        for (ending, kind) in [
+            (said(FailureKind::Diverged), FailureKind::Diverged),
+            (ended(Termination::TimeLimit), FailureKind::TimeLimit),
+            (exited(137), FailureKind::EngineLost),
+            (Ending { end: End::Seen(Exit { code: 137, oom_killed: true }), ..ending() }, FailureKind::OutOfMemory),
+        ] {
+            assert_eq!(with(lost(), ending), kind);
         }
     }
 

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::artifacts::ArtifactStore;
-use crate::attempt::{Attempts, InHand};
+use crate::attempt::{Attempts, HostGpus, InHand};
 use crate::blobs::Blobs;
 use crate::checkpoints::Checkpoints;
 use crate::clock::Clock;
@@ -126,6 +126,7 @@ impl House {
             artifacts,
             checkpoints: Checkpoints::new(state.join("checkpoints")),
             remedies,
+            gpus: HostGpus::open(config.sandbox.nvml.as_deref()),
             in_hand: InHand::default(),
             config,
             instance,

@@ -237,7 +237,7 @@ pub trait Sandbox: Send + Sync + 'static {
     /// Every container of this installation, as it is now.
     async fn list(&self) -> Result<Vec<Found>, SandboxError>;
 
-    /// The end of what the container wrote to stdout and stderr, at most `bytes`: the last words of a loader or a
-    /// runtime for people to read, never parsed.
+    /// The end of what the container wrote to stdout and stderr, at most `bytes` and at most what the engine has kept:
+    /// the last words of a program, for people to read, and to tell why it died where nothing better does.
     async fn last_words(&self, name: &ContainerName, bytes: usize) -> Result<String, SandboxError>;
 }

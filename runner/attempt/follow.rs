@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use drydock_gpu::health::GpuAccount;
 use drydock_spec::{Report, ReportLine, Stage};
 use futures::StreamExt;
 
@@ -342,6 +343,7 @@ fn ending(lease: &Lease, tale: Tale, end: End, outage: bool) -> Ending {
         terminated: lease.row().terminated.map(|(_, why)| why),
         broken: tale.broken,
         limits: lease.job().limits,
+        gpus: GpuAccount::default(),
     }
 }
 

@@ -1,5 +1,6 @@
 //! What is known of an attempt that failed, besides why: measured, counted and seen, never guessed from text.
 
+use drydock_gpu::health::GpuFacts;
 use drydock_spec::report::{Metrics, Started};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -33,6 +34,9 @@ pub struct Evidence {
     /// Bytes that were free on the disk of the state folder at the end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub free_disk_bytes: Option<u64>,
+    /// What became of the host's GPUs, if the worker computed on any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gpus: Vec<GpuFacts>,
     pub environment: Environment,
 }
 
@@ -59,6 +63,12 @@ pub struct Environment {
     /// Name and version of the container engine, and of its runtime.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine: Option<String>,
+    /// Version of the GPUs' driver.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub driver: Option<String>,
+    /// Names of the host's GPUs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gpus: Vec<String>,
 }
 
 impl Evidence {
@@ -76,6 +86,12 @@ impl Evidence {
             ended_by_drydock: ending.terminated,
             reported: matches!(ending.last, Some(drydock_spec::Report::Failed(_))),
             peak_rss_bytes: ending.peak_rss_bytes,
+            gpus: ending.gpus.gpus.clone(),
+            environment: Environment {
+                driver: ending.gpus.driver.clone(),
+                gpus: ending.gpus.gpus.iter().filter_map(|gpu| gpu.name.clone()).collect(),
+                ..Environment::default()
+            },
             ..Self::default()
         }
     }

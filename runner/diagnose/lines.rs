@@ -15,6 +15,8 @@ pub struct Line<'a> {
     pub text: Cow<'a, str>,
     /// Where in the output it stands, in bytes.
     pub at: Range<usize>,
+    /// Whether its end was printed; if not, it may be cut off.
+    pub is_ended: bool,
 }
 
 /// Widths that terminals have and that lines are wrapped at, in letters.
@@ -96,9 +98,10 @@ fn pieces(output: &str) -> Vec<Line<'_>> {
             before.at.end = at.end;
             continue;
         }
+        let is_ended = piece.ends_with(['\n', '\r']);
         let piece = piece.trim_end_matches(['\n', '\r']);
         let text = if piece.contains('\x1b') { COLOUR.replace_all(piece, "") } else { Cow::Borrowed(piece) };
-        found.push(Line { text: without_bar(text), at });
+        found.push(Line { text: without_bar(text), at, is_ended });
     }
     found
 }
@@ -166,7 +169,10 @@ fn joined(lines: Vec<Line<'_>>) -> Vec<Line<'_>> {
 /// Whether the first line ends where the width does, and not because its sentence does.
 fn is_broken_anywhere(pair: &[Line<'_>], width: usize) -> bool {
     let (before, behind) = (&pair[0], &pair[1]);
-    let ends = before.text.ends_with('.') && !behind.text.starts_with(char::is_numeric);
+    let sentence = before.text.ends_with('.') && !behind.text.starts_with(char::is_numeric);
+    // As the first line of a panic does, behind the place.
+    let place = before.text.strip_suffix(':').is_some_and(|place| place.ends_with(char::is_numeric));
+    let ends = sentence || place;
     length(before) == width && goes_on(behind) && !ends
 }
 
@@ -188,7 +194,7 @@ fn introduces(text: &str) -> bool {
 }
 
 fn goes_on(line: &Line<'_>) -> bool {
-    !FRESH.is_match(&line.text)
+    line.is_ended && !FRESH.is_match(&line.text)
 }
 
 /// In letters.

@@ -44,7 +44,7 @@ const ENDS: [(&str, FailureKind); 9] = [
         FailureKind::Unexplained,
     ),
     (
-        "thread 'main' (7) panicked at /build/.cargo/registry/src/index-1/candle-core-0.9.1/src/cuda.rs:77:5:\ncalled \
+        "thread 'main' (7) panicked at /opt/x/.cargo/registry/src/index-1/candle-core-0.9.1/src/cuda.rs:77:5:\ncalled \
          `Result::unwrap()` on an `Err` value: DriverError(CUDA_ERROR_ILLEGAL_ADDRESS, \"an illegal memory access was \
          encountered\")\nnote: run with `RUST_BACKTRACE=1` environment variable to display a backtrace\n",
         FailureKind::GpuFault,

@@ -3,7 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
 mod failures;
+#[path = "../fake_nvml/fake.rs"]
+mod fake_nvml;
 mod forecasts;
+mod gpus;
 #[path = "../harness/harness.rs"]
 mod harness;
 mod hostile;
