@@ -12,6 +12,8 @@ mod hostile;
 mod house;
 #[path = "gateway/mcp.rs"]
 mod mcp;
+#[path = "gateway/remedies.rs"]
+mod remedies;
 #[path = "gateway/rest.rs"]
 mod rest;
 #[path = "gateway/shutdown.rs"]
@@ -20,3 +22,5 @@ mod shutdown;
 mod stdio;
 #[path = "gateway/submit.rs"]
 mod submit;
+#[path = "support/tiny.rs"]
+mod tiny;

@@ -1,6 +1,7 @@
 //! Why a job failed, with everything that helps to judge it.
 
 use drydock_spec::JobId;
+use drydock_spec::remedy::limit_args;
 use serde_json::{Value, json};
 
 use super::{Desk, DeskError};
@@ -66,7 +67,12 @@ fn similar(kept: KeptFailure) -> SimilarFailure {
     SimilarFailure { fingerprint: fingerprint.0, kind: failure.kind, job, message: failure.message }
 }
 
-/// What a job is made of, as one document.
+/// What a job is made of, by the names and in the units in which it would be asked for.
 fn document(job: &Job) -> Value {
-    json!({"options": difference::options(&job.spec), "inputs": job.inputs, "limits": job.limits})
+    let mut document = difference::options(&job.spec);
+    if let Value::Object(options) = &mut document {
+        options.insert("limits".into(), json!(limit_args(&job.limits)));
+        options.insert("inputs".into(), json!(job.inputs));
+    }
+    document
 }

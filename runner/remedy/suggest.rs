@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use drydock_spec::remedy::{Edit, Meaning, Remedied, To, Unfit};
-use drydock_spec::{Change, FailureKind, JobId, Remedy};
+use drydock_spec::{Change, FailureKind, JobId, Limits, Remedy};
 
 use super::fit::{Expected, Numbers};
 use super::learned::{Learned, learn};
@@ -23,6 +23,9 @@ const FOLLOWERS: u32 = 100;
 const SIMILAR: u32 = 3;
 /// Of the jobs that may pass unchanged, one in so many is tried so when drydock chooses by itself.
 const CONTROL_SHARE: u128 = 5;
+
+/// What the prior of a remedy is worth where the planner expects it not to be enough: estimates have been wrong.
+const UNLIKELY: f64 = 0.5;
 
 /// What is known to help, for those who ask.
 #[derive(Debug, Clone)]
@@ -94,11 +97,17 @@ impl Remedies {
             }
             let Ok((remedied, said)) = numbers.apply(job, kept, &candidate.remedy) else { continue };
             // What somebody has to do first may be just what the planner misses.
-            if !remedied.changes.is_empty() && self.planner.plan(remedied.job, &remedied.limits).await.is_err() {
-                continue;
+            let mut prior = candidate.prior;
+            if !remedied.changes.is_empty() {
+                let Ok(plan) = self.planner.plan(remedied.job, &remedied.limits).await else { continue };
+                if kept.failure.kind == FailureKind::OutOfMemory
+                    && numbers.are_against(&job.limits, plan.estimate.memory_bytes, plan.limits.memory_bytes)
+                {
+                    prior.worked *= UNLIKELY;
+                }
             }
             let record = candidate.record(&records);
-            let sure = record.sure(candidate.prior);
+            let sure = record.sure(prior);
             let source = said.map_or(candidate.source, |said| Source::Numbers { said });
             offered.push(Suggested {
                 remedy: candidate.remedy,
@@ -263,6 +272,14 @@ struct Measures {
 }
 
 impl Measures {
+    /// Whether a job that is expected to need so much memory is expected to need more than it would have, if the estimate
+    /// is as far off for it as it was for the one that failed.
+    fn are_against(&self, had: &Limits, expected_bytes: u64, has_bytes: u64) -> bool {
+        let Some(failed) = self.expected.first() else { return false };
+        let off = (had.memory_bytes as f64 / failed.memory_bytes as f64).max(1.0);
+        expected_bytes as f64 * off > has_bytes as f64
+    }
+
     /// The job with the remedy worked in, and what the numbers had to say where it was asked for.
     fn apply(&self, job: &Job, kept: &KeptFailure, remedy: &Remedy) -> Result<(Remedied, Option<String>), Unfit> {
         let numbers = Numbers {

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 use crate::house::{answer, open, open_with, queue, steps};
 
-fn code(answer: &(StatusCode, Value)) -> (u16, &str) {
+pub(crate) fn code(answer: &(StatusCode, Value)) -> (u16, &str) {
     (answer.0.as_u16(), answer.1["error"]["code"].as_str().unwrap_or_default())
 }
 
