@@ -30,6 +30,7 @@ pub mod names;
 pub mod plan;
 pub mod preview;
 pub mod reaper;
+pub mod redact;
 pub mod remedy;
 pub mod retention;
 pub mod sandbox;
