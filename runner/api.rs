@@ -14,10 +14,12 @@ use crate::store::Resumed;
 
 mod failures;
 mod gc;
+mod knowledge;
 mod remedies;
 
 pub use failures::{BestRemedy, Explanation, FailureGroupView, FailureList, LastGood, SimilarFailure};
 pub use gc::{GcReport, GcRequest, Taken, TakenKind};
+pub use knowledge::ImportedKnowledge;
 pub use remedies::{
     AdviceList, AdviceView, Advise, ApplyRemedy, JoinFingerprints, JoinedFingerprint, RemedyList, RemedyView, TrialView,
 };

@@ -23,6 +23,7 @@ mod hostile;
 pub mod house;
 pub mod hub;
 pub mod inputs;
+pub mod knowledge;
 pub mod legible;
 pub mod memory;
 pub mod models;

@@ -10,6 +10,8 @@ mod events;
 mod hostile;
 #[path = "gateway/house.rs"]
 mod house;
+#[path = "gateway/knowledge.rs"]
+mod knowledge;
 #[path = "gateway/mcp.rs"]
 mod mcp;
 #[path = "gateway/rest.rs"]

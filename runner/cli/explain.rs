@@ -65,10 +65,7 @@ fn lines(told: &Explanation, now_ms: i64) -> Vec<String> {
     if let Some(frame) = &told.frame {
         lines.push(format!("where     {}", one_line(frame)));
     }
-    lines.push(match told.seen {
-        1 => "seen      for the first time".to_owned(),
-        times => format!("seen      {times} times, by {} jobs ({})", told.seen_by_jobs, told.fingerprint),
-    });
+    lines.push(seen(told));
     lines.extend(told.last_good.as_ref().map(changed));
     if let Some(similar) = told.similar.first() {
         let said = shorten(&one_line(&similar.message), 70);
@@ -91,6 +88,17 @@ fn lines(told: &Explanation, now_ms: i64) -> Vec<String> {
         }
     }
     lines
+}
+
+/// How often the failure was seen, here and elsewhere.
+fn seen(told: &Explanation) -> String {
+    let here = match told.seen {
+        1 => "seen      for the first time".to_owned(),
+        times => format!("seen      {times} times, by {} jobs ({})", told.seen_by_jobs, told.fingerprint),
+    };
+    let elsewhere = told.seen_elsewhere.iter().take(3);
+    let elsewhere = elsewhere.map(|one| format!("; {} times at {}", one.count, one_line(&one.installation)));
+    std::iter::once(here).chain(elsewhere).collect()
 }
 
 /// A remedy that was tried, and what became of it.

@@ -19,6 +19,7 @@ impl Desk {
         let job = self.store.job(id).await?;
         let Some(kept) = self.store.newest_failure(id).await? else { return Ok(None) };
         let seen = self.store.seen(&kept.fingerprint).await?;
+        let seen_elsewhere = self.store.seen_elsewhere(&kept.fingerprint).await?;
         let last_good = self.last_good(&job).await?;
         let remedies = if job.state.word() == "failed" { self.offered(&job, &kept).await? } else { Vec::new() };
         let tried = self.store.trials(id).await?.into_iter().map(Into::into).collect();
@@ -34,6 +35,7 @@ impl Desk {
             frame: record.signature.frame,
             seen: seen.count,
             seen_by_jobs: seen.jobs,
+            seen_elsewhere,
             evidence: record.evidence,
             last_good,
             remedies,
