@@ -17,7 +17,7 @@ mod gc;
 mod knowledge;
 mod remedies;
 
-pub use failures::{BestRemedy, Explanation, FailureGroupView, FailureList, LastGood, SimilarFailure};
+pub use failures::{BestRemedy, Explanation, FailureGroupView, FailureList, LastGood, ModelWords, SimilarFailure};
 pub use gc::{GcReport, GcRequest, Taken, TakenKind};
 pub use knowledge::ImportedKnowledge;
 pub use remedies::{

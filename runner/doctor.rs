@@ -59,6 +59,7 @@ pub fn examine(
     checks.extend(engine.as_ref().ok().into_iter().flat_map(|info| walls::checks(config, info, means)));
     checks.push(memory(config, engine));
     checks.push(cpu());
+    checks.extend(wording(config));
     checks.push(gateway_answers(gateway));
     checks.extend(gateway.as_ref().ok().into_iter().flat_map(stores));
     checks
@@ -225,6 +226,26 @@ fn cpu() -> Check {
 #[cfg(not(target_arch = "x86_64"))]
 fn cpu() -> Check {
     ok("cpu", std::env::consts::ARCH)
+}
+
+/// What explanations in a language model's words need, where they are wanted.
+fn wording(config: &Config) -> Option<Check> {
+    let wording = &config.wording;
+    let endpoint = wording.endpoint()?;
+    let unreadable = |file: &PathBuf| Some(format!("{}: {}", file.display(), std::fs::read(file).err()?));
+    if let Some(problem) = wording.key_file.as_ref().and_then(unreadable) {
+        return Some(warn(
+            "wording",
+            problem,
+            "let the gateway's user read it, or set wording.key_file to another file",
+        ));
+    }
+    let found = format!("`drydock explain --in-words` tells {} at {endpoint} why a job failed", wording.model);
+    if wording.key_file.is_some() && endpoint.starts_with("http://") {
+        let mend = "use an endpoint with https://, unless it is on this host";
+        return Some(warn("wording", format!("{found}, with the key unencrypted"), mend));
+    }
+    Some(ok("wording", found))
 }
 
 fn gateway_answers(gateway: &Result<GatewayView, String>) -> Check {

@@ -38,3 +38,4 @@ pub mod sandbox;
 pub mod scores;
 pub mod serve;
 pub mod store;
+pub mod wording;

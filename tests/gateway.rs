@@ -22,3 +22,5 @@ mod shutdown;
 mod stdio;
 #[path = "gateway/submit.rs"]
 mod submit;
+#[path = "gateway/wording.rs"]
+mod wording;

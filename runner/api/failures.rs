@@ -97,6 +97,17 @@ pub struct Explanation {
     /// Failures that read much the same.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub similar: Vec<SimilarFailure>,
+    /// The same in a language model's words, where they were asked for. Nothing is decided by them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_words: Option<ModelWords>,
+}
+
+/// What a language model made of an explanation, or why it made nothing of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum ModelWords {
+    Said { model: String, text: String },
+    Silent { note: String },
 }
 
 /// A failure that reads much the same.

@@ -68,11 +68,21 @@ impl Client {
         path: &[&str],
         query: &[(&str, String)],
     ) -> Result<T, CliError> {
+        self.get_within(QUESTION, path, query).await
+    }
+
+    /// The same, where the answer may take that long.
+    pub(super) async fn get_within<T: DeserializeOwned>(
+        &self,
+        time: Duration,
+        path: &[&str],
+        query: &[(&str, String)],
+    ) -> Result<T, CliError> {
         let mut url = self.url(path);
         if !query.is_empty() {
             url.query_pairs_mut().extend_pairs(query);
         }
-        self.answer(self.http.get(url).timeout(QUESTION)).await
+        self.answer(self.http.get(url).timeout(time)).await
     }
 
     /// The answer as it is.

@@ -218,6 +218,12 @@ fn jobs() -> Vec<Route> {
             .answers::<MetricsView>(200, "Metrics."),
         Route::get("/v1/jobs/{id}/failure", "explain_failure", "Why a job failed.", rest::failure)
             .job()
+            .parameter(
+                "query",
+                "words",
+                "Have the configured language model say it in its words as well.",
+                serde_json::json!({"type": "boolean"}),
+            )
             .answers::<Explanation>(200, "Why, how often that was seen, and what was different before.")
             .answers::<ErrorView>(404, "No attempt of it has failed."),
         Route::get(
