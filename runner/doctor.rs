@@ -315,6 +315,22 @@ mod tests {
     }
 
     #[test]
+    fn a_language_model_whose_key_cannot_be_read_is_worth_a_warning() {
+        let mut config = Config::default();
+        assert_eq!(wording(&config), None, "off is nothing to speak of");
+        let key = tempfile::NamedTempFile::new().unwrap();
+        config.wording.model = "small".into();
+        config.wording.key_file = Some(key.path().to_owned());
+        for (endpoint, verdict) in [("https://llm.example/v1", Verdict::Ok), ("http://llm.example/v1", Verdict::Warn)] {
+            config.wording.endpoint = Some(endpoint.into());
+            assert_eq!(wording(&config).unwrap().verdict, verdict);
+        }
+        key.close().unwrap();
+        let check = wording(&config).unwrap();
+        assert!(check.verdict == Verdict::Warn && check.found.contains("No such file"), "{}", check.found);
+    }
+
+    #[test]
     fn an_engine_that_is_not_there_is_told_from_one_that_may_not_be_reached() {
         let folder = tempfile::tempdir().unwrap();
         let mut loaded = loaded(folder.path());

@@ -107,6 +107,15 @@ fn a_value_that_does_not_fit_is_shown_with_what_is_accepted() {
             "data_dirs = ['/srv', 3]\n",
             r#"data_dirs = ["/srv",3]: not accepted; write a list of folders such as ["/srv/data"]"#,
         ),
+        (
+            "[wording]\nendpoint = 'http://127.0.0.1:1/v1'\n",
+            r#"wording.model = "": not accepted; write the name of a model at wording.endpoint"#,
+        ),
+        (
+            "[wording]\nendpoint = 'box:1'\nmodel = 'm'\n",
+            r#"wording.endpoint = "box:1": not accepted; write an address such as http://127.0.0.1:8000/v1"#,
+        ),
+        ("[wording]\ntimeout = '1h'\n", r#"wording.timeout = "1h": not accepted; write a time from "1s" to "5m""#),
         ("gateway = 3\n", "gateway = 3: not accepted; write a section of its own, such as [gateway]"),
         (
             "[limits]\ntime = 'soon'\n",
