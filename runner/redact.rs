@@ -21,8 +21,12 @@ const MOST_CHARS: usize = 600;
 const LONGEST_WORD: usize = 20;
 /// The least letters by which a part of a name is one.
 const SHORTEST_PART: usize = 3;
-/// Words that have capitals inside.
-const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+/// Words that have capitals and are nobody's name: units, and how advice begins.
+const CAPITALS: [&str; 43] = [
+    "KB", "MB", "GB", "TB", "KiB", "MiB", "GiB", "TiB", "CPU", "CUDA", "DPO", "ECC", "GGUF", "GPU", "KTO", "NaN",
+    "NCCL", "NVML", "OOM", "RAM", "RSS", "A", "Add", "Ask", "Do", "For", "Free", "Halve", "If", "In", "It", "Load",
+    "Lower", "Make", "On", "Raise", "Set", "The", "Then", "Try", "Use", "Wait", "With",
+];
 /// What takes the place of a word that is cut, and of a secret.
 const NAME: &str = "<name>";
 const SECRET: &str = "<secret>";
@@ -167,7 +171,6 @@ impl Redactor {
         let text = QUOTED.replace_all(text, "<quoted>");
         let text = SECRETS.replace_all(&text, SECRET);
         let mut kept = String::with_capacity(text.len());
-        let mut begins = true;
         for word in text.split_whitespace() {
             if !kept.is_empty() {
                 kept.push(' ');
@@ -178,9 +181,8 @@ impl Redactor {
                 let core = piece.trim_matches(|c: char| "()[]{},;!.:?'".contains(c));
                 let at = piece.find(core).unwrap_or_default();
                 kept.push_str(&piece[..at]);
-                kept.push_str(&self.word(core, begins));
+                kept.push_str(&self.word(core));
                 kept.push_str(&piece[at + core.len()..]);
-                begins = piece.ends_with(['.', ':', '!', '?', ';']);
             }
             if kept.len() > MOST_CHARS * 4 {
                 break;
@@ -189,13 +191,13 @@ impl Redactor {
         kept.chars().take(MOST_CHARS).collect()
     }
 
-    /// A word, or what takes its place. One that `begins` a sentence may have a capital and be no name for that.
-    fn word(&self, word: &str, begins: bool) -> String {
-        if word.is_empty() || self.is_plain(word, begins) {
+    /// A word, or what takes its place.
+    fn word(&self, word: &str) -> String {
+        if word.is_empty() || self.is_plain(word) {
             return word.to_owned();
         }
         let is_marks = !MARK.replace_all(word, "").chars().any(|c| c.is_alphanumeric() || c == '<' || !c.is_ascii());
-        if is_marks || NUMBER.is_match(word) || UNITS.contains(&word) || self.is_of_drydock(word) {
+        if is_marks || NUMBER.is_match(word) || self.is_of_drydock(word) {
             return word.to_owned();
         }
         match EXCEPTION.captures(word) {
@@ -208,20 +210,13 @@ impl Redactor {
         self.private.contains(&word.to_lowercase())
     }
 
-    /// Letters as in a dictionary: no capitals inside, and none at the front but at the beginning of a sentence; short
-    /// ones such as `CUDA` may be all capitals.
-    fn is_plain(&self, word: &str, begins: bool) -> bool {
-        let lower = |text: &str| text.chars().all(char::is_lowercase);
-        let part = |(at, part): (usize, &str)| {
-            let count = part.chars().count();
-            let mut chars = part.chars();
-            let first = chars.next().unwrap_or('_');
-            let cased = lower(part)
-                || count <= 6 && part.chars().all(char::is_uppercase)
-                || begins && at == 0 && first.is_uppercase() && lower(chars.as_str());
-            (1..=LONGEST_WORD).contains(&count) && cased && !self.is_private(part)
+    /// Small letters as in a dictionary; what has capitals is a name unless it is known to be none.
+    fn is_plain(&self, word: &str) -> bool {
+        let part = |part: &str| {
+            let small = !part.is_empty() && part.chars().all(char::is_lowercase);
+            (small || CAPITALS.contains(&part)) && part.chars().count() <= LONGEST_WORD && !self.is_private(part)
         };
-        !self.is_private(word) && word.split(['-', '\'']).enumerate().all(part)
+        !self.is_private(word) && word.split(['-', '\'']).all(part)
     }
 
     /// The name of an option, or of a choice of one.

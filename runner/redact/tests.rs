@@ -40,6 +40,7 @@ fn what_a_message_says_stays_and_what_it_says_it_about_goes() {
         ("the acme chat-7b is bad", "the <name> <name> is bad"),
         ("set gradient_checkpointing; 40 GiB are enough", "set gradient_checkpointing; 40 GiB are enough"),
         ("Ask Bob Miller (desk 4) or bob@acme.com", "Ask <name> <name> (desk 4) or <name>"),
+        ("Bob knows; Raise it to 40 GB, says ACME", "<name> knows; Raise it to 40 GB, says <name>"),
         ("password: hunter, then sk-abcdefghij", "<secret> then <secret>"),
         ("os error 28, q4_0", "os error 28, q4_0"),
         ("磁盘 <bob> x_y", "<name> <name> <name>"),
