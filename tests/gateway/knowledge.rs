@@ -48,7 +48,7 @@ async fn ended(store: &Store, about: &About, learning_rate: f64, trial: Option<R
     .await;
     let holder = Holder { name: "test".into(), lease_ms: 60_000 };
     let lease = store.claim(job.id, &holder).await.unwrap().unwrap();
-    lease.finish(outcome, &[], 0).await.unwrap();
+    Box::pin(lease.finish(outcome, &[], 0)).await.unwrap();
     job
 }
 
