@@ -13,11 +13,13 @@ use crate::store::Resumed;
 
 mod failures;
 mod gc;
+mod knowledge;
 mod plans;
 mod remedies;
 
-pub use failures::{BestRemedy, Explanation, FailureGroupView, FailureList, LastGood, SimilarFailure};
+pub use failures::{BestRemedy, Explanation, FailureGroupView, FailureList, LastGood, ModelWords, SimilarFailure};
 pub use gc::{GcReport, GcRequest, Taken, TakenKind};
+pub use knowledge::ImportedKnowledge;
 pub use plans::{Estimate, PlanView, RenderedRow, RowsPreview};
 pub use remedies::{
     AdviceList, AdviceView, Advise, ApplyRemedy, JoinFingerprints, JoinedFingerprint, RemedyList, RemedyView, TrialView,

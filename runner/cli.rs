@@ -24,6 +24,7 @@ mod flags;
 mod follow;
 mod gc;
 mod jobs;
+mod knowledge;
 mod logs;
 mod models;
 mod out;
@@ -107,6 +108,8 @@ enum Command {
     Remedy(remedies::Advice),
     /// List what has failed, those that are the same together, each with what helps best
     Failures(failures::Failures),
+    /// Hand on what was learnt about failures, or take over what others have learnt
+    Knowledge(knowledge::Knowledge),
     /// List, add or remove models
     Models(models::Models),
     /// List, add or remove datasets
@@ -163,6 +166,7 @@ impl Cli {
             Command::Apply(apply) => apply.apply(&global.client()?, out).await,
             Command::Remedy(advice) => advice.run(&global.client()?, out).await,
             Command::Failures(failures) => failures.print(&global.client()?, out).await,
+            Command::Knowledge(knowledge) => knowledge.run(&global.client()?, out).await,
             Command::Models(models) => models.run(&global.client()?, out).await,
             Command::Datasets(datasets) => datasets.run(&global.client()?, out).await,
             Command::Gc(gc) => gc.run(&global.client()?, out).await,

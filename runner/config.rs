@@ -39,6 +39,7 @@ pub struct Config {
     pub retention: RetentionConfig,
     pub remedies: RemediesConfig,
     pub hub: HubConfig,
+    pub wording: WordingConfig,
     pub log: LogConfig,
 }
 
@@ -214,6 +215,29 @@ pub struct HubConfig {
     pub offline: bool,
 }
 
+/// A language model that puts explanations into words, where somebody asks for that.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WordingConfig {
+    /// Address of an endpoint that speaks OpenAI's chat completions, with its version; without one nothing is asked.
+    pub endpoint: Option<String>,
+    /// Name of the model there.
+    pub model: String,
+    /// File that holds the key.
+    pub key_file: Option<PathBuf>,
+    /// Longest time that an answer may take.
+    #[serde(with = "humantime_serde")]
+    pub timeout: Duration,
+}
+
+impl WordingConfig {
+    /// The endpoint, if one is to be asked.
+    #[must_use]
+    pub fn endpoint(&self) -> Option<&str> {
+        self.endpoint.as_deref().filter(|endpoint| !endpoint.is_empty())
+    }
+}
+
 /// The gateway's own log, on stderr.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -244,6 +268,7 @@ impl Default for Config {
             retention: RetentionConfig::default(),
             remedies: RemediesConfig::default(),
             hub: HubConfig::default(),
+            wording: WordingConfig::default(),
             log: LogConfig::default(),
         }
     }
@@ -323,6 +348,12 @@ impl Default for RetentionConfig {
 impl Default for RemediesConfig {
     fn default() -> Self {
         Self { on_failure: OnFailure::Ask, time: Duration::from_secs(24 * 3600) }
+    }
+}
+
+impl Default for WordingConfig {
+    fn default() -> Self {
+        Self { endpoint: None, model: String::new(), key_file: None, timeout: Duration::from_secs(20) }
     }
 }
 

@@ -31,10 +31,12 @@ use crate::sandbox::{ContainerName, Sandbox, SandboxError};
 use crate::store::{Filter, NewJob, Store, StoreError, Subscription};
 
 mod explain;
+mod knowledge;
 mod remedies;
 mod rows;
 mod view;
 
+pub use knowledge::KnowledgeError;
 pub use remedies::RemedyError;
 pub use view::log_line;
 pub(crate) use view::need;
@@ -58,6 +60,8 @@ pub enum DeskError {
     Retention(#[from] RetentionError),
     #[error(transparent)]
     Remedy(#[from] RemedyError),
+    #[error(transparent)]
+    Knowledge(#[from] KnowledgeError),
 }
 
 /// What a submission leads to.

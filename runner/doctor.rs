@@ -59,6 +59,7 @@ pub fn examine(
     checks.extend(engine.as_ref().ok().into_iter().flat_map(|info| walls::checks(config, info, means)));
     checks.push(memory(config, engine));
     checks.push(cpu());
+    checks.extend(wording(config));
     checks.push(gateway_answers(gateway));
     checks.extend(gateway.as_ref().ok().into_iter().flat_map(stores));
     checks.extend(gateway.as_ref().ok().into_iter().flat_map(predictions));
@@ -228,6 +229,26 @@ fn cpu() -> Check {
     ok("cpu", std::env::consts::ARCH)
 }
 
+/// What explanations in a language model's words need, where they are wanted.
+fn wording(config: &Config) -> Option<Check> {
+    let wording = &config.wording;
+    let endpoint = wording.endpoint()?;
+    let unreadable = |file: &PathBuf| Some(format!("{}: {}", file.display(), std::fs::read(file).err()?));
+    if let Some(problem) = wording.key_file.as_ref().and_then(unreadable) {
+        return Some(warn(
+            "wording",
+            problem,
+            "let the gateway's user read it, or set wording.key_file to another file",
+        ));
+    }
+    let found = format!("`drydock explain --in-words` tells {} at {endpoint} why a job failed", wording.model);
+    if wording.key_file.is_some() && endpoint.starts_with("http://") {
+        let mend = "use an endpoint with https://, unless it is on this host";
+        return Some(warn("wording", format!("{found}, with the key unencrypted"), mend));
+    }
+    Some(ok("wording", found))
+}
+
 fn gateway_answers(gateway: &Result<GatewayView, String>) -> Check {
     match gateway {
         Err(reason) => warn("gateway", reason, "drydock serve"),
@@ -297,6 +318,22 @@ mod tests {
         assert_eq!(find(&checks, "gateway").verdict, Verdict::Warn);
         assert_eq!(find(&checks, "engine").found, "docker 20.10.24 with 2 CPUs, 24.0 GiB");
         assert_eq!(find(&checks, "state folder").verdict, Verdict::Ok);
+    }
+
+    #[test]
+    fn a_language_model_whose_key_cannot_be_read_is_worth_a_warning() {
+        let mut config = Config::default();
+        assert_eq!(wording(&config), None, "off is nothing to speak of");
+        let key = tempfile::NamedTempFile::new().unwrap();
+        config.wording.model = "small".into();
+        config.wording.key_file = Some(key.path().to_owned());
+        for (endpoint, verdict) in [("https://llm.example/v1", Verdict::Ok), ("http://llm.example/v1", Verdict::Warn)] {
+            config.wording.endpoint = Some(endpoint.into());
+            assert_eq!(wording(&config).unwrap().verdict, verdict);
+        }
+        key.close().unwrap();
+        let check = wording(&config).unwrap();
+        assert!(check.verdict == Verdict::Warn && check.found.contains("No such file"), "{}", check.found);
     }
 
     #[test]

@@ -27,6 +27,7 @@ mod error;
 mod follow;
 mod guard;
 mod health;
+mod knowledge;
 mod listener;
 pub mod mcp;
 mod openapi;

@@ -107,6 +107,11 @@ fn a_value_that_does_not_fit_is_shown_with_what_is_accepted() {
             "data_dirs = ['/srv', 3]\n",
             r#"data_dirs = ["/srv",3]: not accepted; write a list of folders such as ["/srv/data"]"#,
         ),
+        (
+            "[wording]\nendpoint = 'box:1'\nmodel = 'm'\n",
+            r#"wording.endpoint = "box:1": not accepted; write an address such as http://127.0.0.1:8000/v1"#,
+        ),
+        ("[wording]\ntimeout = '1h'\n", r#"wording.timeout = "1h": not accepted; write a time from "1s" to "5m""#),
         ("gateway = 3\n", "gateway = 3: not accepted; write a section of its own, such as [gateway]"),
         (
             "[limits]\ntime = 'soon'\n",
@@ -138,6 +143,15 @@ fn a_value_that_does_not_fit_is_shown_with_what_is_accepted() {
         message("", &[("DRYDOCK_CAPACITY__CPUS", "0")]),
         "environment variable DRYDOCK_CAPACITY__CPUS: capacity.cpus = 0: not accepted; write a number of CPUs such as 1.5"
     );
+}
+
+#[test]
+fn an_endpoint_of_a_language_model_needs_the_models_name() {
+    assert_eq!(
+        message("[wording]\nendpoint = 'http://127.0.0.1:1/v1'\n", &[]),
+        "default: wording.model = \"\": not accepted; write the name of a model at wording.endpoint"
+    );
+    assert_eq!(loaded("[wording]\nendpoint = ''\n", &[]).config.wording.endpoint(), None, "empty is off");
 }
 
 #[test]

@@ -10,6 +10,8 @@ mod events;
 mod hostile;
 #[path = "gateway/house.rs"]
 mod house;
+#[path = "gateway/knowledge.rs"]
+mod knowledge;
 #[path = "gateway/mcp.rs"]
 mod mcp;
 #[path = "gateway/remedies.rs"]
@@ -24,3 +26,5 @@ mod stdio;
 mod submit;
 #[path = "support/tiny.rs"]
 mod tiny;
+#[path = "gateway/wording.rs"]
+mod wording;

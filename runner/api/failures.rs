@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{RemedyView, TrialView};
 use crate::diagnose::evidence::Evidence;
 use crate::remedy::rank::Record;
-use crate::store::FailureGroup;
+use crate::store::{FailureGroup, SeenElsewhere};
 
 /// The failures that there were, those that are the same together.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -81,6 +81,9 @@ pub struct Explanation {
     /// Attempts that have failed so, this one included, and the jobs that they were of.
     pub seen: u64,
     pub seen_by_jobs: u64,
+    /// How often other installations have seen it, as far as they have told.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub seen_elsewhere: Vec<SeenElsewhere>,
     pub evidence: Evidence,
     /// What is different from a job that went well, if one did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -94,6 +97,17 @@ pub struct Explanation {
     /// Failures that read much the same.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub similar: Vec<SimilarFailure>,
+    /// The same in a language model's words, where they were asked for. Nothing is decided by them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_words: Option<ModelWords>,
+}
+
+/// What a language model made of an explanation, or why it made nothing of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum ModelWords {
+    Said { model: String, text: String },
+    Silent { note: String },
 }
 
 /// A failure that reads much the same.

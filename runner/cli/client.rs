@@ -14,6 +14,7 @@ use drydock_spec::JobId;
 
 use super::error::CliError;
 use crate::api::{ErrorBody, ErrorView, JobView};
+use crate::knowledge::MEDIA_TYPE;
 
 /// Longest time that a question may take.
 const QUESTION: Duration = Duration::from_secs(30);
@@ -67,11 +68,35 @@ impl Client {
         path: &[&str],
         query: &[(&str, String)],
     ) -> Result<T, CliError> {
+        self.get_within(QUESTION, path, query).await
+    }
+
+    /// The same, where the answer may take that long.
+    pub(super) async fn get_within<T: DeserializeOwned>(
+        &self,
+        time: Duration,
+        path: &[&str],
+        query: &[(&str, String)],
+    ) -> Result<T, CliError> {
         let mut url = self.url(path);
         if !query.is_empty() {
             url.query_pairs_mut().extend_pairs(query);
         }
-        self.answer(self.http.get(url).timeout(QUESTION)).await
+        self.answer(self.http.get(url).timeout(time)).await
+    }
+
+    /// The answer as it is.
+    pub(super) async fn text(&self, path: &[&str], query: &[(&str, String)]) -> Result<String, CliError> {
+        let mut url = self.url(path);
+        url.query_pairs_mut().extend_pairs(query);
+        let response = self.send(self.http.get(url).timeout(QUESTION)).await?;
+        response.text().await.map_err(|error| self.unreachable(&error))
+    }
+
+    /// Hands over the experience of another installation.
+    pub(super) async fn knowledge<T: DeserializeOwned>(&self, path: &[&str], file: Vec<u8>) -> Result<T, CliError> {
+        let request = self.http.post(self.url(path)).header(reqwest::header::CONTENT_TYPE, MEDIA_TYPE);
+        self.answer(request.timeout(QUESTION).body(file)).await
     }
 
     pub(super) async fn post<T: DeserializeOwned>(&self, path: &[&str], body: &impl Serialize) -> Result<T, CliError> {

@@ -10,28 +10,44 @@ use super::jobs::Named;
 use super::out::Out;
 use super::remedies::meaning;
 use super::text::{ago, now_ms, one_line, shorten, size, span};
-use crate::api::{Explanation, LastGood, TrialView};
+use crate::api::{Explanation, LastGood, ModelWords, TrialView};
 
 /// Changes that are shown.
 const MOST_CHANGES: usize = 6;
+/// Longer than a gateway may be told to wait for words.
+const WORDS: Duration = Duration::from_secs(330);
 
 /// A job that failed.
 #[derive(Debug, clap::Args)]
 pub(super) struct Explain {
     #[command(flatten)]
     job: Named,
+    /// Have the gateway's language model say it in its words as well; see wording.endpoint
+    #[arg(long)]
+    in_words: bool,
 }
 
 impl Explain {
     pub(super) async fn print(self, client: &Client, out: &mut Out) -> Result<Exit, CliError> {
         let id = self.job.find(client).await?;
-        let told: Explanation = client.get(&["v1", "jobs", &id.to_string(), "failure"], &[]).await?;
+        let path = ["v1", "jobs", &id.to_string(), "failure"];
+        let told: Explanation = match self.in_words {
+            true => client.get_within(WORDS, &path, &[("words", "true".to_owned())]).await?,
+            false => client.get(&path, &[]).await?,
+        };
         if out.json {
             out.document(&told)?;
             return Ok(Exit::Ok);
         }
         for line in lines(&told, now_ms()) {
             out.line(line)?;
+        }
+        match &told.in_words {
+            Some(ModelWords::Said { model, text }) => {
+                out.line(format!("in words  {} (says {}, a language model)", one_line(text), one_line(model)))?;
+            }
+            Some(ModelWords::Silent { note }) => out.note(format!("no words: {note}")),
+            None => {}
         }
         Ok(Exit::Ok)
     }
@@ -65,10 +81,7 @@ fn lines(told: &Explanation, now_ms: i64) -> Vec<String> {
     if let Some(frame) = &told.frame {
         lines.push(format!("where     {}", one_line(frame)));
     }
-    lines.push(match told.seen {
-        1 => "seen      for the first time".to_owned(),
-        times => format!("seen      {times} times, by {} jobs ({})", told.seen_by_jobs, told.fingerprint),
-    });
+    lines.push(seen(told));
     lines.extend(told.last_good.as_ref().map(changed));
     if let Some(similar) = told.similar.first() {
         let said = shorten(&one_line(&similar.message), 70);
@@ -91,6 +104,17 @@ fn lines(told: &Explanation, now_ms: i64) -> Vec<String> {
         }
     }
     lines
+}
+
+/// How often the failure was seen, here and elsewhere.
+fn seen(told: &Explanation) -> String {
+    let here = match told.seen {
+        1 => "seen      for the first time".to_owned(),
+        times => format!("seen      {times} times, by {} jobs ({})", told.seen_by_jobs, told.fingerprint),
+    };
+    let elsewhere = told.seen_elsewhere.iter().take(3);
+    let elsewhere = elsewhere.map(|one| format!("; {} times at {}", one.count, one_line(&one.installation)));
+    std::iter::once(here).chain(elsewhere).collect()
 }
 
 /// A remedy that was tried, and what became of it.

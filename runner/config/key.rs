@@ -91,6 +91,10 @@ pub const KEYS: &[Key] = keys! {
     "hub.endpoint", "an address such as https://hub.example.org", "address of the model hub; HF_ENDPOINT is honoured as well";
     "hub.token_file", "a file", "file with the hub's token; HF_TOKEN is honoured as well";
     "hub.offline", "true or false", "never ask the hub for anything";
+    "wording.endpoint", "an address such as http://127.0.0.1:8000/v1", "endpoint of a language model, in the form of OpenAI's chat completions, for `explain --in-words`; by default none";
+    "wording.model", "the name of a model at wording.endpoint", "model that is asked there";
+    "wording.key_file", "a file", "file with the key of wording.endpoint";
+    "wording.timeout", "a time from \"1s\" to \"5m\"", "time that the language model may take";
     "log.format", "\"text\" or \"json\"", "form of the gateway's log lines on stderr";
     "log.filter", "a filter in the form of RUST_LOG such as \"info\"", "which log lines are written";
 };

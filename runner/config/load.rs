@@ -225,6 +225,9 @@ fn make_absolute(config: &mut Config, origins: &BTreeMap<&'static str, String>, 
     if let Some(file) = &mut config.hub.token_file {
         *file = absolute("hub.token_file", file);
     }
+    if let Some(file) = &mut config.wording.key_file {
+        *file = absolute("wording.key_file", file);
+    }
 }
 
 impl Loaded {
@@ -236,13 +239,16 @@ impl Loaded {
         if let Some(file) = &config.hub.token_file {
             self.values.insert("hub.token_file", file.display().to_string().into());
         }
+        if let Some(file) = &config.wording.key_file {
+            self.values.insert("wording.key_file", file.display().to_string().into());
+        }
     }
 }
 
 /// What the types alone cannot say.
 fn check(loaded: &Loaded) -> Result<(), ConfigError> {
     let config = &loaded.config;
-    let limits = &config.limits;
+    let (limits, wording) = (&config.limits, &config.wording);
     let cpus = |cpus: Option<f64>| cpus.is_none_or(|cpus| cpus > 0.0 && cpus.is_finite());
     let address = |address: &Option<String>, schemes: &[&str]| {
         address.as_ref().is_none_or(|address| schemes.iter().any(|scheme| address.starts_with(scheme)))
@@ -264,6 +270,12 @@ fn check(loaded: &Loaded) -> Result<(), ConfigError> {
         ("limits.silence", !limits.silence.is_zero()),
         ("limits.max_attempts", (1..=10).contains(&limits.max_attempts)),
         ("hub.endpoint", address(&config.hub.endpoint, &["http://", "https://"])),
+        (
+            "wording.endpoint",
+            wording.endpoint().is_none_or(|url| url.starts_with("http://") || url.starts_with("https://")),
+        ),
+        ("wording.model", wording.endpoint().is_none() || !wording.model.trim().is_empty()),
+        ("wording.timeout", (1..=300).contains(&wording.timeout.as_secs())),
         ("log.filter", tracing_subscriber::EnvFilter::try_new(&config.log.filter).is_ok()),
     ];
     let of = |key: &str| loaded.origins.get(key).cloned().unwrap_or_default();

@@ -5,9 +5,10 @@ use drydock_spec::remedy::limit_args;
 use serde_json::{Value, json};
 
 use super::{Desk, DeskError};
-use crate::api::{Explanation, LastGood, SimilarFailure};
+use crate::api::{Explanation, LastGood, ModelWords, SimilarFailure};
 use crate::diagnose::difference;
 use crate::store::{Job, KeptFailure, StoreError};
+use crate::wording;
 
 /// Jobs that went well among which the one is looked for that is most like the failed one.
 const LOOKED_AT: u32 = 100;
@@ -20,6 +21,7 @@ impl Desk {
         let job = self.store.job(id).await?;
         let Some(kept) = self.store.newest_failure(id).await? else { return Ok(None) };
         let seen = self.store.seen(&kept.fingerprint).await?;
+        let seen_elsewhere = self.store.seen_elsewhere(&kept.fingerprint).await?;
         let last_good = self.last_good(&job).await?;
         let remedies = if job.state.word() == "failed" { self.offered(&job, &kept).await? } else { Vec::new() };
         let tried = self.store.trials(id).await?.into_iter().map(Into::into).collect();
@@ -35,12 +37,26 @@ impl Desk {
             frame: record.signature.frame,
             seen: seen.count,
             seen_by_jobs: seen.jobs,
+            seen_elsewhere,
             evidence: record.evidence,
             last_good,
             remedies,
             tried,
             similar,
+            in_words: None,
         }))
+    }
+
+    /// The same with a language model's words, or with a note on why there are none.
+    pub async fn explain_in_words(&self, id: JobId) -> Result<Option<Explanation>, DeskError> {
+        let Some(mut told) = self.explain(id).await? else { return Ok(None) };
+        let output = self.store.last_words(id).await?.unwrap_or_default();
+        let config = &self.config.wording;
+        told.in_words = Some(match wording::in_words(config, &told, &output).await {
+            Ok(text) => ModelWords::Said { model: config.model.clone(), text },
+            Err(error) => ModelWords::Silent { note: error.to_string() },
+        });
+        Ok(Some(told))
     }
 
     /// The newest job of the same kind that succeeded, one on the same model and rows before others.

@@ -10,7 +10,7 @@ use drydock_spec::{InvalidOptions, TraceId};
 use crate::api::{ErrorBody, ErrorView};
 use crate::blobs::BlobError;
 use crate::datasets::DatasetError;
-use crate::desk::{DeskError, RemedyError};
+use crate::desk::{DeskError, KnowledgeError, RemedyError};
 use crate::hub::HubError;
 use crate::models::ModelError;
 use crate::plan::PlanError;
@@ -93,6 +93,7 @@ impl From<DeskError> for Refusal {
             DeskError::Retention(RetentionError::Store(error)) => error.into(),
             DeskError::Retention(error) => Self::internal(&error),
             DeskError::Remedy(error) => error.into(),
+            DeskError::Knowledge(error) => error.into(),
         }
     }
 }
@@ -116,6 +117,21 @@ impl From<RemedyError> for Refusal {
                 .hint("GET /v1/failures (`drydock failures`) lists what has failed, with the fingerprints"),
             RemedyError::NoSuchAdvice(_) => Self::new(StatusCode::NOT_FOUND, "no_such_advice", message)
                 .hint("GET /v1/remedies lists what was advised"),
+        }
+    }
+}
+
+impl From<KnowledgeError> for Refusal {
+    fn from(error: KnowledgeError) -> Self {
+        let message = error.to_string();
+        match error {
+            KnowledgeError::Line(_) => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "not_knowledge", message)
+                .hint("nothing was taken over; send the file as `drydock knowledge export` has written it"),
+            KnowledgeError::Own(_) => {
+                Self::new(StatusCode::CONFLICT, "own_knowledge", message).hint("import it where others are to have it")
+            }
+            KnowledgeError::Name(_) => Self::bad_request("bad_name", message)
+                .hint("choose up to 40 letters, digits, spaces, dots, dashes and underscores"),
         }
     }
 }

@@ -157,8 +157,22 @@ pub(super) async fn artifacts(State(gateway): Shared, Named(id): Named) -> Grant
     Ok(Json(gateway.desk.artifacts(id).await?))
 }
 
-pub(super) async fn failure(State(gateway): Shared, Named(id): Named) -> Granted<Json<Explanation>> {
-    gateway.desk.explain(id).await?.map(Json).ok_or_else(|| not_failed(id))
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ExplanationAsked {
+    words: Option<bool>,
+}
+
+pub(super) async fn failure(
+    State(gateway): Shared,
+    Named(id): Named,
+    Asked(asked): Asked<ExplanationAsked>,
+) -> Granted<Json<Explanation>> {
+    let told = match asked.words {
+        Some(true) => Box::pin(gateway.desk.explain_in_words(id)).await?,
+        Some(false) | None => gateway.desk.explain(id).await?,
+    };
+    told.map(Json).ok_or_else(|| not_failed(id))
 }
 
 pub(super) fn not_failed(id: JobId) -> Refusal {

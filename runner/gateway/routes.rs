@@ -11,12 +11,14 @@ use axum::routing::{MethodFilter, MethodRouter, on};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 
 use super::error::Refusal;
-use super::{Gateway, downloads, follow, health, openapi, rest, uploads};
+use super::{Gateway, downloads, follow, health, knowledge, openapi, rest, uploads};
 use crate::api::{
     AddModel, AdviceList, AdviceView, Advise, ApplyRemedy, ArtifactList, DatasetList, ErrorView, Explanation,
-    FailureList, GcReport, GcRequest, HostView, JobList, JobView, JoinFingerprints, JoinedFingerprint, LoadDataset,
-    LoadedDataset, Logs, MetricsView, ModelList, ModelView, PlanView, RemedyList, Submission, SubmittedView,
+    FailureList, GcReport, GcRequest, HostView, ImportedKnowledge, JobList, JobView, JoinFingerprints,
+    JoinedFingerprint, LoadDataset, LoadedDataset, Logs, MetricsView, ModelList, ModelView, PlanView, RemedyList,
+    Submission, SubmittedView,
 };
+use crate::knowledge::MEDIA_TYPE;
 
 /// Makes a schema when the document is written.
 pub(super) type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
@@ -216,6 +218,12 @@ fn jobs() -> Vec<Route> {
             .answers::<MetricsView>(200, "Metrics."),
         Route::get("/v1/jobs/{id}/failure", "explain_failure", "Why a job failed.", rest::failure)
             .job()
+            .parameter(
+                "query",
+                "words",
+                "Have the configured language model say it in its words as well.",
+                serde_json::json!({"type": "boolean"}),
+            )
             .answers::<Explanation>(200, "Why, how often that was seen, and what was different before.")
             .answers::<ErrorView>(404, "No attempt of it has failed."),
         Route::get(
@@ -318,6 +326,34 @@ fn house() -> Vec<Route> {
         Route::delete("/v1/remedies/{number}", "remove_advice", "Take advice back.", rest::remove_advice)
             .path("number", "As listed.")
             .empty(204, "It is gone."),
+        Route::get(
+            "/v1/knowledge",
+            "export_knowledge",
+            "What was learnt about failures, for another installation: without names, paths and secrets.",
+            knowledge::export,
+        )
+        .parameter(
+            "query",
+            "name",
+            "What others are to call this installation.",
+            serde_json::json!({"type": "string", "maxLength": 40}),
+        )
+        .parameter(
+            "query",
+            "notes",
+            "Whether people's reasons for their advice go with it.",
+            serde_json::json!({"type": "boolean"}),
+        )
+        .says(200, "A line that says who speaks; then one for each failure and each remedy.", MEDIA_TYPE),
+        Route::post(
+            "/v1/knowledge",
+            "import_knowledge",
+            "Take over what another installation has learnt, as advice.",
+            knowledge::import,
+        )
+        .takes(MEDIA_TYPE)
+        .answers::<ImportedKnowledge>(200, "What was new in it.")
+        .answers::<ErrorView>(409, "It is this installation's own."),
         Route::get("/v1/host", "get_host", "The host, its engine, and what is wrong with them.", rest::host)
             .answers::<HostView>(200, "The host."),
         Route::post("/v1/gc", "collect_garbage", "Remove what has had its time, or say what that is.", rest::gc)

@@ -147,7 +147,13 @@ impl Remedies {
     /// nobody. Where the same again may pass, a share of the jobs is tried unchanged first.
     pub async fn choose(&self, job: &Job, kept: &KeptFailure) -> Result<Option<(Suggested, Chooser)>, StoreError> {
         let mut offered = self.suggest(job, kept).await?;
-        offered.retain(|one| one.meaning == Meaning::Same && one.remedy.outside().is_none());
+        let of_rules: Vec<Remedy> = rules(&kept.failure, &job.spec).into_iter().map(|rule| rule.remedy).collect();
+        // What only another installation says is for people to try first.
+        let is_hearsay = |one: &Suggested| {
+            let unseen = one.record.here.worked + one.record.elsewhere.worked == 0;
+            matches!(one.source, Source::Installation { .. }) && unseen && !of_rules.contains(&one.remedy)
+        };
+        offered.retain(|one| one.meaning == Meaning::Same && one.remedy.outside().is_none() && !is_hearsay(one));
         let is_control = rules::may_pass(kept.failure.kind) && job.id.random().is_multiple_of(CONTROL_SHARE);
         if let (true, Some(at)) = (is_control, offered.iter().position(|one| one.remedy == Remedy::TryAgain)) {
             return Ok(Some((offered.swap_remove(at), Chooser::Control)));

@@ -93,11 +93,37 @@ impl Store {
     }
 }
 
-pub(super) async fn keep(tx: &mut Transaction<'_, Sqlite>, new: &NewAdvice, now: i64) -> Result<i64, StoreError> {
-    let (fingerprint, kind) = match &new.against {
+/// What the same origin advises already: the same remedy against the same.
+pub(super) async fn same_advice(
+    tx: &mut Transaction<'_, Sqlite>,
+    new: &NewAdvice,
+) -> Result<Option<NewAdvice>, StoreError> {
+    let (fingerprint, kind) = columns(&new.against)?;
+    let row = sqlx::query(
+        "-- store::advice::same_advice
+         SELECT number, fingerprint, kind, remedy, note, by_whom, origin, worked, tried, at_ms FROM advice
+         WHERE COALESCE(fingerprint, '') = $1 AND COALESCE(kind, '') = $2 AND remedy = $3
+               AND COALESCE(origin, '') = $4",
+    )
+    .bind(fingerprint.unwrap_or_default())
+    .bind(kind.unwrap_or_default())
+    .bind(new.remedy.to_string())
+    .bind(new.origin.as_ref().map_or("", |(name, _)| name))
+    .fetch_optional(&mut **tx)
+    .await?;
+    Ok(row.as_ref().map(advice).transpose()?.map(|known| known.advice))
+}
+
+/// The columns `fingerprint` and `kind` of what advice is against.
+fn columns(against: &Against) -> Result<(Option<String>, Option<String>), StoreError> {
+    Ok(match against {
         Against::Fingerprint(fingerprint) => (Some(fingerprint.0.clone()), None),
         Against::Kind(kind) => (None, Some(word(kind)?)),
-    };
+    })
+}
+
+pub(super) async fn keep(tx: &mut Transaction<'_, Sqlite>, new: &NewAdvice, now: i64) -> Result<i64, StoreError> {
+    let (fingerprint, kind) = columns(&new.against)?;
     let count = new.origin.as_ref().map(|(_, count)| *count).unwrap_or_default();
     Ok(sqlx::query_scalar(
         "-- store::advice::keep

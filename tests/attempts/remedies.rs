@@ -2,6 +2,7 @@
 
 use drydock::api::{AddModel, ApplyRemedy, JobView, LoadDataset, RemedyList, Submission};
 use drydock::desk::{Answer, DeskError, RemedyError};
+use drydock::remedy::rank::Count;
 use drydock::remedy::verdict::Verdict;
 use drydock::remedy::{Chooser, Source};
 use drydock::store::{Against, NewAdvice};
@@ -169,6 +170,24 @@ async fn drydock_itself_applies_nothing_that_changes_what_is_learnt() {
     assert_eq!((job.state.as_str(), job.attempt), ("failed", 1), "{job:#?}");
     let list = offered(&world, id).await;
     assert_eq!(names(&list)[0], "learning_rate * 0.1");
+}
+
+#[tokio::test]
+async fn what_only_another_installation_knows_is_offered_and_not_applied_by_itself() {
+    let diverged = || fails(FailureKind::Diverged, "the loss is no longer a number");
+    let (world, _folder) = stocked([diverged()]).await;
+    let advice = NewAdvice {
+        against: Against::Kind(FailureKind::Diverged),
+        remedy: "gradient_checkpointing = true".parse().unwrap(),
+        note: String::new(),
+        by_whom: "elsewhere".into(),
+        origin: Some(("elsewhere".into(), Count { worked: 90, tried: 90 })),
+    };
+    world.house.desk.store.advise(&advice).await.unwrap();
+    let id = submit(&world, finetune(), LimitArgs::default(), OnFailure::Auto).await;
+    let job = world.until_done(id).await;
+    assert_eq!((job.state.as_str(), job.attempt), ("failed", 1), "{job:#?}");
+    assert_eq!(names(&offered(&world, id).await)[0], "gradient_checkpointing = true");
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::{Path, Query, Request, State};
+use axum::extract::{Path, Query, RawQuery, Request, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -52,6 +52,12 @@ pub(crate) struct Script {
     pub(crate) artifacts: BTreeMap<String, Vec<u8>>,
     /// Sent instead of the artifacts' own bytes.
     pub(crate) damage: Option<Vec<u8>>,
+    /// The experience that is exported.
+    pub(crate) knowledge: String,
+    /// Why jobs failed.
+    pub(crate) told: Value,
+    /// Queries for experience and explanations.
+    pub(crate) asked: Vec<String>,
 }
 
 pub(crate) type Shared = Arc<Mutex<Script>>;
@@ -83,6 +89,8 @@ impl Fake {
             .route("/v1/jobs/{id}/logs", get(logs))
             .route("/v1/jobs/{id}/artifacts", get(artifacts))
             .route("/v1/jobs/{id}/artifacts/{*path}", get(artifact))
+            .route("/v1/jobs/{id}/failure", get(failure))
+            .route("/v1/knowledge", get(export).post(import))
             .route("/v1/models", post(add_model))
             .route("/v1/blobs/{sha256}", axum::routing::put(put_blob).head(head_blob))
             .with_state(Arc::clone(&script));
@@ -281,6 +289,25 @@ async fn add_model(State(script): State<Shared>, axum::Json(request): axum::Json
         "format": "gguf", "dtype": "Q4_1", "bytes": 3, "origin": "x.gguf", "has_chat_template": true, "added_ms": 0
     });
     script.lock().unwrap().imports.push(request);
+    axum::Json(answer).into_response()
+}
+
+async fn failure(State(script): State<Shared>, RawQuery(query): RawQuery) -> Response {
+    let mut script = script.lock().unwrap();
+    script.asked.extend(query);
+    axum::Json(script.told.clone()).into_response()
+}
+
+async fn export(State(script): State<Shared>, RawQuery(query): RawQuery) -> Response {
+    let mut script = script.lock().unwrap();
+    script.asked.extend(query);
+    ([("content-type", "application/x-ndjson")], script.knowledge.clone()).into_response()
+}
+
+async fn import(State(script): State<Shared>, headers: HeaderMap, body: String) -> Response {
+    assert_eq!(headers["content-type"], "application/x-ndjson");
+    script.lock().unwrap().imports.push(body.into());
+    let answer = json!({"origin": "team-a (0123abcd)", "added": 3, "changed": 1, "unchanged": 2, "failures": 7});
     axum::Json(answer).into_response()
 }
 

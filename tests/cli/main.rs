@@ -5,6 +5,7 @@
 mod fake;
 mod files;
 mod jobs;
+mod knowledge;
 mod watch;
 
 use fake::drydock;
