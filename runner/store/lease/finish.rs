@@ -41,12 +41,12 @@ impl Lease {
     }
 
     /// Ends the attempt. A retry waits until `retry_at_ms`.
-    pub async fn finish(
-        mut self,
-        outcome: Outcome,
-        artifacts: &[Artifact],
-        retry_at_ms: i64,
-    ) -> Result<Job, StoreError> {
+    pub async fn finish(self, outcome: Outcome, artifacts: &[Artifact], retry_at_ms: i64) -> Result<Job, StoreError> {
+        // Boxed: it looks at several jobs, and comes once in the life of an attempt.
+        Box::pin(self.end(outcome, artifacts, retry_at_ms)).await
+    }
+
+    async fn end(mut self, outcome: Outcome, artifacts: &[Artifact], retry_at_ms: i64) -> Result<Job, StoreError> {
         let mut tx = self.store.write().await?;
         let now = self.store.clock.now_ms();
         let statement = self.statement(
