@@ -25,6 +25,8 @@ pub enum Step {
     Write(Vec<u8>),
     /// Writes a file into the output folder.
     Make { path: &'static str, content: &'static [u8] },
+    /// Prints, which is what the container's last words are then.
+    Print(String),
     /// Does nothing until it is told to go on with [`Scripted::go_on`].
     Pause,
     /// Ends.
@@ -61,12 +63,16 @@ struct Container {
     status: Status,
     created_ms: i64,
     steps: VecDeque<Step>,
+    printed: String,
     starts: u32,
     ignores_sigterm: bool,
     looks_until_oom: Option<u32>,
     /// What a signal brings to light.
     unseen: Option<i64>,
 }
+
+/// What a container will do, by what it is launched with.
+type Answer = dyn Fn(&Launch) -> Vec<Step> + Send + Sync;
 
 #[derive(Default)]
 struct World {
@@ -82,6 +88,7 @@ struct World {
     scripts_of: BTreeMap<JobId, VecDeque<Vec<Step>>>,
     /// What containers do for which there is no script.
     usual: Option<Vec<Step>>,
+    answer: Option<Arc<Answer>>,
     ignore_sigterm: bool,
     /// Containers ever started, by name: more than one start is a bug.
     starts: BTreeMap<ContainerName, u32>,
@@ -118,6 +125,11 @@ impl Scripted {
     /// Containers without a script follow this one instead of [`success`].
     pub fn usually(&self, steps: Vec<Step>) {
         self.world().usual = Some(steps);
+    }
+
+    /// Containers without a script do what this says when they are created.
+    pub fn answer(&self, answer: impl Fn(&Launch) -> Vec<Step> + Send + Sync + 'static) {
+        self.world().answer = Some(Arc::new(answer));
     }
 
     /// Whether containers created from now on ignore SIGTERM.
@@ -234,6 +246,7 @@ impl Scripted {
             status: Status::Running,
             created_ms,
             steps: VecDeque::from([Step::Pause]),
+            printed: String::new(),
             starts: 1,
             ignores_sigterm: true,
             looks_until_oom: None,
@@ -277,6 +290,7 @@ impl Container {
                     self.append((serde_json::to_string(&line).unwrap() + "\n").as_bytes());
                 }
                 Some(Step::Write(bytes)) => self.append(&bytes),
+                Some(Step::Print(text)) => self.printed.push_str(&text),
                 Some(Step::Make { path, content }) => {
                     let path = self.source(OUTPUT_PATH).join(path);
                     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -335,12 +349,14 @@ impl Sandbox for Scripted {
                 return Err(SandboxError::NameTaken(launch.name.clone()));
             }
             let own = world.scripts_of.get_mut(&launch.labels.job).and_then(VecDeque::pop_front);
-            let steps = own.or_else(|| world.scripts.pop_front()).or_else(|| world.usual.clone());
+            let told = own.or_else(|| world.scripts.pop_front()).or_else(|| world.usual.clone());
+            let steps = told.or_else(|| world.answer.as_ref().map(|answer| answer(launch)));
             let container = Container {
                 launch: launch.clone(),
                 status: Status::Created { error: None },
                 created_ms: 0,
                 steps: steps.unwrap_or_else(success).into(),
+                printed: String::new(),
                 starts: 0,
                 ignores_sigterm: world.ignore_sigterm,
                 looks_until_oom: None,
@@ -432,6 +448,7 @@ impl Sandbox for Scripted {
 
     async fn last_words(&self, name: &ContainerName, _bytes: usize) -> Result<String, SandboxError> {
         let world = self.ask()?;
-        world.containers.get(name).map(|_| "last words".to_owned()).ok_or(SandboxError::NoContainer(name.clone()))
+        let container = world.containers.get(name).ok_or(SandboxError::NoContainer(name.clone()))?;
+        Ok(if container.printed.is_empty() { "last words".to_owned() } else { container.printed.clone() })
     }
 }
