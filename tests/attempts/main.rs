@@ -7,6 +7,7 @@ mod failures;
 mod harness;
 mod hostile;
 mod kinds;
+mod learning;
 mod remedies;
 mod resume;
 mod retention;
