@@ -29,12 +29,15 @@ impl Curve {
         let mut rows = Vec::new();
         for from in (0..jobs).step_by(WINDOW) {
             let to = jobs.min(from + WINDOW);
-            rows.push((format!("jobs {} to {to}", from + 1), each(&|stories| by_first(&stories[from..to]))));
+            rows.push((
+                format!("jobs {} to {to}", from + 1),
+                each(&|stories| by_first(stories.get(from..to).unwrap_or_default())),
+            ));
         }
         rows.push(("all".into(), each(&|stories| by_first(stories))));
         rows.push((
             format!("the last {}", 2 * WINDOW),
-            each(&|stories| by_first(&stories[jobs.saturating_sub(2 * WINDOW)..])),
+            each(&|stories| by_first(stories.get(jobs.saturating_sub(2 * WINDOW)..).unwrap_or_default())),
         ));
         rows.push((format!("cause seen {SEEN} times before"), each(&|stories| by_first(&seen_before(stories)))));
         rows.push((

@@ -2,7 +2,7 @@
 //! many of them are cured by the first thing that drydock offers. Beside it the same jobs with the rules alone (a house
 //! without experience for each), and with nothing but trying the same again. See `make bench-learning`.
 //!
-//!     learning [--jobs N] [--seeds N] [--causes]
+//!     learning [--jobs N] [--seeds N] [--causes] [--only-experience]
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a measurement that cannot go on says where, and prints")]
 
@@ -30,6 +30,8 @@ struct Asked {
     seeds: u64,
     /// Whether each cause is told of.
     causes: bool,
+    /// Whether the other ways are left out.
+    only_experience: bool,
 }
 
 #[tokio::main]
@@ -38,10 +40,11 @@ async fn main() {
     let mut curves = Vec::new();
     for seed in 1..=asked.seeds {
         let began = Instant::now();
+        let others = if asked.only_experience { 0 } else { asked.jobs };
         let ways = Ways {
             experience: with_experience(seed, asked.jobs).await,
-            rules: without_experience(seed, asked.jobs).await,
-            retry: with_retries(seed, asked.jobs).await,
+            rules: without_experience(seed, others).await,
+            retry: with_retries(seed, others).await,
         };
         println!("seed {seed}: {:.0} s", began.elapsed().as_secs_f64());
         if asked.causes {
@@ -53,7 +56,7 @@ async fn main() {
 }
 
 fn asked() -> Asked {
-    let mut asked = Asked { jobs: 300, seeds: 3, causes: false };
+    let mut asked = Asked { jobs: 300, seeds: 3, causes: false, only_experience: false };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let mut number = || words.next().and_then(|word| word.parse().ok()).unwrap_or_else(|| fail(&word));
@@ -61,6 +64,7 @@ fn asked() -> Asked {
             "--jobs" => asked.jobs = number() as usize,
             "--seeds" => asked.seeds = number(),
             "--causes" => asked.causes = true,
+            "--only-experience" => asked.only_experience = true,
             // Cargo's own word for every benchmark.
             "--bench" => (),
             _ => fail(&word),
@@ -70,7 +74,9 @@ fn asked() -> Asked {
 }
 
 fn fail(word: &str) -> ! {
-    println!("learning: {word:?} is no option, or needs a number; there are --jobs N, --seeds N and --causes");
+    println!(
+        "learning: {word:?} is no option, or needs a number; there are --jobs N, --seeds N, --causes and --only-experience"
+    );
     std::process::exit(2);
 }
 
