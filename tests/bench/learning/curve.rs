@@ -24,8 +24,9 @@ pub(crate) struct Curve(Vec<(String, [f64; 3])>);
 impl Curve {
     pub(crate) fn of(ways: &Ways) -> Self {
         let jobs = ways.experience.len();
-        let each =
-            |figure: &dyn Fn(&[Story]) -> f64| [&ways.experience, &ways.rules, &ways.retry].map(|one| figure(one));
+        let each = |figure: &dyn Fn(&[Story]) -> f64| {
+            [&ways.experience, &ways.rules, &ways.retry].map(|one| if one.is_empty() { f64::NAN } else { figure(one) })
+        };
         let mut rows = Vec::new();
         for from in (0..jobs).step_by(WINDOW) {
             let to = jobs.min(from + WINDOW);
@@ -41,8 +42,8 @@ impl Curve {
         ));
         rows.push((format!("cause seen {SEEN} times before"), each(&|stories| by_first(&seen_before(stories)))));
         rows.push((
-            "who knows the table, of the last 100".into(),
-            [possible(&ways.experience[jobs.saturating_sub(2 * WINDOW)..]); 3],
+            format!("the last {}, by somebody who knows the table", 2 * WINDOW),
+            [possible(&ways.experience[jobs.saturating_sub(2 * WINDOW)..]), f64::NAN, f64::NAN],
         ));
         rows.push(("cured in the end".into(), each(&|stories| share(stories, |story| story.cured))));
         rows.push(("attempts for each that is cured".into(), each(&attempts)));
@@ -94,6 +95,10 @@ pub(crate) fn table(curves: &[Curve], jobs: usize) -> String {
             let of: Vec<f64> = curves.iter().map(|curve| curve.0[row].1[way]).collect();
             let (least, most) =
                 of.iter().fold((f64::MAX, f64::MIN), |(least, most), one| (least.min(*one), most.max(*one)));
+            // The others were left out.
+            if of.iter().any(|one| one.is_nan()) {
+                return String::new();
+            }
             let mean = of.iter().sum::<f64>() / of.len() as f64;
             match name.starts_with("attempts") {
                 true => format!("{mean:.2} ({least:.2}-{most:.2})"),

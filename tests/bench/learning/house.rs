@@ -12,11 +12,11 @@ use drydock_spec::{JobArgs, JobId, JobSpec, LimitArgs, OnFailure, Owner, Priorit
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::causes::Struck;
 use crate::harness::model;
 use crate::harness::scripted::{Scripted, Step, finished, success};
 use crate::harness::world::World;
 use crate::says::started;
+use crate::struck::Struck;
 
 pub(crate) const MODELS: [&str; 2] = ["small", "other"];
 pub(crate) const DATASETS: [&str; 3] = ["faq", "sums", "notes"];

@@ -14,16 +14,18 @@ mod curve;
 mod house;
 mod person;
 mod says;
+mod struck;
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use causes::{CAUSES, Struck};
+use causes::CAUSES;
 use curve::{Curve, Ways};
 use house::House;
 use person::{Story, follows_advice, insists};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use struck::Struck;
 
 struct Asked {
     jobs: usize,
@@ -81,7 +83,7 @@ fn fail(word: &str) -> ! {
 }
 
 /// A job that is struck, and by which cause. The same seed and number give the same one.
-fn struck(seed: u64, number: usize) -> (usize, Arc<Struck>, StdRng) {
+fn drawn(seed: u64, number: usize) -> (usize, Arc<Struck>, StdRng) {
     let mut random = StdRng::seed_from_u64(seed << 32 | number as u64);
     // The k-th cause is 1/k as frequent as the first.
     let weights = (1..=CAUSES.len()).map(|rank| 1.0 / rank as f64);
@@ -102,7 +104,7 @@ async fn with_experience(seed: u64, jobs: usize) -> Vec<Story> {
     let house = House::new().await;
     let mut stories = Vec::new();
     for number in 0..jobs {
-        let (cause, struck, mut random) = struck(seed, number);
+        let (cause, struck, mut random) = drawn(seed, number);
         house.strike(struck.clone(), random.random());
         stories.push(Story { cause, ..follows_advice(&house, &struck, &mut random).await });
     }
@@ -113,7 +115,7 @@ async fn with_experience(seed: u64, jobs: usize) -> Vec<Story> {
 async fn without_experience(seed: u64, jobs: usize) -> Vec<Story> {
     let mut stories = Vec::new();
     for number in 0..jobs {
-        let (cause, struck, mut random) = struck(seed, number);
+        let (cause, struck, mut random) = drawn(seed, number);
         let house = House::new().await;
         house.strike(struck.clone(), random.random());
         stories.push(Story { cause, ..follows_advice(&house, &struck, &mut random).await });
@@ -126,7 +128,7 @@ async fn with_retries(seed: u64, jobs: usize) -> Vec<Story> {
     let house = House::new().await;
     let mut stories = Vec::new();
     for number in 0..jobs {
-        let (cause, struck, mut random) = struck(seed, number);
+        let (cause, struck, mut random) = drawn(seed, number);
         house.strike(struck.clone(), random.random());
         stories.push(Story { cause, ..insists(&house, &struck).await });
     }

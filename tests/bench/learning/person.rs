@@ -7,8 +7,9 @@ use drydock_spec::Remedy;
 use rand::RngExt;
 use rand::rngs::StdRng;
 
-use crate::causes::{Cure, Struck};
+use crate::causes::Cure;
 use crate::house::House;
+use crate::struck::Struck;
 
 /// Remedies, or tries unchanged, before somebody thinks for themselves.
 const PATIENCE: usize = 3;
