@@ -44,8 +44,8 @@ async fn main() {
         let began = Instant::now();
         let others = if asked.only_experience { 0 } else { asked.jobs };
         let ways = Ways {
-            experience: with_experience(seed, asked.jobs).await,
-            rules: without_experience(seed, others).await,
+            experience: Box::pin(with_experience(seed, asked.jobs)).await,
+            rules: Box::pin(without_experience(seed, others)).await,
             retry: with_retries(seed, others).await,
         };
         println!("seed {seed}: {:.0} s", began.elapsed().as_secs_f64());
