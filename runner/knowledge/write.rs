@@ -75,14 +75,14 @@ fn seen(group: &FailureGroup, redactor: &Redactor) -> SeenFailure {
 
 fn remedies(known: &Known, redactor: &Redactor, notes: bool) -> Vec<KnownRemedy> {
     let learned = known.learned.iter().map(|(fingerprint, learned)| {
-        let worked = learned.passed.len() as u64;
+        let Count { worked, tried } = learned.seen.here + learned.seen.elsewhere;
         KnownRemedy {
             against: Against::Fingerprint(fingerprint.clone()),
             remedy: learned.remedy.clone(),
             source: word(&Source::History { jobs: Vec::new() }),
             device: None,
             worked,
-            tried: worked + learned.failed as u64,
+            tried,
             note: None,
         }
     });

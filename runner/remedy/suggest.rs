@@ -18,8 +18,9 @@ use crate::store::{Job, KeptFailure, Store, StoreError, Trial};
 
 /// Remedies that are offered at most.
 const MOST: usize = 5;
-/// Jobs that are learnt from, the newest, and failures that read much the same.
+/// Jobs that are learnt from, the newest: that followed, and that failed. And failures that read much the same.
 const FOLLOWERS: u32 = 100;
+const FAILED: u32 = 200;
 const SIMILAR: u32 = 3;
 /// Of the jobs that may pass unchanged, one in so many is tried so when drydock chooses by itself.
 const CONTROL_SHARE: u128 = 5;
@@ -53,19 +54,35 @@ struct Candidate {
     remedy: Remedy,
     source: Source,
     prior: Prior,
-    /// What other jobs have shown that were no trials.
-    seen: Count,
+    /// What other jobs have shown that were no trials of it.
+    seen: Record,
+    /// Of half of what is known to work: the record of all of it, which speaks for the half until that was tried.
+    of_whole: Option<Record>,
 }
 
 impl Candidate {
     /// What is known of it: trials, and jobs that did the same unasked.
     fn record(&self, records: &BTreeMap<String, Record>) -> Record {
         let mut record = records.get(&self.remedy.to_string()).copied().unwrap_or_default();
-        record.here.worked += self.seen.worked;
-        record.here.tried += self.seen.tried;
+        record.here = record.here + self.seen.here;
+        record.elsewhere = record.elsewhere + self.seen.elsewhere;
         record
     }
+
+    /// How sure it is that it works, beside the record of the same again.
+    fn sure(&self, prior: Prior, record: &Record, control: Option<&Record>) -> f64 {
+        let record = self.of_whole.as_ref().unwrap_or(record);
+        match control {
+            Some(control) if self.remedy != Remedy::TryAgain => {
+                record.sure_beside(prior, Some((control, control.sure(CONTROL))))
+            }
+            _ => record.sure(prior),
+        }
+    }
 }
+
+/// What speaks for the same again before it was tried, where it is known by its record alone.
+const CONTROL: Prior = Prior { worked: 0.5, tried: 1.0 };
 
 /// A remedy cannot be applied to the job.
 #[derive(Debug, thiserror::Error)]
@@ -87,12 +104,12 @@ impl Remedies {
         let trials = self.store.trials(job.id).await?;
         let done: HashSet<String> = refuted(&trials, kept).map(|trial| trial.remedy.to_string()).collect();
         let records = self.store.records(kept).await?;
+        let control = records.get(&Remedy::TryAgain.to_string());
         let numbers = self.expected(job, kept).await;
-        let mut seen = HashSet::new();
         let mut offered = Vec::new();
         for candidate in self.candidates(job, kept, &records).await? {
             let name = candidate.remedy.to_string();
-            if done.contains(&name) || !seen.insert(name.clone()) {
+            if done.contains(&name) {
                 continue;
             }
             let Ok((remedied, said)) = numbers.apply(job, kept, &candidate.remedy) else { continue };
@@ -107,7 +124,7 @@ impl Remedies {
                 }
             }
             let record = candidate.record(&records);
-            let sure = record.sure(prior);
+            let sure = candidate.sure(prior, &record, control);
             let source = said.map_or(candidate.source, |said| Source::Numbers { said });
             offered.push(Suggested {
                 remedy: candidate.remedy,
@@ -133,10 +150,12 @@ impl Remedies {
     /// The surest remedy against a failure, its record, and how sure it is: without looking whether it fits the job.
     pub async fn best(&self, job: &Job, kept: &KeptFailure) -> Result<Option<(Remedy, Record, f64)>, StoreError> {
         let records = self.store.records(kept).await?;
-        let candidates = self.candidates(job, kept, &records).await?.into_iter();
-        let ranked = candidates.map(|candidate| {
+        let mut candidates = self.candidates(job, kept, &records).await?;
+        // What is to be tried is not known yet.
+        candidates.retain(|candidate| candidate.of_whole.is_none());
+        let ranked = candidates.into_iter().map(|candidate| {
             let record = candidate.record(&records);
-            let sure = record.sure(candidate.prior);
+            let sure = candidate.sure(candidate.prior, &record, records.get(&Remedy::TryAgain.to_string()));
             (candidate.remedy, record, sure)
         });
         // Of those that are as sure the first counts.
@@ -178,15 +197,13 @@ impl Remedies {
         for advice in self.store.advice_against(kept).await? {
             found.push(advised(advice.advice));
         }
-        for learned in learn(&self.store.followers(&kept.fingerprint, FOLLOWERS).await?) {
-            found.push(taught(learned));
-        }
+        found.extend(self.learnt(kept, records).await?);
         found.extend(self.input_in_its_place(job, kept).await?);
         for (at, rule) in rules(&kept.failure, &job.spec).into_iter().enumerate() {
             // The order of the rules is all that is known of them.
             let prior = Prior { worked: 0.62 - 0.04 * at as f64, tried: 1.0 };
             let source = Source::Rule { source: rule.source.to_owned() };
-            found.push(Candidate { remedy: rule.remedy, source, prior, seen: Count::default() });
+            found.push(Candidate { remedy: rule.remedy, source, prior, seen: Record::default(), of_whole: None });
         }
         for (name, record) in records {
             let worked = record.here.worked + record.elsewhere.worked;
@@ -195,14 +212,31 @@ impl Remedies {
                     remedy,
                     source: Source::Asked,
                     prior: Prior { worked: 0.0, tried: 0.0 },
-                    seen: Count::default(),
+                    seen: Record::default(),
+                    of_whole: None,
                 });
             }
         }
         for similar in self.store.similar(kept, SIMILAR).await? {
             found.extend(self.worked_against(&similar).await?);
         }
-        Ok(found)
+        Ok(merged(found))
+    }
+
+    /// What jobs teach that followed those that failed so: all of them together, and those on the same kind of device
+    /// alone, as a device may need what no other does.
+    async fn learnt(
+        &self,
+        kept: &KeptFailure,
+        records: &BTreeMap<String, Record>,
+    ) -> Result<Vec<Candidate>, StoreError> {
+        let device = kept.record.evidence.environment.device.as_deref().unwrap_or_default();
+        let followers = self.store.followers(&kept.fingerprint, FOLLOWERS).await?;
+        let mut failed = self.store.failed_so(&kept.fingerprint, FAILED).await?;
+        let of_all = learn(&followers, &failed, device);
+        failed.retain(|one| one.device == device);
+        let here = learn(followers.iter().filter(|one| one.device == device), &failed, device);
+        Ok(of_all.into_iter().chain(here).flat_map(|learned| taught(learned, records)).collect())
     }
 
     /// What worked against a failure that reads much the same.
@@ -210,13 +244,15 @@ impl Remedies {
         let tried = self.store.records(similar).await?.into_iter().filter_map(|(name, record)| {
             (record.here.worked + record.elsewhere.worked > 0).then(|| name.parse().ok()).flatten()
         });
-        let learnt = learn(&self.store.followers(&similar.fingerprint, FOLLOWERS).await?);
+        let followers = self.store.followers(&similar.fingerprint, FOLLOWERS).await?;
+        let learnt = learn(&followers, &self.store.failed_so(&similar.fingerprint, FAILED).await?, "");
         let source = || Source::Similar { fingerprint: similar.fingerprint.0.clone() };
         let candidate = |remedy| Candidate {
             remedy,
             source: source(),
             prior: Prior { worked: 0.5, tried: 1.0 },
-            seen: Count::default(),
+            seen: Record::default(),
+            of_whole: None,
         };
         Ok(tried.chain(learnt.into_iter().map(|learned| learned.remedy)).map(candidate).collect())
     }
@@ -239,7 +275,8 @@ impl Remedies {
                     remedy: Remedy::Change(vec![Edit { option, to }]),
                     source: Source::Numbers { said },
                     prior: Prior { worked: 1.8, tried: 2.0 },
-                    seen: Count::default(),
+                    seen: Record::default(),
+                    of_whole: None,
                 }));
             }
         }
@@ -306,6 +343,21 @@ impl Measures {
     }
 }
 
+/// Each remedy once, from the first that names it, with the most that was seen of it.
+fn merged(found: Vec<Candidate>) -> Vec<Candidate> {
+    let mut once: Vec<Candidate> = Vec::new();
+    for candidate in found {
+        match once.iter_mut().find(|one| one.remedy == candidate.remedy) {
+            Some(known) => {
+                let tried = |seen: &Record| (seen.here + seen.elsewhere).tried;
+                known.seen = if tried(&candidate.seen) > tried(&known.seen) { candidate.seen } else { known.seen };
+            }
+            None => once.push(candidate),
+        }
+    }
+    once
+}
+
 /// What was tried for this job against this failure, in vain.
 fn refuted<'a>(trials: &'a [Trial], kept: &'a KeptFailure) -> impl Iterator<Item = &'a Trial> {
     let here = trials.iter().filter(|trial| trial.fingerprint == kept.fingerprint);
@@ -314,11 +366,24 @@ fn refuted<'a>(trials: &'a [Trial], kept: &'a KeptFailure) -> impl Iterator<Item
     here.filter(move |trial| trial.verdict == Some(Verdict::Failed) || is_ending(trial))
 }
 
-fn taught(learned: Learned) -> Candidate {
-    let worked = learned.passed.len() as u64;
-    let seen = Count { worked, tried: worked + learned.failed as u64 };
+/// What was learnt, and the half of it that is to be tried, which comes before the whole as long as it has not failed.
+fn taught(learned: Learned, records: &BTreeMap<String, Record>) -> impl Iterator<Item = Candidate> {
+    let failed = |remedy: &Remedy| {
+        let record = records.get(&remedy.to_string()).copied().unwrap_or_default();
+        let all = record.here + record.elsewhere;
+        all.worked < all.tried
+    };
     let source = Source::History { jobs: learned.passed };
-    Candidate { remedy: learned.remedy, source, prior: Prior { worked: 0.5, tried: 0.5 }, seen }
+    let prior = Prior { worked: 0.5, tried: 0.5 };
+    let whole = Candidate { remedy: learned.remedy, source, prior, seen: learned.seen, of_whole: None };
+    let half = learned.half.filter(|half| !failed(&half.remedy)).map(|half| Candidate {
+        remedy: half.remedy,
+        source: Source::History { jobs: half.passed },
+        prior,
+        seen: Record::default(),
+        of_whole: Some(whole.record(records)),
+    });
+    half.into_iter().chain([whole])
 }
 
 fn advised(advice: crate::store::NewAdvice) -> Candidate {
@@ -328,7 +393,8 @@ fn advised(advice: crate::store::NewAdvice) -> Candidate {
             remedy,
             source: Source::Person { name: by_whom, note },
             prior: Prior { worked: 1.6, tried: 2.0 },
-            seen: Count::default(),
+            seen: Record::default(),
+            of_whole: None,
         },
         Some((name, Count { worked, tried })) => {
             // Another team's hosts and data are others; so many of its trials count as a few.
@@ -338,7 +404,8 @@ fn advised(advice: crate::store::NewAdvice) -> Candidate {
                 remedy,
                 source: Source::Installation { name, worked, tried },
                 prior: Prior { worked: share * counts, tried: counts },
-                seen: Count::default(),
+                seen: Record::default(),
+                of_whole: None,
             }
         }
     }

@@ -1,17 +1,18 @@
 //! Jobs that followed a failed one on the same things: what somebody changed, and whether the failure was gone.
 
 use drydock_spec::remedy::limit_args;
-use drydock_spec::{Change, JobId};
+use drydock_spec::{Change, JobId, JobSpec, Limits};
 use serde_json::{Value, json};
 use sqlx::{Row, Sqlite, Transaction};
 
-use super::jobs::{COLUMNS, Job, job};
+use super::failures::KeptFailure;
+use super::jobs::{COLUMNS, Job, job, read};
 use super::rows::{job_id, json, to_json};
-use super::trials::{Ended, by_number};
+use super::trials::{Ended, by_number, remedy};
 use super::{Store, StoreError};
 use crate::diagnose::difference;
 use crate::diagnose::fingerprint::Fingerprint;
-use crate::remedy::learned::Follower;
+use crate::remedy::learned::{FailedJob, Follower};
 use crate::remedy::verdict::Verdict;
 
 /// Ended jobs of the kind among which the one before is looked for.
@@ -22,7 +23,8 @@ impl Store {
     pub async fn followers(&self, fingerprint: &Fingerprint, limit: u32) -> Result<Vec<Follower>, StoreError> {
         let rows = sqlx::query(
             "-- store::followers::followers
-             SELECT followers.job_id, changes, worked
+             SELECT followers.job_id, device, changes, worked,
+                    (SELECT MIN(remedy) FROM trials WHERE trials.job_id = followers.job_id AND attempt = 1) AS applied
              FROM followers JOIN known_failures ON known_failures.number = followers.of_failure
              WHERE same = $1 ORDER BY followers.at_ms DESC LIMIT $2",
         )
@@ -34,33 +36,78 @@ impl Store {
             .map(|row| {
                 Ok(Follower {
                     job: job_id(row.try_get("job_id")?)?,
+                    device: row.try_get("device")?,
                     changes: json(row.try_get("changes")?)?,
                     worked: row.try_get("worked")?,
+                    applied: row.try_get::<Option<String>, _>("applied")?.as_deref().map(remedy).transpose()?,
                 })
+            })
+            .collect()
+    }
+
+    /// What the jobs were made with whose last attempts failed so, the newest first.
+    pub async fn failed_so(&self, fingerprint: &Fingerprint, limit: u32) -> Result<Vec<FailedJob>, StoreError> {
+        let rows = sqlx::query(
+            "-- store::followers::failed_so
+             SELECT device, spec, limits FROM known_failures JOIN jobs ON jobs.id = known_failures.job_id
+                    AND jobs.attempt = known_failures.attempt
+             WHERE same = $1 ORDER BY number DESC LIMIT $2",
+        )
+        .bind(&fingerprint.0)
+        .bind(i64::from(limit))
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter()
+            .map(|row| {
+                let (spec, limits) = (json(row.try_get("spec")?)?, json(row.try_get("limits")?)?);
+                Ok(FailedJob { device: row.try_get("device")?, options: options(&spec, &limits) })
             })
             .collect()
     }
 }
 
 /// Writes down what a job that has ended says of the failure of the one before it, in the transaction that ends it. The
-/// one before is the last job of the owner that did the same to the same things; if it went well there is nothing to
-/// say, and of a job that was made by a remedy its trial says it.
+/// one before is the one that it was to do better, or the last job of the owner that did the same to the same things; if
+/// that went well there is nothing to say. Where several in a row have failed the same, each with another remedy, the
+/// changes are those since the first of them: what was tried in between and taken back is no change.
 pub(super) async fn note(tx: &mut Transaction<'_, Sqlite>, one: &Job, ended: &Ended<'_>) -> Result<(), StoreError> {
-    let Some(before) = job_before(tx, one).await? else { return Ok(()) };
-    let number: Option<i64> = sqlx::query_scalar(
-        "-- store::followers::note
-         SELECT MAX(number) FROM failures WHERE job_id = $1",
-    )
-    .bind(before.id.to_string())
-    .fetch_one(&mut **tx)
-    .await?;
-    let Some(number) = number.filter(|_| before.state.word() == "failed") else { return Ok(()) };
-    let against = by_number(tx, number).await?;
+    let before = match one.remedy_of {
+        Some(id) => Some(read(tx, id).await?),
+        None => job_before(tx, one).await?,
+    };
+    let Some(mut before) = before else { return Ok(()) };
+    let Some(mut against) = failure(tx, &before).await? else { return Ok(()) };
+    while let Some(id) = before.remedy_of {
+        let earlier = read(tx, id).await?;
+        match failure(tx, &earlier).await? {
+            Some(same) if same.fingerprint == against.fingerprint => (before, against) = (earlier, same),
+            _ => break,
+        }
+    }
     let verdict = ended.verdict_on(tx, &against).await?;
     if verdict == Verdict::Unknown {
         return Ok(());
     }
-    write(tx, one.id, number, ended.now, &difference::between(&options(&before), &options(one)), verdict).await
+    let changes = difference::between(&options(&before.spec, &before.limits), &options(&one.spec, &one.limits));
+    write(tx, one.id, against.number, ended.now, &changes, verdict).await
+}
+
+/// The newest failure of a job that has failed.
+async fn failure(tx: &mut Transaction<'_, Sqlite>, of: &Job) -> Result<Option<KeptFailure>, StoreError> {
+    if of.state.word() != "failed" {
+        return Ok(None);
+    }
+    let number: Option<i64> = sqlx::query_scalar(
+        "-- store::followers::failure
+         SELECT MAX(number) FROM failures WHERE job_id = $1",
+    )
+    .bind(of.id.to_string())
+    .fetch_one(&mut **tx)
+    .await?;
+    match number {
+        Some(number) => Ok(Some(by_number(tx, number).await?)),
+        None => Ok(None),
+    }
 }
 
 async fn write(
@@ -111,11 +158,11 @@ async fn job_before(tx: &mut Transaction<'_, Sqlite>, one: &Job) -> Result<Optio
 }
 
 /// A job's options, limits and inputs by the names that remedies know them by.
-fn options(job: &Job) -> Value {
-    let mut spec = json!(job.spec);
-    let mut options = spec.get_mut(job.spec.kind()).map(Value::take).unwrap_or_default();
+fn options(spec: &JobSpec, limits: &Limits) -> Value {
+    let mut document = json!(spec);
+    let mut options = document.get_mut(spec.kind()).map(Value::take).unwrap_or_default();
     if let Value::Object(fields) = &mut options {
-        fields.insert("limits".into(), json!(limit_args(&job.limits)));
+        fields.insert("limits".into(), json!(limit_args(limits)));
     }
     options
 }

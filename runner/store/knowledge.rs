@@ -68,7 +68,8 @@ impl Store {
         let failures = self.failure_groups(MOST_FAILURES).await?;
         let mut learned = Vec::new();
         for fingerprint in self.followed().await? {
-            let taught = learn(&self.followers(&fingerprint, MOST_FOLLOWERS).await?);
+            let failed = self.failed_so(&fingerprint, MOST_FOLLOWERS).await?;
+            let taught = learn(&self.followers(&fingerprint, MOST_FOLLOWERS).await?, &failed, "");
             learned.extend(taught.into_iter().map(|one| (fingerprint.clone(), one)));
         }
         Ok(Known { failures, tried: self.tried().await?, learned, advice: self.all_advice().await? })

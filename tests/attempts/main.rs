@@ -11,6 +11,7 @@ mod gpus;
 mod harness;
 mod hostile;
 mod kinds;
+mod learning;
 mod remedies;
 mod resume;
 mod retention;

@@ -12,7 +12,7 @@ use drydock_spec::{FinetuneArgs, JobArgs, LimitArgs, OnFailure, Owner, Priority,
 use super::*;
 
 /// A house with a model and rows that can be planned with.
-async fn stocked(scripts: impl IntoIterator<Item = Vec<Step>>) -> (World, tempfile::TempDir) {
+pub(super) async fn stocked(scripts: impl IntoIterator<Item = Vec<Step>>) -> (World, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("tiny.gguf");
     std::fs::write(&file, tiny::Gguf::tiny().bytes()).unwrap();
@@ -30,11 +30,11 @@ async fn stocked(scripts: impl IntoIterator<Item = Vec<Step>>) -> (World, tempfi
     (world, folder)
 }
 
-fn finetune() -> FinetuneArgs {
+pub(super) fn finetune() -> FinetuneArgs {
     FinetuneArgs { model: "tiny".into(), dataset: "sums".into(), lora_r: Some(2), ..FinetuneArgs::default() }
 }
 
-async fn submit(world: &World, args: FinetuneArgs, limits: LimitArgs, on_failure: OnFailure) -> JobId {
+pub(super) async fn submit(world: &World, args: FinetuneArgs, limits: LimitArgs, on_failure: OnFailure) -> JobId {
     let submission = Submission {
         job: JobArgs::Finetune(args),
         priority: Priority::default(),
@@ -49,11 +49,11 @@ async fn submit(world: &World, args: FinetuneArgs, limits: LimitArgs, on_failure
     }
 }
 
-async fn asks(world: &World, args: FinetuneArgs) -> JobId {
+pub(super) async fn asks(world: &World, args: FinetuneArgs) -> JobId {
     submit(world, args, LimitArgs::default(), OnFailure::Ask).await
 }
 
-async fn apply(world: &World, id: JobId, remedy: Option<&str>) -> Result<JobView, DeskError> {
+pub(super) async fn apply(world: &World, id: JobId, remedy: Option<&str>) -> Result<JobView, DeskError> {
     let asked = ApplyRemedy { remedy: remedy.map(|text| text.parse().unwrap()), ..ApplyRemedy::default() };
     match world.house.desk.apply_remedy(Owner::local(), id, asked).await? {
         Answer::Submitted(submitted) => Ok(submitted.job),
@@ -61,11 +61,11 @@ async fn apply(world: &World, id: JobId, remedy: Option<&str>) -> Result<JobView
     }
 }
 
-async fn offered(world: &World, id: JobId) -> RemedyList {
+pub(super) async fn offered(world: &World, id: JobId) -> RemedyList {
     world.house.desk.suggest(id).await.unwrap()
 }
 
-fn names(list: &RemedyList) -> Vec<String> {
+pub(super) fn names(list: &RemedyList) -> Vec<String> {
     list.remedies.iter().map(|one| one.remedy.to_string()).collect()
 }
 

@@ -96,7 +96,7 @@ fn outside_of_marks(text: &str) -> String {
 #[tokio::test]
 async fn a_worker_commands_no_terminal_over_rest_or_a_stream() {
     let house = open().await;
-    let id = told_by_a_hostile_worker(&house).await;
+    let id = Box::pin(told_by_a_hostile_worker(&house)).await;
     for path in [
         "/v1/jobs".to_owned(),
         format!("/v1/jobs/{id}"),
@@ -122,7 +122,7 @@ async fn a_worker_commands_no_terminal_over_rest_or_a_stream() {
 #[tokio::test]
 async fn a_worker_gives_no_orders_to_a_language_model() {
     let house = open().await;
-    let id = told_by_a_hostile_worker(&house).await;
+    let id = Box::pin(told_by_a_hostile_worker(&house)).await;
     let of_the_job = json!({"id": id});
     for (tool, arguments) in [
         ("get_job", of_the_job.clone()),

@@ -63,13 +63,16 @@ struct Container {
     status: Status,
     created_ms: i64,
     steps: VecDeque<Step>,
+    printed: String,
     starts: u32,
     ignores_sigterm: bool,
     looks_until_oom: Option<u32>,
-    printed: String,
     /// What a signal brings to light.
     unseen: Option<i64>,
 }
+
+/// What a container will do, by what it is launched with.
+type Answer = dyn Fn(&Launch) -> Vec<Step> + Send + Sync;
 
 #[derive(Default)]
 struct World {
@@ -85,6 +88,7 @@ struct World {
     scripts_of: BTreeMap<JobId, VecDeque<Vec<Step>>>,
     /// What containers do for which there is no script.
     usual: Option<Vec<Step>>,
+    answer: Option<Arc<Answer>>,
     ignore_sigterm: bool,
     /// Containers ever started, by name: more than one start is a bug.
     starts: BTreeMap<ContainerName, u32>,
@@ -121,6 +125,11 @@ impl Scripted {
     /// Containers without a script follow this one instead of [`success`].
     pub fn usually(&self, steps: Vec<Step>) {
         self.world().usual = Some(steps);
+    }
+
+    /// Containers without a script do what this says when they are created.
+    pub fn answer(&self, answer: impl Fn(&Launch) -> Vec<Step> + Send + Sync + 'static) {
+        self.world().answer = Some(Arc::new(answer));
     }
 
     /// Whether containers created from now on ignore SIGTERM.
@@ -237,10 +246,10 @@ impl Scripted {
             status: Status::Running,
             created_ms,
             steps: VecDeque::from([Step::Pause]),
+            printed: String::new(),
             starts: 1,
             ignores_sigterm: true,
             looks_until_oom: None,
-            printed: String::new(),
             unseen: None,
         };
         self.world().containers.insert(name, container);
@@ -340,16 +349,17 @@ impl Sandbox for Scripted {
                 return Err(SandboxError::NameTaken(launch.name.clone()));
             }
             let own = world.scripts_of.get_mut(&launch.labels.job).and_then(VecDeque::pop_front);
-            let steps = own.or_else(|| world.scripts.pop_front()).or_else(|| world.usual.clone());
+            let told = own.or_else(|| world.scripts.pop_front()).or_else(|| world.usual.clone());
+            let steps = told.or_else(|| world.answer.as_ref().map(|answer| answer(launch)));
             let container = Container {
                 launch: launch.clone(),
                 status: Status::Created { error: None },
                 created_ms: 0,
                 steps: steps.unwrap_or_else(success).into(),
+                printed: String::new(),
                 starts: 0,
                 ignores_sigterm: world.ignore_sigterm,
                 looks_until_oom: None,
-                printed: String::new(),
                 unseen: None,
             };
             world.containers.insert(launch.name.clone(), container);

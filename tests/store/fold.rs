@@ -167,7 +167,7 @@ proptest! {
             let mut world =
                 World { house, process: 0, ids: vec![], leases: Default::default(), reports: Default::default(), awaits: Default::default() };
             for op in ops {
-                world.happen(op).await;
+                Box::pin(world.happen(op)).await;
                 world.check().await;
             }
         });

@@ -95,8 +95,9 @@ impl Lease {
         }
         if followed {
             wait_until(&mut tx, id, retry_at_ms).await?;
-        } else if before.remedy_of.is_none() {
-            followers::note(&mut tx, &before, &ended).await?;
+        } else {
+            // Boxed: it reads whole jobs, and every attempt that ends would hold the room for them.
+            Box::pin(followers::note(&mut tx, &before, &ended)).await?;
         }
         tx.commit().await?;
         self.store.announce(&after);
