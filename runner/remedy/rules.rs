@@ -84,15 +84,21 @@ pub fn rules(failure: &Failure, spec: &JobSpec) -> Vec<Rule> {
             known(WORKER, &["on_divergence = \"roll_back\""]);
         }
         FailureKind::NothingToLearn => {
-            known(WORKER, &["max_seq_length = fit"]);
-            known("ymcui/Chinese-LLaMA-Alpaca-3#29", &["max_seq_length * 2", "max_seq_length * 8"]);
+            // Where it is not the length that leaves nothing, more of it brings nothing.
+            if failure.message.contains("max_seq_length") {
+                known(WORKER, &["max_seq_length = fit"]);
+                known("ymcui/Chinese-LLaMA-Alpaca-3#29", &["max_seq_length * 2", "max_seq_length * 8"]);
+            }
             known(WORKER, &["outside: mend_dataset"]);
         }
         FailureKind::BadDataset => {
-            known(WORKER, &["outside: mend_dataset"]);
-            // Rows are rendered by the model's own template, which may be what is wrong.
-            if failure.message.contains("template") {
-                known(WORKER, &["outside: mend_model"]);
+            // Rows are rendered by the model's own template, which may be what is wrong; and is, if it leaves turns out.
+            let of_template = failure.message.contains("chat template");
+            let both = ["outside: mend_dataset", "outside: mend_model"];
+            match (of_template, failure.message.contains("does not show")) {
+                (true, true) => known(WORKER, &[both[1], both[0]]),
+                (true, false) => known(WORKER, &both),
+                (false, _) => known(WORKER, &both[..1]),
             }
         }
         FailureKind::BadModel => known(WORKER, &["outside: mend_model"]),
@@ -265,7 +271,8 @@ mod tests {
         assert_eq!(count(FailureKind::TimeLimit, 0), 3);
         assert_eq!(count(FailureKind::Silent, 0), 3);
         assert_eq!(count(FailureKind::Diverged, 0), 5);
-        assert_eq!(count(FailureKind::NothingToLearn, 0), 4);
+        let short = Failure::new(FailureKind::NothingToLearn, "all rows are longer than max_seq_length = 8");
+        assert_eq!((rules(&short, &specs()[0]).len(), count(FailureKind::NothingToLearn, 0)), (4, 1));
         assert_eq!(count(FailureKind::BadOption, 1), 1);
     }
 
