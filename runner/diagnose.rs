@@ -205,7 +205,7 @@ fn at_its_limit(ending: &Ending) -> bool {
 fn out_of_memory(ending: &Ending) -> Failure {
     let had = size(ending.limits.memory_bytes);
     let message = match ending.peak_rss_bytes {
-        Some(peak) => format!("needed more than the {had} it had; its last report had it at {}", size(peak)),
+        Some(peak) => format!("needed more than the {had} it had. Its last report had it at {}", size(peak)),
         None => format!("needed more than the {had} it had"),
     };
     Failure::new(FailureKind::OutOfMemory, message)
@@ -367,7 +367,7 @@ mod tests {
         };
         let Outcome::Failed(failure) = diagnose(&killed) else { panic!() };
         assert_eq!(failure.kind, FailureKind::OutOfMemory);
-        assert_eq!(failure.message, "needed more than the 3.0 GiB it had; its last report had it at 2.0 GiB");
+        assert_eq!(failure.message, "needed more than the 3.0 GiB it had. Its last report had it at 2.0 GiB");
     }
 
     #[test]

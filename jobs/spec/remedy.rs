@@ -91,6 +91,8 @@ actions! {
     CorrectName = "correct_name", "correct the name or the revision";
     GetAccess = "get_access", "accept the licence on the hub and give drydock a token that may read it";
     FreeDisk = "free_disk", "free disk space on the host, for example with `drydock gc`";
+    RaiseTmp = "raise_tmp", "raise sandbox.tmp in the gateway's configuration and start the gateway anew";
+    RaisePids = "raise_pids", "raise limits.pids in the gateway's configuration and start the gateway anew";
     BuildImage = "build_image", "build or pull the worker's image; `drydock doctor` says how";
     MendImage = "mend_image", "use a worker image that is made for this host and keeps the container contract";
     MendHost = "mend_host", "run `drydock doctor` on the host and do what it says";

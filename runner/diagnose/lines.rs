@@ -49,7 +49,7 @@ static MARK: LazyLock<Regex> = LazyLock::new(|| {
 /// With what no line goes on that was wrapped.
 static FRESH: LazyLock<Regex> = LazyLock::new(|| {
     expression(
-        r"^(?:\s|$|Traceback \(|thread '|terminate called|During handling|The above exception|\[\w* ?\d|\d{4}-\d\d-\d\d|[\w.]+(?:Error|Exception|Warning): )",
+        r"^(?:\s|$|Traceback \(|thread '|note: run with |terminate called|During handling|The above exception|\[\w* ?\d|\d{4}-\d\d-\d\d|[\w.]+(?:Error|Exception|Warning): )",
     )
 });
 
@@ -229,6 +229,13 @@ mod tests {
         ] {
             assert_eq!(of(marked)[0].bare(), "no such layer", "{marked}");
         }
+    }
+
+    #[test]
+    fn what_rust_says_behind_every_panic_is_a_line_of_its_own() {
+        let said = format!("{:x<100}", "cannot reach the tracker: ");
+        let shown = format!("begin\n{said}\nnote: run with `RUST_BACKTRACE=1` to display a backtrace\n");
+        assert_eq!(texts(&shown)[1], said);
     }
 
     #[test]

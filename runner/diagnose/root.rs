@@ -23,6 +23,14 @@ pub struct Root {
     pub at: Range<usize>,
 }
 
+impl Root {
+    /// Whether it is a panic of Rust: only those are told of with a source file of Rust's.
+    #[must_use]
+    pub fn is_panic(&self) -> bool {
+        self.frame.as_ref().is_some_and(|frame| frame.ends_with(".rs"))
+    }
+}
+
 /// Letters of a message that are kept.
 const MOST_CHARS: usize = 600;
 /// Lines of other things that may stand between two failures of which one follows from the other.

@@ -28,6 +28,8 @@ pub struct Traces {
 
 /// Letters of the root that a message quotes.
 const QUOTED: usize = 300;
+/// What Rust's runtime leaves with after a panic.
+const PANICKED: i64 = 101;
 /// Aborted by itself, which a program does after it has said why.
 const ABORTED: i64 = 128 + 6;
 /// The last exit code that a program chooses itself; those above are shells' and signals'.
@@ -100,8 +102,9 @@ impl Traces {
     /// The failure with the kind that the traces tell of, and with what they say.
     #[must_use]
     pub fn explain(&self, failure: Failure) -> Failure {
-        let known = self.root.as_ref().filter(|_| self.is_open).and_then(|root| kind(&root.message));
         let Some(root) = &self.root else { return failure };
+        let known = self.is_open.then(|| kind(&root.message)).flatten();
+        let panicked = root.is_panic() && self.exit == PANICKED && failure.kind == FailureKind::Unexplained;
         let Failure { stage, message, .. } = &failure;
         let quoted: String = root.message.chars().take(QUOTED).collect();
         let message = match known {
@@ -110,13 +113,28 @@ impl Traces {
         };
         match known {
             Some(kind) => {
-                let hint = format!("{} (judged by what the worker printed, which may mislead)", kind.hint());
+                let next =
+                    if kind == FailureKind::DiskFull && names_scratch(&root.message) { SCRATCH } else { kind.hint() };
+                let hint = format!("{next} (judged by what the worker printed, which may mislead)");
                 Failure { stage: *stage, ..Failure::new(kind, message).with_hint(hint) }
             }
+            None if panicked => Failure { stage: *stage, ..Failure::new(FailureKind::Crashed, message) },
             None => Failure { message, ..failure },
         }
     }
 }
+
+/// Whether the words name the place of scratch files in the container: there another limit holds than for the output.
+#[must_use]
+pub fn names_scratch(words: &str) -> bool {
+    words
+        .split(|c: char| c.is_whitespace() || "'\"`:,".contains(c))
+        .any(|word| word == "/tmp" || word.starts_with("/tmp/"))
+}
+
+/// What to do when scratch files have no more room.
+const SCRATCH: &str =
+    "raise sandbox.tmp in the gateway's configuration; a job's limits.memory_mib has to hold it as well";
 
 /// What kind of failure speaks so, if that is known.
 #[must_use]
@@ -178,6 +196,30 @@ mod tests {
         ] {
             assert_eq!(of_output(&format!("{frame}{error}\n")), Some(expected), "{error}");
         }
+    }
+
+    fn explained(exit: i64, output: &str) -> Failure {
+        let traces = Traces { exit, root: root::of_output(output), is_open: true };
+        traces.explain(Failure::new(FailureKind::Unexplained, "it left").at(Stage::Load))
+    }
+
+    #[test]
+    fn a_panic_is_a_crash_unless_it_tells_of_something_better_known() {
+        let panics =
+            |words: &str| format!("thread 'main' (7) panicked at src/rows.rs:3:1:\n{words}\nnote: run with x\n");
+        assert_eq!(explained(101, &panics("index out of bounds")).kind, FailureKind::Crashed);
+        assert_eq!(explained(3, &panics("index out of bounds")).kind, FailureKind::Unexplained, "it went on");
+        let refused = panics("no socket: Os { code: 1, kind: PermissionDenied, message: \"Operation not permitted\" }");
+        assert_eq!(explained(101, &refused).kind, FailureKind::NotPermitted);
+        let exception = "Traceback (most recent call last):\n  File \"/a/t.py\", line 3, in f\nKeyError: 'x'\n";
+        assert_eq!(explained(101, exception).kind, FailureKind::Unexplained);
+    }
+
+    #[test]
+    fn where_scratch_files_have_no_room_more_output_is_no_advice() {
+        let hint = |path: &str| explained(1, &format!("Error: cannot write {path}: No space left on device\n")).hint;
+        assert!(hint("/tmp/part-7").starts_with("raise sandbox.tmp"), "{}", hint("/tmp/part-7"));
+        assert!(hint("/out/tmp/x").starts_with("raise limits.disk_mib"), "{}", hint("/out/tmp/x"));
     }
 
     #[test]

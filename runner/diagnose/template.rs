@@ -22,7 +22,7 @@ pub struct Template {
 /// Forms of words that are slots, the first that fits winning. A number within a word, as in `q4_0`, is part of it.
 static SLOT: LazyLock<Regex> = LazyLock::new(|| {
     let expression = r#"(?x)
-        (?P<errno>   [^:\s"`“„«] [^:"`“„«]* \( os \s error \s \d+ \) | \[ errno \s -?\d+ \] [^:]* )
+        (?P<errno>   os \s \{ \s code: \s \d+ , [^}]* \} | [^:\s"`“„«] [^:"`“„«]* \( os \s error \s \d+ \) | \[ errno \s -?\d+ \] [^:]* )
       | (?P<xid>     xid \s \( [^)]* \) : \s \d+ )
       | (?P<hex>     \b 0x [0-9a-f]+ \b | \b (?: pci: )? [0-9a-f]{4,8} : [0-9a-f]{2} : [0-9a-f]{2} (?: \. \d )? \b )
       | (?P<quoted>  ` [^`]{1,300} ` | " [^"]{1,300} " | \B ' [^']{1,300} ' \B | [“„«] [^”“»]{1,300} [”“»] )
@@ -33,6 +33,7 @@ static SLOT: LazyLock<Regex> = LazyLock::new(|| {
                    | \b [a-z]:\\ [^\s'"`:]+
                    | \b [\w-]+ (?: \. [\w-]+ )* \. (?: bin | cc? | cpp | csv | cuh? | db | gguf | gz | h | jsonl? | lock | log
                        | model | parquet | pth? | py | rs | safetensors | so | tar | tmp | toml | txt | ya?ml | zip ) \b )
+      | (?P<name>    \b [a-z_]\w* (?: \. [a-z_]\w* )* (?: (?: \. \d+ (?: \. [a-z_]\w* )+ )+ | \. (?: weight | bias ) ) \b )
       | (?P<uuid>    \b [0-9a-f]{8} (?: -[0-9a-f]{4} ){3} -[0-9a-f]{12} \b )
       | (?P<number>  (?: \B [+-] )? \b v? \d+ (?: [.,_'\u{a0}\u{202f}] \d+ )* (?: e [+-]? \d+ )? (?: x\d+ )*
                      (?: \b \s? % | (?: \s? (?: [kmgtp]i? b | b | bytes? | ns | us | µs | ms | s | secs? | seconds? | m | mins?
@@ -43,13 +44,19 @@ static SLOT: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(expression).expect("the expression is a constant")
 });
 
-/// Numbers with nothing but a comma or a space between them: as many as a shape has sides, which is no difference.
-static ROW: LazyLock<Regex> =
-    LazyLock::new(|| Regex::new(r"<number>(?:(?:, ?| |; ?)<number>)+").expect("the expression is a constant"));
+/// Several of the same kind, one after the other: as many as a shape has sides, a batch rows or a model layers, which is
+/// no difference.
+static ROW: LazyLock<Regex> = LazyLock::new(|| {
+    let numbers = r"(?P<numbers><number>(?:(?:, ?| |; ?)<number>)+)";
+    let rows = r"(?P<rows><path>, line <number>(?:, <path>, line <number>)+)";
+    let lists = ["quoted", "path", "name"].map(|form| format!("(?P<{form}s><{form}>(?:, <{form}>)+)")).join("|");
+    Regex::new(&format!("{rows}|{numbers}|{lists}")).expect("the expression is a constant")
+});
 
 /// The number of an error of the system, as Rust and as Python write it.
-static ERRNO: LazyLock<Regex> =
-    LazyLock::new(|| Regex::new(r"(?:os error|\[errno) (-?\d+)[)\]]").expect("the expression is a constant"));
+static ERRNO: LazyLock<Regex> = LazyLock::new(|| {
+    Regex::new(r"(?:os error|\[errno|os \{ code:) (-?\d+)[)\],]").expect("the expression is a constant")
+});
 
 /// Before the number of a system's error.
 const SYSTEM_ERROR: &str = "os error ";
@@ -103,7 +110,7 @@ impl Template {
         let message = WORDED.replace_all(&message, numbered);
         let mut slots = Vec::new();
         let text = SLOT.replace_all(&message, |found: &Captures<'_>| slot(found, &mut slots));
-        Self { text: ROW.replace_all(&text, "<number>").into_owned(), slots }
+        Self { text: ROW.replace_all(&text, first).into_owned(), slots }
     }
 
     /// The number of the system's error that it speaks of, if it does. What it quotes is in a slot, and what it says of
@@ -131,6 +138,13 @@ fn numbered(found: &Captures<'_>) -> String {
     format!("{}error (os error {number}){}", &found[1], &found["end"])
 }
 
+/// What stands for all of a row.
+fn first(found: &Captures<'_>) -> &'static str {
+    let forms =
+        [("rows", "<path>, line <number>"), ("numbers", "<number>"), ("quoteds", "<quoted>"), ("paths", "<path>")];
+    forms.into_iter().find(|(form, _)| found.name(form).is_some()).map_or("<name>", |(_, text)| text)
+}
+
 /// What takes the place of what was found.
 fn slot(found: &Captures<'_>, slots: &mut Vec<String>) -> String {
     let whole = &found[0];
@@ -144,7 +158,7 @@ fn slot(found: &Captures<'_>, slots: &mut Vec<String>) -> String {
         // Which GPU it is says nothing of what was the matter; the number is what NVIDIA's catalogue knows it by.
         return format!("xid {}", whole.rsplit(' ').next().unwrap_or_default());
     }
-    let forms = ["quoted", "url", "time", "path", "number"];
+    let forms = ["quoted", "url", "time", "path", "name", "number"];
     let form = forms.into_iter().find(|form| found.name(form).is_some());
     format!("<{}>", form.unwrap_or("id"))
 }
@@ -165,11 +179,11 @@ mod tests {
     #[test]
     fn numbers_units_and_shapes_are_no_difference() {
         let needed = same(&[
-            "needed more than the 3.0 GiB it had; its last report had it at 2.9 GiB",
-            "needed more than the 512.0 MiB it had; its last report had it at 500,5 MiB",
-            "needed more than the 1'024 MB it had; its last report had it at 99 %",
+            "needed more than the 3.0 GiB it had. Its last report had it at 2.9 GiB",
+            "needed more than the 512.0 MiB it had. Its last report had it at 500,5 MiB",
+            "needed more than the 1'024 MB it had. Its last report had it at 99 %",
         ]);
-        assert_eq!(needed, "needed more than the <number> it had; its last report had it at <number>");
+        assert_eq!(needed, "needed more than the <number> it had. its last report had it at <number>");
         same(&["no report for 10s", "no report for 1 h", "no report for 30 minutes"]);
         same(&["shape mismatch [2, 3], [3]", "shape mismatch [2, 3, 4], [5, 6]"]);
         same(&["at layers.12.mlp", "at layers.3.mlp"]);
@@ -189,6 +203,17 @@ mod tests {
     }
 
     #[test]
+    fn how_many_things_a_list_names_is_no_difference() {
+        same(&["is NaN; rows: a.jsonl, line 3", "is NaN; rows: b.jsonl, line 7, b.jsonl, line 81, c.jsonl, line 2"]);
+        same(&["fits none, such as `a`; see", "fits none, such as `b`, `c`, `d`; see"]);
+        same(&["tensor model.layers.3.mlp.down_proj.weight", "tensor blk.0.attn_q.weight", "tensor model.norm.weight"]);
+        same(&[
+            "such as model.layers.0.q_proj",
+            "such as model.layers.0.mlp.up_proj, model.layers.1.q_proj, model.layers.1.v_proj",
+        ]);
+    }
+
+    #[test]
     fn words_are_a_difference_and_numbers_within_them_are_part_of_them() {
         let differ = [
             "cannot read the model",
@@ -199,6 +224,8 @@ mod tests {
             "torch.cuda.OutOfMemoryError",
             "sm_80 is too old",
             "sm_90 is too old",
+            "torch.nn.modules is gone",
+            "torch.nn.functional is gone",
         ];
         let mut templates: Vec<_> = differ.iter().map(|message| Template::of(message).text).collect();
         templates.sort_unstable();
@@ -212,6 +239,14 @@ mod tests {
         let german = "write /out/y: Auf dem Gerät ist kein Speicherplatz mehr verfügbar (os error 28)";
         assert_eq!(same(&[english, german]), "write <path>: os error 28");
         same(&["OSError: [Errno 28] No space left on device: '/x'", "OSError: [Errno 28] Kein Platz: '/y'"]);
+        same(&[
+            "cannot keep it: Os { code: 28, kind: StorageFull, message: \"No space left on device\" }",
+            "cannot keep it: Os { code: 28, kind: StorageFull, message: \"Kein Platz\" }",
+        ]);
+        assert_eq!(
+            Template::of("x: Os { code: 13, kind: PermissionDenied, message: \"no\" }").system_error(),
+            Some(13)
+        );
         assert_ne!(Template::of(english).text, Template::of("write /out/x: Permission denied (os error 13)").text);
     }
 

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use crate::blobs::size;
 use crate::diagnose::evidence::Evidence;
+use crate::plan::cut::Longer;
 
 const MIB: u64 = 1 << 20;
 /// What is added to a time that was reckoned from the pace so far, and to what is known to be too little.
@@ -30,6 +31,8 @@ pub struct Numbers<'a> {
     pub expected: &'a [Expected],
     /// Bytes of what the job leaves, as the planner expects.
     pub disk_bytes: u64,
+    /// The length, in tokens, that would cut fewer of the rows, and how many rows it would still cut.
+    pub longer: Option<Longer>,
 }
 
 /// A value that follows from numbers, and how.
@@ -47,6 +50,7 @@ impl Numbers<'_> {
             ("limits.memory_mib", FailureKind::OutOfMemory) => Some(self.memory()),
             ("limits.disk_mib", FailureKind::DiskFull) => self.disk(),
             ("limits.time_limit_s", FailureKind::TimeLimit) => self.time(),
+            ("max_seq_length", FailureKind::NothingToLearn) => self.length(),
             ("per_device_train_batch_size", FailureKind::OutOfMemory) => {
                 let (batch, said) = self.batch()?;
                 Some(Fitted { value: batch.into(), said })
@@ -96,6 +100,13 @@ impl Numbers<'_> {
             value: (self.disk_bytes / 4 * 5).max((had as f64 * MORE) as u64).div_ceil(MIB).into(),
             said: format!("it had {}, and is expected to leave {}", size(had), size(self.disk_bytes)),
         })
+    }
+
+    /// The shortest length at which next to no row is cut.
+    fn length(&self) -> Option<Fitted> {
+        let Longer { max_seq_length, rows } = self.longer?;
+        let said = format!("{max_seq_length} tokens would cut {rows} row(s) at most");
+        Some(Fitted { value: max_seq_length.into(), said })
     }
 
     /// As long as all steps take at the pace of those that were taken.
@@ -156,6 +167,7 @@ mod tests {
             limits: &limits,
             expected: &expected,
             disk_bytes: 80 * MIB,
+            longer: Some(Longer { max_seq_length: 64, rows: 2 }),
         };
         numbers.fit(option).map(|fitted| (fitted.value, fitted.said))
     }
@@ -184,6 +196,13 @@ mod tests {
         let (value, said) = fit(FailureKind::TimeLimit, "limits.time_limit_s", 20, &[]).unwrap();
         assert_eq!((value, said.as_str()), (390.into(), "20 of 100 steps took 60 s"));
         assert_eq!(fit(FailureKind::TimeLimit, "limits.time_limit_s", 0, &[]), None);
+    }
+
+    #[test]
+    fn the_length_is_the_one_that_cuts_next_to_no_row() {
+        let fitted = fit(FailureKind::NothingToLearn, "max_seq_length", 0, &[]);
+        assert_eq!(fitted, Some((64.into(), "64 tokens would cut 2 row(s) at most".into())));
+        assert_eq!(fit(FailureKind::OutOfMemory, "max_seq_length", 0, &[(12, 4000)]), None);
     }
 
     #[test]

@@ -3,7 +3,12 @@
 //! The order is the one in which they are offered while no record says otherwise: first what leaves the meaning of the
 //! job the same, and of that what costs least.
 
-use drydock_spec::{Failure, FailureKind, JobSpec, Remedy, Stage};
+use drydock_spec::remedy::To;
+use drydock_spec::{Failure, FailureKind, JobSpec, Remedy};
+use serde_json::Value;
+
+use crate::diagnose::signs::names_scratch;
+use crate::diagnose::template::Template;
 
 /// A remedy, and what the rule goes back to.
 #[derive(Debug, Clone, PartialEq)]
@@ -24,6 +29,9 @@ const DISK: &str = "dstackai/dstack#1243";
 const GATED: &str = "the hub's answer";
 const CHANCE: &str = "failures of the infrastructure pass";
 const ENGINE: &str = "the engine's answer";
+const ERRNO: &str = "errno(3), clone(2)";
+/// The system's error of a process that may not have another one: EAGAIN.
+const NO_MORE_PROCESSES: u32 = 11;
 
 const HALF_THE_BATCH: &str = "per_device_train_batch_size * 0.5, gradient_accumulation_steps * 2";
 const FITTING_BATCH: &str = "per_device_train_batch_size = fit, gradient_accumulation_steps = fit";
@@ -53,6 +61,9 @@ pub fn rules(failure: &Failure, spec: &JobSpec) -> Vec<Rule> {
             }
         }
         FailureKind::DiskFull => {
+            if names_scratch(&failure.message) {
+                known(OWN, &["outside: raise_tmp"]);
+            }
             known(OWN, &["limits.disk_mib = fit", "limits.disk_mib * 2"]);
             known(DISK, &["save_steps = default", "keep = \"adapter\""]);
         }
@@ -73,10 +84,23 @@ pub fn rules(failure: &Failure, spec: &JobSpec) -> Vec<Rule> {
             known(WORKER, &["on_divergence = \"roll_back\""]);
         }
         FailureKind::NothingToLearn => {
-            known("ymcui/Chinese-LLaMA-Alpaca-3#29", &["max_seq_length * 2", "max_seq_length * 8"]);
+            // Where it is not the length that leaves nothing, more of it brings nothing.
+            if failure.message.contains("max_seq_length") {
+                known(WORKER, &["max_seq_length = fit"]);
+                known("ymcui/Chinese-LLaMA-Alpaca-3#29", &["max_seq_length * 2", "max_seq_length * 8"]);
+            }
             known(WORKER, &["outside: mend_dataset"]);
         }
-        FailureKind::BadDataset => known(WORKER, &["outside: mend_dataset"]),
+        FailureKind::BadDataset => {
+            // Rows are rendered by the model's own template, which may be what is wrong; and is, if it leaves turns out.
+            let of_template = failure.message.contains("chat template");
+            let both = ["outside: mend_dataset", "outside: mend_model"];
+            match (of_template, failure.message.contains("does not show")) {
+                (true, true) => known(WORKER, &[both[1], both[0]]),
+                (true, false) => known(WORKER, &both),
+                (false, _) => known(WORKER, &both[..1]),
+            }
+        }
         FailureKind::BadModel => known(WORKER, &["outside: mend_model"]),
         FailureKind::UnsupportedModel => known(WORKER, &["outside: choose_model"]),
         FailureKind::BadOption => {
@@ -84,17 +108,28 @@ pub fn rules(failure: &Failure, spec: &JobSpec) -> Vec<Rule> {
             if says.contains("dtype") || says.contains("bf16") {
                 known(WORKER, &["dtype = \"f32\""]);
             }
-            if failure.stage == Some(Stage::Quantize) || matches!(spec, JobSpec::Quantize(_)) {
+            if matches!(spec, JobSpec::Quantize(_)) {
                 known("the K-quants' blocks of 256", &["quant_type = \"Q8_0\""]);
             }
+            // What was named in vain may as well not be named.
+            found.extend(defaults(failure, spec));
         }
         FailureKind::InputFailed => known(WORKER, &["outside: mend_input"]),
-        FailureKind::NotFound => known(GATED, &["outside: correct_name"]),
+        FailureKind::NotFound => {
+            // What was in the store and is gone can be brought again; what never was has another name.
+            if failure.hint.contains("load the dataset again") {
+                known(WORKER, &["outside: mend_dataset"]);
+            }
+            known(GATED, &["outside: correct_name"]);
+        }
         FailureKind::AccessDenied => known(GATED, &["outside: get_access"]),
         FailureKind::HubUnavailable => known(CHANCE, &["try again"]),
         FailureKind::ImageMissing => known(ENGINE, &["outside: build_image"]),
         FailureKind::StartFailed => known(ENGINE, &["try again", "outside: mend_host"]),
         FailureKind::Crashed | FailureKind::Unexplained => {
+            if Template::of(&failure.message).system_error() == Some(NO_MORE_PROCESSES) {
+                known(ERRNO, &["outside: raise_pids"]);
+            }
             known(CHANCE, &["try again"]);
             known(WORKER, &["outside: mend_worker"]);
         }
@@ -119,6 +154,36 @@ pub fn rules(failure: &Failure, spec: &JobSpec) -> Vec<Rule> {
         FailureKind::NotPermitted => known(OWN, &["outside: mend_worker"]),
     }
     found
+}
+
+/// Options without a default.
+const MUST_BE_NAMED: [&str; 3] = ["model", "dataset", "adapter"];
+
+/// Options that the failure names, or one of whose words it repeats, as they are where nobody names them.
+fn defaults(failure: &Failure, spec: &JobSpec) -> Vec<Rule> {
+    let Ok(Value::Object(document)) = serde_json::to_value(spec) else { return Vec::new() };
+    let Some(Value::Object(options)) = document.get(spec.kind()) else { return Vec::new() };
+    let words: Vec<&str> = failure.message.split(|c: char| c.is_whitespace() || "`'\",;:()".contains(c)).collect();
+    let says = |option: &str| {
+        failure.message.contains(&format!("`{option}`")) || option.contains('_') && words.contains(&option)
+    };
+    let meant = |(option, value): &(&String, &Value)| {
+        !MUST_BE_NAMED.contains(&option.as_str()) && (says(option) || repeats(&words, value))
+    };
+    let meant = options.iter().filter(meant).map(|(option, _)| option);
+    meant.map(|option| Rule { remedy: Remedy::edit(option, To::Default), source: WORKER }).collect()
+}
+
+/// Whether one of the words is a text that the value holds.
+fn repeats(words: &[&str], value: &Value) -> bool {
+    match value {
+        Value::String(text) => words.contains(&text.as_str()),
+        Value::Array(values) => values.iter().any(|value| repeats(words, value)),
+        Value::Object(fields) => {
+            fields.iter().any(|(name, value)| words.contains(&name.as_str()) || repeats(words, value))
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => false,
+    }
 }
 
 /// Whether the same again may well pass: then a share of what is tried by itself is tried unchanged, so that what
@@ -206,8 +271,35 @@ mod tests {
         assert_eq!(count(FailureKind::TimeLimit, 0), 3);
         assert_eq!(count(FailureKind::Silent, 0), 3);
         assert_eq!(count(FailureKind::Diverged, 0), 5);
-        assert_eq!(count(FailureKind::NothingToLearn, 0), 3);
+        let short = Failure::new(FailureKind::NothingToLearn, "all rows are longer than max_seq_length = 8");
+        assert_eq!((rules(&short, &specs()[0]).len(), count(FailureKind::NothingToLearn, 0)), (4, 1));
         assert_eq!(count(FailureKind::BadOption, 1), 1);
+    }
+
+    #[test]
+    fn an_option_that_the_failure_speaks_of_may_have_its_default_again() {
+        let args = serde_json::json!({"finetune": {
+            "model": "m", "dataset": "d", "method": "full", "trainable": ["*.mlp.*", "blk.77.*"], "learning_rate": 0.5
+        }});
+        let spec = serde_json::from_value::<JobArgs>(args).unwrap().parse().unwrap();
+        let of = |message: &str| -> Vec<String> {
+            let failure = Failure::new(FailureKind::BadOption, message);
+            rules(&failure, &spec).into_iter().map(|rule| rule.remedy.to_string()).collect()
+        };
+        assert_eq!(of("the pattern `blk.77.*` fits none of the names"), ["trainable = default"]);
+        assert_eq!(of("`learning_rate` is beyond what the model `m` takes"), ["learning_rate = default"]);
+        assert_eq!(of("something else"), [""; 0]);
+    }
+
+    #[test]
+    fn a_full_scratch_space_and_too_few_processes_are_known_by_what_was_printed() {
+        let first = |kind, message: &str| rules(&Failure::new(kind, message), &specs()[0])[0].remedy.to_string();
+        let full =
+            |path: &str| first(FailureKind::DiskFull, &format!("it had printed: cannot write {path}: os error 28"));
+        assert_eq!([full("/tmp/x"), full("/out/x")], ["outside: raise_tmp", "limits.disk_mib = fit"]);
+        let spawned = "failed to spawn thread: Os { code: 11, kind: WouldBlock, message: \"x\" }";
+        assert_eq!(first(FailureKind::Crashed, spawned), "outside: raise_pids");
+        assert_eq!(first(FailureKind::Crashed, "SIGSEGV"), "try again");
     }
 
     #[test]

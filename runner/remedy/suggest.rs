@@ -13,6 +13,7 @@ use super::rank::{Count, Prior, Record, weight};
 use super::rules::{self, rules};
 use super::verdict::Verdict;
 use super::{Chooser, Source};
+use crate::plan::cut::Longer;
 use crate::plan::{Plan, PlanError, Planner};
 use crate::store::{Job, KeptFailure, Store, StoreError, Trial};
 
@@ -286,7 +287,8 @@ impl Remedies {
     /// What the planner expects of the job, and of the same with smaller batches where that may matter.
     async fn expected(&self, job: &Job, kept: &KeptFailure) -> Measures {
         let mut measures = Measures::default();
-        if !matches!(kept.failure.kind, FailureKind::OutOfMemory | FailureKind::DiskFull) {
+        if !matches!(kept.failure.kind, FailureKind::OutOfMemory | FailureKind::DiskFull | FailureKind::NothingToLearn)
+        {
             return measures;
         }
         let batch = job.spec.recipe().map_or(1, |recipe| recipe.per_device_train_batch_size);
@@ -297,6 +299,7 @@ impl Remedies {
             };
             let Ok(remedied) = remedy.apply(&job.spec, &job.limits, |_| None) else { break };
             let Ok(plan) = self.planner.plan(remedied.job, &remedied.limits).await else { break };
+            measures.longer = plan.cut.as_ref().and_then(|cut| cut.longer);
             measures.disk_bytes = measures.disk_bytes.max(plan.estimate.disk_bytes);
             measures.expected.push(Expected { batch: rows, memory_bytes: plan.estimate.memory_bytes });
             if kept.failure.kind != FailureKind::OutOfMemory || job.spec.recipe().is_none() {
@@ -312,6 +315,7 @@ impl Remedies {
 struct Measures {
     expected: Vec<Expected>,
     disk_bytes: u64,
+    longer: Option<Longer>,
 }
 
 impl Measures {
@@ -332,6 +336,7 @@ impl Measures {
             limits: &job.limits,
             expected: &self.expected,
             disk_bytes: self.disk_bytes,
+            longer: self.longer,
         };
         let said = std::cell::RefCell::new(None);
         let remedied = remedy.apply(&job.spec, &job.limits, |option| {

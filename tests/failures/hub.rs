@@ -3,12 +3,17 @@
 use drydock_spec::FailureKind::{AccessDenied, HubUnavailable, NotFound};
 use drydock_spec::{FailureKind, Stage};
 
-use crate::case::{Case, Guise};
+use crate::case::{Case, Deed, Guise};
 use crate::order::Order;
 use crate::small_hub::Fault;
 
 const fn case(name: &'static str, kind: FailureKind, order: fn(Guise) -> Order) -> Case {
-    Case { name, kind, stage: Some(Stage::Prepare), order }
+    let remedy = match kind {
+        AccessDenied => "outside: get_access",
+        NotFound => "outside: correct_name",
+        _ => "try again",
+    };
+    Case { name, kind, stage: Some(Stage::Prepare), order, mend: None }.mended_by(Deed::MendsHub, remedy)
 }
 
 pub(crate) const CASES: &[Case] = &[

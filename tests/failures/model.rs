@@ -5,7 +5,7 @@ use drydock_spec::FailureKind::{BadModel, UnsupportedModel};
 use drydock_spec::Stage;
 use serde_json::{Value, json};
 
-use crate::case::{Case, Guise};
+use crate::case::{Case, Deed, Guise};
 use crate::damage::Damage;
 use crate::order::{Files, Order};
 use crate::tiny::{Gguf, string};
@@ -14,7 +14,12 @@ const WEIGHTS: &str = "model.safetensors";
 const CONFIG: &str = "config.json";
 
 const fn case(name: &'static str, order: fn(Guise) -> Order) -> Case {
-    Case { name, kind: BadModel, stage: Some(Stage::Load), order }
+    Case { name, kind: BadModel, stage: Some(Stage::Load), order, mend: None }
+        .mended_by(Deed::BringsAgain, "outside: mend_model")
+}
+
+const fn unsupported(name: &'static str, order: fn(Guise) -> Order) -> Case {
+    Case { kind: UnsupportedModel, ..case(name, order) }.mended_by(Deed::BringsAgain, "outside: choose_model")
 }
 
 pub(crate) const CASES: &[Case] = &[
@@ -60,31 +65,32 @@ pub(crate) const CASES: &[Case] = &[
         Order::finetune(guise)
             .damaged(Damage::json(CONFIG, move |config| drop(config.as_object_mut().unwrap().remove(key))))
     }),
-    case("GGUF cut off", |guise| {
-        let quarters = guise.pick([2, 3]);
-        gguf(guise, move |bytes| bytes[..bytes.len() * quarters / 4].to_vec())
-    }),
-    case("GGUF that is none", |guise| {
-        let magic = guise.pick([*b"ggjt", *b"GGML"]);
-        gguf(guise, move |bytes| [&magic, &bytes[4..]].concat())
-    }),
+    // These stay broken: the small file's tokenizer holds too little for a worker even where the file is whole.
     Case {
-        kind: UnsupportedModel,
-        ..case("unknown architecture", |guise| {
-            let (kind, class) = guise.pick([("mamba", "MambaForCausalLM"), ("rwkv", "RwkvForCausalLM")]);
-            Order::finetune(guise).damaged(Damage::json(CONFIG, move |config| {
-                config["model_type"] = json!(kind);
-                config["architectures"] = json!([class]);
-            }))
+        mend: None,
+        ..case("GGUF cut off", |guise| {
+            let quarters = guise.pick([2, 3]);
+            gguf(guise, move |bytes| bytes[..bytes.len() * quarters / 4].to_vec())
         })
     },
     Case {
-        kind: UnsupportedModel,
-        ..case("unknown activation", |guise| {
-            let name = guise.pick(["relu6", "swish_squared"]);
-            Order::finetune(guise).damaged(Damage::json(CONFIG, move |config| config["hidden_act"] = json!(name)))
+        mend: None,
+        ..case("GGUF that is none", |guise| {
+            let magic = guise.pick([*b"ggjt", *b"GGML"]);
+            gguf(guise, move |bytes| [&magic, &bytes[4..]].concat())
         })
     },
+    unsupported("unknown architecture", |guise| {
+        let (kind, class) = guise.pick([("mamba", "MambaForCausalLM"), ("rwkv", "RwkvForCausalLM")]);
+        Order::finetune(guise).damaged(Damage::json(CONFIG, move |config| {
+            config["model_type"] = json!(kind);
+            config["architectures"] = json!([class]);
+        }))
+    }),
+    unsupported("unknown activation", |guise| {
+        let name = guise.pick(["relu6", "swish_squared"]);
+        Order::finetune(guise).damaged(Damage::json(CONFIG, move |config| config["hidden_act"] = json!(name)))
+    }),
     Case {
         stage: Some(Stage::Evaluate),
         ..case("weights that are no numbers", |guise| {

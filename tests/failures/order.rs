@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use drydock_spec::OnFailure;
 use serde_json::{Value, json};
 
 use crate::case::Guise;
@@ -24,6 +25,7 @@ pub(crate) struct Order {
     /// What is wrong with the hub that the model is on; of the model's own files otherwise.
     pub(crate) hub: Option<Fault>,
     pub(crate) meanwhile: Meanwhile,
+    pub(crate) on_failure: OnFailure,
 }
 
 /// What happens to a job that is accepted, besides what it does itself.
@@ -47,6 +49,7 @@ impl Order {
             damage: Vec::new(),
             hub: None,
             meanwhile: Meanwhile::Nothing,
+            on_failure: OnFailure::Ask,
         }
     }
 
@@ -101,6 +104,12 @@ impl Order {
     pub(crate) fn sized(mut self, size: Size) -> Self {
         self.model = model::files(size);
         self
+    }
+
+    /// What fails is mended by drydock itself, in as many attempts.
+    pub(crate) fn by_itself(mut self, attempts: u32) -> Self {
+        self.on_failure = OnFailure::Auto;
+        self.limit("max_attempts", attempts)
     }
 
     pub(crate) fn meanwhile(mut self, meanwhile: Meanwhile) -> Self {

@@ -2,33 +2,35 @@
 
 use std::time::{Duration, Instant};
 
-use drydock::api::{AddModel, JobView, LoadDataset, Submission};
+use drydock::api::{AddModel, DatasetView, JobView, LoadDataset, Submission};
 use drydock::clock::Clock;
 use drydock::config::Config;
 use drydock::desk::{Answer, Desk};
 use drydock::house::House;
 use drydock::sandbox::ContainerName;
-use drydock_spec::{Attempt, JobId, Owner};
+use drydock_spec::{Attempt, JobId, OnFailure, Owner};
 use serde_json::{Value, json};
 
-use crate::case::{Case, GUISES, Guise};
+use crate::case::{Case, Deed, GUISES, Guise};
 use crate::damage::Input;
 use crate::harness::folder::Folder;
+use crate::image_of_its_own::{Image, blocking};
+use crate::mend::to_mend;
 use crate::order::{Files, Meanwhile, Order};
 use crate::small_hub::SmallHub;
-use crate::table::Finding;
+use crate::table::{Finding, Played};
 
 /// Longest that all cases of a place may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(400);
 
 pub(crate) struct Place {
     pub(crate) house: House,
-    hub: SmallHub,
+    pub(crate) hub: SmallHub,
     folder: Folder,
 }
 
 /// What the model and the rows of a case are called.
-fn label(case: &str, number: u32) -> String {
+pub(crate) fn label(case: &str, number: u32) -> String {
     let words: Vec<_> =
         case.split(|letter: char| !letter.is_ascii_alphanumeric()).filter(|word| !word.is_empty()).collect();
     format!("{}-{number}", words.join("-"))
@@ -52,9 +54,16 @@ impl Place {
 
     /// The house after a restart.
     pub(crate) async fn reopen(self) -> Self {
-        let (config, hub) = (Config::clone(&self.house.desk.config), self.hub.clone());
+        self.reopen_with(|_| ()).await
+    }
+
+    /// The same with another configuration.
+    pub(crate) async fn reopen_with(self, change: impl FnOnce(&mut Config)) -> Self {
+        let (mut config, hub) = (Config::clone(&self.house.desk.config), self.hub.clone());
+        change(&mut config);
         let folder = self.close().await;
         let house = House::open(config, None, Clock::System).await.unwrap();
+        house.probe_once().await;
         Self { house, hub, folder }
     }
 
@@ -76,21 +85,42 @@ impl Place {
         Self { house, hub, folder }
     }
 
-    /// Provokes each case in all its guises at once, and tells what was found.
-    pub(crate) async fn play(self, cases: Vec<Case>) -> Vec<Finding> {
+    /// Provokes each case in all its guises at once, mends what can be mended, and tells what was found.
+    pub(crate) async fn play(mut self, cases: Vec<Case>) -> Played {
         let mut accepted = Vec::new();
         for case in cases {
             for number in 0..GUISES {
-                accepted.push((case, self.accept_case(case, number).await));
+                accepted.push((case, number, self.accept_case(case, number).await));
             }
         }
         self.house.start().await.unwrap();
         let mut findings = Vec::new();
-        for (case, job) in accepted {
-            findings.push(self.finding(case, job).await);
+        for (case, number, job) in accepted {
+            findings.push(self.finding(case, number, job).await);
         }
-        self.close().await;
-        findings
+        let mut mended = self.mend(&to_mend(&findings, |deed| !deed.restarts())).await;
+        let roomier = to_mend(&findings, |deed| deed == Deed::Configures);
+        if !roomier.is_empty() {
+            let change = |config: &mut Config| {
+                config.limits.pids = 512;
+                config.sandbox.tmp = bytesize::ByteSize::mib(64);
+            };
+            self = self.reopen_with(change).await;
+            self.house.start().await.unwrap();
+            mended.extend(self.mend(&roomier).await);
+        }
+        let faulty = to_mend(&findings, |deed| deed == Deed::MendsWorker);
+        if !faulty.is_empty() {
+            let image = blocking(Image::harmless).await;
+            self = self.reopen_with(|config| config.sandbox.image.clone_from(&image.name)).await;
+            self.house.start().await.unwrap();
+            mended.extend(self.mend(&faulty).await);
+            self.close().await;
+            blocking(move || drop(image)).await;
+        } else {
+            self.close().await;
+        }
+        Played { findings, mended }
     }
 
     /// Hands in the case in this guise.
@@ -115,16 +145,15 @@ impl Place {
     }
 
     /// How the job ended.
-    pub(crate) async fn finding(&self, case: Case, job: JobId) -> Finding {
+    pub(crate) async fn finding(&self, case: Case, number: u32, job: JobId) -> Finding {
         let view = self.until(job, JobView::is_done).await;
         let kept = self.house.desk.store.failure_of(job, Attempt(view.attempt)).await.unwrap();
-        Finding { case, kept, view }
+        Finding { case, number, kept, view }
     }
 
     /// Hands a job in under this name, and does to its inputs what is to be done to them.
     pub(crate) async fn accept(&self, name: &str, order: Order) -> JobId {
-        let Order { model, rows, mut job, limits, damage, hub, .. } = order;
-        let desk = &self.house.desk;
+        let Order { model, rows, mut job, limits, damage, hub, on_failure, .. } = order;
         let options = job.as_object_mut().unwrap().values_mut().next().unwrap();
         let mut folders = Vec::new();
         if hub.is_some() {
@@ -136,16 +165,11 @@ impl Place {
             folders.push((Input::Model, self.stored("models", &digest)));
         }
         if options.get("quant_type").is_none() {
-            // Named after the case: two of the same rows would share a folder.
-            let file = self.folder.data().join(format!("{name}.jsonl"));
-            std::fs::write(&file, rows).unwrap();
-            let source = Some(file.display().to_string());
-            let loaded = desk.datasets.load(LoadDataset { source, ..LoadDataset::default() }).await;
-            let loaded = loaded.unwrap_or_else(|error| panic!("{name}: {error}"));
-            options["dataset"] = json!(loaded.dataset.name);
-            folders.push((Input::Dataset, self.stored("datasets", &loaded.dataset.digest)));
+            let dataset = self.load_rows(name, rows).await;
+            options["dataset"] = json!(dataset.name);
+            folders.push((Input::Dataset, self.stored("datasets", &dataset.digest)));
         }
-        let id = self.submit(name, job, limits).await;
+        let id = self.submit(name, job, limits, on_failure).await;
         for one in &damage {
             let (_, folder) = folders.iter().find(|(input, _)| *input == one.input).unwrap();
             one.strike(folder.as_ref());
@@ -157,7 +181,7 @@ impl Place {
     }
 
     /// Adds a model under this name, and gives its digest.
-    async fn add_model(&self, name: &str, model: Files) -> String {
+    pub(crate) async fn add_model(&self, name: &str, model: Files) -> String {
         let folder = self.folder.data().join(name);
         std::fs::create_dir_all(&folder).unwrap();
         for (file, bytes) in model {
@@ -169,8 +193,18 @@ impl Place {
         added.unwrap_or_else(|error| panic!("{name}: {error}")).digest
     }
 
-    pub(crate) async fn submit(&self, name: &str, job: Value, limits: Value) -> JobId {
-        let submission: Submission = serde_json::from_value(json!({"job": job, "limits": limits})).unwrap();
+    /// Loads rows from a file with this name: two cases of the same rows would share a folder.
+    pub(crate) async fn load_rows(&self, name: &str, rows: String) -> DatasetView {
+        let file = self.folder.data().join(format!("{name}.jsonl"));
+        std::fs::write(&file, rows).unwrap();
+        let source = Some(file.display().to_string());
+        let loaded = self.house.desk.datasets.load(LoadDataset { source, ..LoadDataset::default() }).await;
+        loaded.unwrap_or_else(|error| panic!("{name}: {error}")).dataset
+    }
+
+    async fn submit(&self, name: &str, job: Value, limits: Value, on_failure: OnFailure) -> JobId {
+        let submission = json!({"job": job, "limits": limits, "on_failure": on_failure});
+        let submission: Submission = serde_json::from_value(submission).unwrap();
         match self.house.desk.submit(Owner::local(), submission).await {
             Ok(Answer::Submitted(view)) => view.job.id,
             other => panic!("{name} is not accepted: {other:#?}"),
@@ -196,7 +230,7 @@ impl Place {
     async fn await_result(&self, case: Case, number: u32, job: JobId) -> JobId {
         let name = label(case.name, number);
         let quantize = json!({"model": &name, "adapter": format!("job:{job}"), "quant_type": "Q8_0"});
-        self.submit(&name, json!({"quantize": quantize}), json!({"cpus": 0.5, "max_attempts": 1})).await
+        self.submit(&name, json!({"quantize": quantize}), json!({"cpus": 0.5, "max_attempts": 1}), OnFailure::Ask).await
     }
 
     pub(crate) async fn until(&self, job: JobId, holds: impl Fn(&JobView) -> bool) -> JobView {

@@ -3,11 +3,15 @@
 use drydock_spec::FailureKind::{ArtifactRejected, ContractBroken, Crashed, EngineLost, Unexplained};
 use drydock_spec::{FailureKind, Stage};
 
-use crate::case::{Case, Guise};
+use crate::case::{Case, Deed, Guise};
 use crate::order::{Meanwhile, Order};
 
 const fn dies(name: &'static str, kind: FailureKind, order: fn(Guise) -> Order) -> Case {
-    Case { name, kind, stage: Some(Stage::Train), order }
+    let remedy = match kind {
+        ContractBroken => "outside: mend_image",
+        _ => "outside: mend_worker",
+    };
+    Case { name, kind, stage: Some(Stage::Train), order, mend: None }.mended_by(Deed::MendsWorker, remedy)
 }
 
 pub(crate) const CASES: &[Case] = &[
@@ -16,7 +20,7 @@ pub(crate) const CASES: &[Case] = &[
     dies("stack used up", Crashed, |guise| Order::probe(guise, "overflow", "train", guise.pick(["1", "9"]))),
     dies("unknown instruction", Crashed, |guise| Order::probe(guise, "unknown-instruction", "train", "0")),
     dies("file cut under its map", Crashed, |guise| Order::probe(guise, "unaligned", "train", "0")),
-    dies("panic", Unexplained, |guise| Order::probe(guise, "outside-the-list", "train", guise.pick(["3", "11"]))),
+    dies("panic", Crashed, |guise| Order::probe(guise, "outside-the-list", "train", guise.pick(["3", "11"]))),
     dies("exception of Python", Unexplained, |guise| {
         Order::probe(guise, "python", "train", guise.pick(["label", "completion"]))
     }),
@@ -34,7 +38,7 @@ pub(crate) const CASES: &[Case] = &[
     dies("claim that is not its to make", ContractBroken, |guise| {
         Order::probe(guise, "claim", "train", guise.pick(["17", "4"]))
     }),
-    dies("killed from outside", EngineLost, |guise| waits(guise).meanwhile(Meanwhile::Killed)),
+    dies("killed from outside", EngineLost, |guise| waits(guise).meanwhile(Meanwhile::Killed)).mended("try again"),
     Case {
         stage: Some(Stage::Collect),
         ..dies("link among the artifacts", ArtifactRejected, |guise| {
@@ -57,5 +61,5 @@ pub(crate) const CASES: &[Case] = &[
 
 /// One that says something and goes on for a while.
 fn waits(guise: Guise) -> Order {
-    Order::probe(guise, guise.pick(["linger 9000 50 train", "linger 8000 40 train"]), "", "")
+    Order::probe(guise, guise.pick(["linger 160 50 train", "linger 200 40 train"]), "", "")
 }

@@ -5,16 +5,18 @@ use drydock_spec::FailureKind::{BadDataset, InputFailed, NotFound, NothingToLear
 use drydock_spec::Stage;
 use serde_json::{Value, json};
 
-use crate::case::{Case, Guise};
+use crate::case::{Case, Deed, Guise};
 use crate::damage::{Damage, Input};
 use crate::order::{Meanwhile, Order, chat, chats, lines};
 
+const AGAIN: &str = "outside: mend_dataset";
+
 const fn case(name: &'static str, order: fn(Guise) -> Order) -> Case {
-    Case { name, kind: BadDataset, stage: Some(Stage::Tokenize), order }
+    Case { name, kind: BadDataset, stage: Some(Stage::Tokenize), order, mend: None }.mended_by(Deed::BringsAgain, AGAIN)
 }
 
 const fn nothing(name: &'static str, order: fn(Guise) -> Order) -> Case {
-    Case { name, kind: NothingToLearn, stage: Some(Stage::Tokenize), order }
+    Case { kind: NothingToLearn, ..case(name, order) }
 }
 
 pub(crate) const CASES: &[Case] = &[
@@ -63,20 +65,25 @@ pub(crate) const CASES: &[Case] = &[
     }),
     nothing("rows all too long", |guise| {
         Order::finetune(guise).with("max_seq_length", guise.pick([8, 12])).rows(chats(guise.pick([5, 6]), "What is"))
-    }),
+    })
+    .mended("max_seq_length"),
     // The finetune fails of its rows, and what waits for its adapter with it.
     Case {
         name: "input job failed",
         kind: InputFailed,
         stage: Some(Stage::Prepare),
         order: |guise| damaged(guise, |_| Vec::new()).meanwhile(Meanwhile::Awaited),
-    },
+        mend: None,
+    }
+    .mended_by(Deed::MendsInput, "adapter = \"job:"),
     Case {
         name: "rows gone",
         kind: NotFound,
         stage: Some(Stage::Prepare),
         order: |guise| Order::finetune(guise).damaged(Damage::whole(Input::Dataset)),
-    },
+        mend: None,
+    }
+    .mended_by(Deed::BringsAgain, AGAIN),
 ];
 
 fn damaged(guise: Guise, change: impl Fn(Vec<u8>) -> Vec<u8> + Send + 'static) -> Order {

@@ -4,7 +4,7 @@ use drydock_spec::FailureKind::{BadDataset, BadModel};
 use drydock_spec::Stage;
 use serde_json::json;
 
-use crate::case::{Case, Guise};
+use crate::case::{Case, Deed, Guise};
 use crate::damage::Damage;
 use crate::order::Order;
 
@@ -12,7 +12,8 @@ const TOKENIZER: &str = "tokenizer.json";
 const BESIDE: &str = "tokenizer_config.json";
 
 const fn case(name: &'static str, order: fn(Guise) -> Order) -> Case {
-    Case { name, kind: BadModel, stage: Some(Stage::Load), order }
+    Case { name, kind: BadModel, stage: Some(Stage::Load), order, mend: None }
+        .mended_by(Deed::BringsAgain, "outside: mend_model")
 }
 
 pub(crate) const CASES: &[Case] = &[

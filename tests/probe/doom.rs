@@ -48,7 +48,8 @@ pub(crate) fn meet(ending: &str, about: &str) -> Option<After> {
         "output" => fill("/out", number, "cannot write the tensors"),
         "files" => files(number).expect("cannot create one more file"),
         "one-large-file" => grow(number),
-        "child-eats" => child(),
+        "child-eats" => child(about),
+        "unmapped" => unmapped(number).expect("cannot keep the samples"),
         "link" => symlink("/etc/passwd", format!("/out/{about}")).expect("a link can be made"),
         "two-names" => two_names(about).expect("a file can have two names"),
         "wild-name" => drop(File::create(format!("/out/{about}\n\u{1b}[2J")).expect("a name can have anything in it")),
@@ -139,7 +140,8 @@ fn locked(name: &str) -> io::Result<File> {
 fn fill(folder: &str, count: usize, otherwise: &str) {
     let block = vec![1_u8; 1 << 20];
     for number in 0..count {
-        fs::write(format!("{folder}/part-{number}"), &block).unwrap_or_else(|error| panic!("{otherwise}: {error}"));
+        fs::write(format!("{folder}/part-{number}"), &block)
+            .unwrap_or_else(|error| panic!("{otherwise} {folder}: {error}"));
     }
 }
 
@@ -148,16 +150,29 @@ fn files(count: usize) -> io::Result<()> {
     (0..count).try_for_each(|number| File::create(format!("/out/row-{number}")).map(drop))
 }
 
-/// A file without content, but larger than any may be.
-fn grow(gib: usize) {
-    let file = File::create("/out/model.bin").expect("a file can be created");
-    // What the kernel does about it ends the program.
-    file.set_len((gib as u64) << 30).expect("a file can be as large");
+/// Files of a mebibyte that exist in memory only, so many.
+fn unmapped(count: usize) -> io::Result<()> {
+    std::thread::sleep(NOTICE);
+    let block = vec![1_u8; 1 << 20];
+    let mut kept = Vec::new();
+    for _ in 0..count {
+        let mut file = crate::greed::file_in_memory();
+        file.write_all(&block)?;
+        kept.push(file);
+    }
+    Ok(())
 }
 
-/// Another process that takes all the memory; this one notices, says so, and goes.
-fn child() {
-    let child = Command::new("/drydock-worker").arg("eat-memory").status().expect("a child can be started");
+/// A file without content of so many mebibytes.
+fn grow(mib: usize) {
+    let file = File::create("/out/model.bin").expect("a file can be created");
+    // What the kernel does about it ends the program.
+    file.set_len((mib as u64) << 20).expect("a file can be as large");
+}
+
+/// Another process that takes so many mebibytes; this one notices if that was too much, says so, and goes.
+fn child(mib: &str) {
+    let child = Command::new("/drydock-worker").args(["hold-memory", mib]).status().expect("a child can be started");
     // The engine must have heard of the kill before the container is gone.
     std::thread::sleep(NOTICE);
     assert!(child.success(), "a loader died: {child}");

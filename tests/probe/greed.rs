@@ -58,15 +58,20 @@ pub(crate) fn eat_unmapped_memory() {
     let block = vec![1_u8; 4 << 20];
     let mut kept = Vec::new();
     loop {
-        // SAFETY: the name lives on; the descriptor is kept and closed with the process.
-        let fd = unsafe { libc::memfd_create(c"greed".as_ptr(), 0) };
-        // SAFETY: the descriptor is open and belongs to nobody else.
-        let mut file = unsafe { <File as std::os::fd::FromRawFd>::from_raw_fd(fd) };
+        let mut file = file_in_memory();
         if file.write_all(&block).is_err() {
             return tell("unmapped", "refused");
         }
         kept.push(file);
     }
+}
+
+/// A file that exists nowhere else.
+pub(crate) fn file_in_memory() -> File {
+    // SAFETY: the name lives on; the descriptor is kept and closed with the process.
+    let fd = unsafe { libc::memfd_create(c"greed".as_ptr(), 0) };
+    // SAFETY: the descriptor is open and belongs to nobody else.
+    unsafe { <File as std::os::fd::FromRawFd>::from_raw_fd(fd) }
 }
 
 /// Makes empty files in a folder until no more can be made.

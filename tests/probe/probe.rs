@@ -27,6 +27,7 @@ fn main() -> ExitCode {
         ["exit", code] => return code.parse::<u8>().map_or(ExitCode::FAILURE, ExitCode::from),
         ["raise", signal] => raise(signal.parse().unwrap_or(0)),
         ["eat-memory"] => eat_memory(),
+        ["hold-memory", mib] => hold_memory(mib.parse().unwrap_or(0)),
         ["eat-memory-at-once"] => devour(),
         ["child-eats-memory"] => child_eats_memory(),
         ["eat-unmapped-memory"] => greed::eat_unmapped_memory(),
@@ -114,6 +115,12 @@ fn eat_memory() {
     // The engine begins to watch a container's memory only a moment after its start; a kill before goes unseen.
     std::thread::sleep(NOTICE);
     devour();
+}
+
+/// Takes so much, if it may.
+fn hold_memory(mib: usize) {
+    std::thread::sleep(NOTICE);
+    drop(std::hint::black_box(vec![1_u8; mib << 20]));
 }
 
 fn devour() {

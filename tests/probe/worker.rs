@@ -20,6 +20,9 @@ const FAILED: u8 = 1;
 const MISUSED: u8 = 2;
 const STOPPED: u8 = 143;
 
+/// An image that sets this has a worker without faults.
+const HARMLESS: &str = "DRYDOCK_PROBE_HARMLESS";
+
 static ASKED_TO_STOP: AtomicBool = AtomicBool::new(false);
 
 extern "C" fn stop(_: libc::c_int) {
@@ -85,6 +88,7 @@ impl Orders {
         }
         match self.ending.as_str() {
             "finish" | "linger" => self.finish(&say),
+            _ if std::env::var_os(HARMLESS).is_some() => self.finish(&say),
             "fail" => {
                 say(r#""type":"failed","kind":"bad_dataset","message":"row 1 is empty","hint":"mend it""#)?;
                 Ok(FAILED)

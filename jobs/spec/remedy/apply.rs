@@ -82,6 +82,11 @@ impl Remedy {
         let meaning = Meaning::of(spec, &changes);
         let job = parsed(spec, json!({ spec.kind(): options }), edits)?;
         let limits = parsed(spec, Value::Object(limits), edits)?;
+        // A default that was written out is no other job without it.
+        let of_options = !edits.is_empty() && edits.iter().all(|edit| !edit.option.starts_with(LIMITS));
+        if of_options && JobArgs::clone(&job).parse().is_ok_and(|now| now == *spec) {
+            return Err(Unfit::Nothing);
+        }
         Ok(Remedied { job, limits, changes, meaning })
     }
 }
@@ -226,6 +231,7 @@ mod tests {
         assert!(error("model * 2").contains("`model` is \"m\", which cannot be multiplied"));
         assert!(error("learning_rate = fit").contains("numbers do not say what `learning_rate` must be"));
         assert_eq!(apply(&spec(), "gradient_checkpointing = false"), Err(Unfit::Nothing));
+        assert_eq!(apply(&spec(), "learning_rate = default"), Err(Unfit::Nothing));
         assert_eq!(
             apply(&spec(), "per_device_train_batch_size * 0.9"),
             Ok(apply(&spec(), "per_device_train_batch_size = 3").unwrap())
