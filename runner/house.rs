@@ -39,6 +39,9 @@ const LEASE: Duration = Duration::from_secs(30);
 const PROBE: Duration = Duration::from_secs(5);
 /// How often what has had its time is removed.
 const TIDY: Duration = Duration::from_secs(3600);
+/// How long the lock of a gateway that has ended may still be held, and how often it is looked at meanwhile.
+const LET_GO: Duration = Duration::from_secs(2);
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// How often leases and leftovers are looked at.
 const REAP: Duration = Duration::from_secs(10);
 
@@ -71,7 +74,7 @@ impl House {
             // Only root can give files to somebody else, and the worker has to write its own.
             (config.sandbox.uid, config.sandbox.gid) = (geteuid().as_raw(), getegid().as_raw());
         }
-        let lock = lock(&state)?;
+        let lock = lock(&state).await?;
         let store = Store::open(&state.join("drydock.db"), clock).await?;
         let instance = store.instance(&format!("{:016x}", rand::random::<u64>())).await?;
         let sandbox = engine.unwrap_or_else(|| Arc::new(DockerSandbox::new(docker(&config, &instance))));
@@ -195,9 +198,16 @@ fn restrict(state: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("cannot restrict the state folder {}", state.display()))
 }
 
-/// The kernel lets go of the lock when the process dies, however it dies.
-fn lock(state: &Path) -> anyhow::Result<File> {
+/// The kernel lets go of the lock when the process dies, however it dies. A child that the dead one was about to start
+/// has the lock as well until its program begins, which takes a moment on a busy host.
+async fn lock(state: &Path) -> anyhow::Result<File> {
     let file = File::options().create(true).truncate(false).write(true).open(state.join("lock"))?;
-    flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|_| StoreError::InUse(state.to_owned()))?;
+    let until = tokio::time::Instant::now() + LET_GO;
+    while flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        if tokio::time::Instant::now() >= until {
+            return Err(StoreError::InUse(state.to_owned()).into());
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
     Ok(file)
 }
