@@ -54,8 +54,8 @@ fn of_the_probe() -> Vec<Case> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn every_failure_is_known_and_known_again_and_most_are_mended_by_what_is_offered() {
-    let worker = tokio::spawn(async { Place::of_the_worker().await.play(of_the_worker()).await });
-    let probe = tokio::spawn(async { Place::of_the_probe().await.play(of_the_probe()).await });
+    let worker = tokio::spawn(async { Box::pin(Place::of_the_worker().await.play(of_the_worker())).await });
+    let probe = tokio::spawn(async { Box::pin(Place::of_the_probe().await.play(of_the_probe())).await });
     let mut table = Table::default();
     let engine =
         [tokio::spawn(engine::image_gone()), tokio::spawn(engine::images()), tokio::spawn(engine::engine_killed())];
