@@ -64,6 +64,6 @@ async fn every_failure_is_known_and_known_again_and_most_are_mended_by_what_is_o
     }
     table.print();
     assert_eq!(table.mistakes(), Vec::<String>::new());
-    // Without an engine of its own to kill, one fewer.
-    assert!(table.count_mended() >= 60 && table.by_options() >= 12, "{} are mended", table.count_mended());
+    // Of these one is not tried without an engine of its own to kill.
+    assert!(table.count_mended() >= 80 && table.by_options() >= 12, "{} are mended", table.count_mended());
 }
