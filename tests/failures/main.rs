@@ -1,9 +1,11 @@
 //! Real failures in real containers: each is provoked twice, with other numbers and names, and has to be known for what
 //! it is the first time and known again the second.
 //!
-//! A case says how it is provoked; where a planner would refuse what is wrong, the files are damaged in the store after
-//! the plan, or a probe that does as it is told stands in for the worker. Needs a container engine and the worker's image
-//! (`make image`). `cargo test --test failures -- --nocapture` prints the table.
+//! Then one of each is mended: what drydock offers first or second against it is applied, and the job has to pass.
+//!
+//! A case says how it is provoked and what mends it; where a planner would refuse what is wrong, the files are damaged in
+//! the store after the plan, or a probe that does as it is told stands in for the worker. Needs a container engine and
+//! the worker's image (`make image`). `cargo test --test failures -- --nocapture` prints the tables.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on says where")]
 
@@ -64,6 +66,6 @@ async fn every_failure_is_known_and_known_again_and_most_are_mended_by_what_is_o
     }
     table.print();
     assert_eq!(table.mistakes(), Vec::<String>::new());
-    // Without an engine of its own to kill, one fewer.
-    assert!(table.count_mended() >= 60 && table.by_options() >= 12, "{} are mended", table.count_mended());
+    // Of these one is not tried without an engine of its own to kill.
+    assert!(table.count_mended() >= 80 && table.by_options() >= 12, "{} are mended", table.count_mended());
 }

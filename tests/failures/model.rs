@@ -7,11 +7,13 @@ use serde_json::{Value, json};
 
 use crate::case::{Case, Deed, Guise};
 use crate::damage::Damage;
-use crate::order::{Files, Order};
-use crate::tiny::{Gguf, string};
+use crate::order::Order;
+use crate::tiny::{Gguf, numbers, string, strings};
 
 const WEIGHTS: &str = "model.safetensors";
 const CONFIG: &str = "config.json";
+/// That the tokenizer has.
+const TOKENS: u64 = 260;
 
 const fn case(name: &'static str, order: fn(Guise) -> Order) -> Case {
     Case { name, kind: BadModel, stage: Some(Stage::Load), order, mend: None }
@@ -65,21 +67,14 @@ pub(crate) const CASES: &[Case] = &[
         Order::finetune(guise)
             .damaged(Damage::json(CONFIG, move |config| drop(config.as_object_mut().unwrap().remove(key))))
     }),
-    // These stay broken: the small file's tokenizer holds too little for a worker even where the file is whole.
-    Case {
-        mend: None,
-        ..case("GGUF cut off", |guise| {
-            let quarters = guise.pick([2, 3]);
-            gguf(guise, move |bytes| bytes[..bytes.len() * quarters / 4].to_vec())
-        })
-    },
-    Case {
-        mend: None,
-        ..case("GGUF that is none", |guise| {
-            let magic = guise.pick([*b"ggjt", *b"GGML"]);
-            gguf(guise, move |bytes| [&magic, &bytes[4..]].concat())
-        })
-    },
+    case("GGUF cut off", |guise| {
+        let quarters = guise.pick([2, 3]);
+        gguf(guise, move |bytes| bytes[..bytes.len() * quarters / 4].to_vec())
+    }),
+    case("GGUF that is none", |guise| {
+        let magic = guise.pick([*b"ggjt", *b"GGML"]);
+        gguf(guise, move |bytes| [&magic, &bytes[4..]].concat())
+    }),
     unsupported("unknown architecture", |guise| {
         let (kind, class) = guise.pick([("mamba", "MambaForCausalLM"), ("rwkv", "RwkvForCausalLM")]);
         Order::finetune(guise).damaged(Damage::json(CONFIG, move |config| {
@@ -103,12 +98,17 @@ pub(crate) const CASES: &[Case] = &[
     },
 ];
 
-/// A model in one file, which is damaged.
+/// A model in one file, which is damaged, with its tokenizer beside it.
 fn gguf(guise: Guise, change: impl Fn(Vec<u8>) -> Vec<u8> + Send + 'static) -> Order {
     let mut order = Order::finetune(guise).damaged(Damage::model("model.gguf", change));
-    let file = Gguf::tiny().with("general.name", string(&format!("small {}", guise.seed))).bytes();
-    order.model = Files::from([("small.gguf".to_owned(), file)]);
-    order.with("lora_r", 4).with("max_seq_length", 64)
+    let mut file = Gguf::tiny()
+        .with("general.name", string(&format!("small {}", guise.seed)))
+        .with("tokenizer.ggml.tokens", strings(TOKENS))
+        .with("tokenizer.ggml.token_type", numbers(TOKENS));
+    file.tensors[0].shape[1] = TOKENS;
+    order.model.retain(|name, _| name.starts_with("tokenizer"));
+    order.model.insert("small.gguf".to_owned(), file.bytes());
+    order.with("lora_r", 4).with("max_seq_length", 128)
 }
 
 fn weights(guise: Guise, change: impl Fn(Vec<u8>) -> Vec<u8> + Send + 'static) -> Order {
