@@ -205,7 +205,7 @@ impl Store {
 /// Words that are looked for: those of a template, its slots left out. Any of them may be there; the rarer ones count.
 fn search_words(template: &str) -> Option<String> {
     let words = template.split(|c: char| !c.is_alphanumeric()).filter(|word| word.len() > 2);
-    let slots = ["number", "path", "quoted", "url", "time"];
+    let slots = ["number", "path", "quoted", "url", "time", "uuid", "name"];
     let wanted: Vec<_> =
         words.filter(|word| !slots.contains(word)).take(24).map(|word| format!("\"{word}\"")).collect();
     (!wanted.is_empty()).then(|| wanted.join(" OR "))
