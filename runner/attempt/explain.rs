@@ -61,11 +61,16 @@ impl Attempts {
         traces: Option<&Traces>,
     ) -> Result<FailureRecord, StoreError> {
         let mut evidence = ending.map(Evidence::of).unwrap_or_default();
-        let newest = self.store.newest_reports(&[lease.job().id]).await?.remove(&lease.job().id).unwrap_or_default();
-        evidence.metrics = newest.into_iter().find_map(|line| match line.report {
-            Report::Metrics(metrics) => Some(metrics),
-            _ => None,
-        });
+        let id = lease.job().id;
+        // The newest reports are an earlier attempt's where this one has said nothing.
+        if lease.row().report_offset > 0 {
+            let newest = self.store.newest_reports(&[id]).await?.remove(&id).unwrap_or_default();
+            evidence.metrics = newest.into_iter().find_map(|line| match line.report {
+                Report::Metrics(metrics) => Some(metrics),
+                _ => None,
+            });
+        }
+        evidence.limits = Some(lease.job().limits);
         evidence.elapsed_ms = self.store.clock().now_ms() - lease.row().claimed_ms;
         evidence.free_disk_bytes = disk::free(&self.config.state_dir);
         evidence.environment.drydock = env!("CARGO_PKG_VERSION").to_owned();

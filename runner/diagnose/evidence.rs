@@ -1,6 +1,7 @@
 //! What is known of an attempt that failed, besides why: measured, counted and seen, never guessed from text.
 
 use drydock_gpu::health::GpuFacts;
+use drydock_spec::Limits;
 use drydock_spec::report::{Metrics, Started};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -26,6 +27,9 @@ pub struct Evidence {
     /// Largest resident memory that the worker reported, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peak_rss_bytes: Option<u64>,
+    /// The limits in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Limits>,
     /// The last state of training that the worker reported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics: Option<Metrics>,

@@ -74,7 +74,9 @@ fn seen(group: &FailureGroup, redactor: &Redactor) -> SeenFailure {
 }
 
 fn remedies(known: &Known, redactor: &Redactor, notes: bool) -> Vec<KnownRemedy> {
-    let learned = known.learned.iter().map(|(fingerprint, learned)| {
+    // What was only ever done by remedies has its record among the trials.
+    let learned = known.learned.iter().filter(|(_, learned)| !learned.passed.is_empty());
+    let learned = learned.map(|(fingerprint, learned)| {
         let Count { worked, tried } = learned.seen.here + learned.seen.elsewhere;
         KnownRemedy {
             against: Against::Fingerprint(fingerprint.clone()),

@@ -6,6 +6,7 @@ use sqlx::{Row, Sqlite, Transaction};
 use super::failures::{self, FailureRecord};
 use super::jobs::{Job, apply, read};
 use super::rows::job_id;
+use super::trials::{self, Ended};
 use super::{Store, StoreError};
 
 /// What `jobs.awaited` has to say of a row of `jobs`. A result that is there or lost stays so.
@@ -55,7 +56,10 @@ impl Store {
         }
         let (now, record) = (self.clock.now_ms(), FailureRecord::of_message(&failure));
         // It never came to an attempt: this is how the first one would have ended.
-        failures::keep(&mut tx, (id, Attempt::FIRST, now), &failure, &record).await?;
+        let number = failures::keep(&mut tx, (id, Attempt::FIRST, now), &failure, &record).await?;
+        let outcome = Outcome::Failed(failure.clone());
+        let ended = Ended { job: id, now, outcome: &outcome, failure: Some((number, &record)), followed: false };
+        Box::pin(trials::settle(&mut tx, &ended)).await?;
         let after = apply(&mut tx, &before, JobEvent::InputFailed { failure }, now).await?;
         tx.commit().await?;
         self.announce(&after);

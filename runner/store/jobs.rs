@@ -365,7 +365,11 @@ impl Store {
         if matches!(before.state, JobState::Stopping { .. } | JobState::Done(_)) {
             return Ok(before);
         }
-        let after = apply(&mut tx, &before, JobEvent::CancelRequested, self.clock.now_ms()).await?;
+        let now = self.clock.now_ms();
+        let after = apply(&mut tx, &before, JobEvent::CancelRequested, now).await?;
+        if after.state.is_done() {
+            trials::leave(&mut tx, id, now).await?;
+        }
         tx.commit().await?;
         self.announce(&after);
         Ok(after)

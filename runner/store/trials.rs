@@ -224,6 +224,19 @@ pub(super) async fn settle(tx: &mut Transaction<'_, Sqlite>, ended: &Ended<'_>) 
     Ok(still_open)
 }
 
+/// What a job was about to try that ends before its attempt: nothing is known of it.
+pub(super) async fn leave(tx: &mut Transaction<'_, Sqlite>, job: JobId, now: i64) -> Result<(), StoreError> {
+    sqlx::query(
+        "-- store::trials::leave
+         UPDATE trials SET verdict = 'unknown', settled_ms = $1 WHERE job_id = $2 AND verdict IS NULL",
+    )
+    .bind(now)
+    .bind(job.to_string())
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
 pub(super) async fn by_number(tx: &mut Transaction<'_, Sqlite>, number: i64) -> Result<KeptFailure, StoreError> {
     let row = sqlx::query(sqlx::AssertSqlSafe(format!(
         "-- store::trials::by_number

@@ -1,7 +1,9 @@
 //! Whatever happens to jobs, in whatever order: their events fold to their rows.
 
-use drydock::store::{Entry, Lease, ReportBatch, Store};
-use drydock_spec::{Attempt, FailureKind, JobEvent, JobId, JobState, Outcome, Priority};
+use drydock::api::Estimate;
+use drydock::remedy::{Chooser, Source};
+use drydock::store::{Cure, Entry, Lease, ReportBatch, Store};
+use drydock_spec::{Attempt, FailureKind, JobEvent, JobId, JobState, Limits, Outcome, Priority};
 use proptest::prelude::*;
 
 use crate::{House, LAST, awaiting, failed, holder, metrics_line, new_job, take_over};
@@ -16,6 +18,8 @@ enum Op {
     Record(usize, u8),
     Cancel(usize),
     Finish(usize, Outcome),
+    /// It fails, and the next attempt is made with a remedy.
+    Cure(usize, FailureKind),
     Advance(u16),
     /// The process dies without a word and another one opens the database.
     Restart,
@@ -34,10 +38,13 @@ fn op() -> impl Strategy<Value = Op> {
         3 => (0..6usize, 0..4u8).prop_map(|(job, lines)| Op::Record(job, lines)),
         1 => (0..6usize).prop_map(Op::Cancel),
         4 => (0..6usize, outcome).prop_map(|(job, outcome)| Op::Finish(job, outcome)),
+        2 => (0..6usize, proptest::sample::select(FailureKind::ALL.to_vec())).prop_map(|(job, kind)| Op::Cure(job, kind)),
         1 => (0..40_000u16).prop_map(Op::Advance),
         1 => Just(Op::Restart),
     ]
 }
+
+const NOTHING: Estimate = Estimate { memory_bytes: 0, disk_bytes: 0, download_bytes: 0, trainable_parameters: 0 };
 
 /// A world of a database, the jobs in it, and the leases that somebody holds.
 struct World {
@@ -111,6 +118,23 @@ impl World {
                 }
                 lease.finish(outcome, &[], self.house.clock.now_ms()).await.unwrap();
             }
+            Op::Cure(index, kind) => {
+                let Some(id) = self.at(index) else { return };
+                let Some(mut lease) = self.leases.remove(&id) else { return };
+                let job = lease.job();
+                let limits = Limits { memory_bytes: 2 * job.limits.memory_bytes, ..job.limits };
+                lease.cure(Cure {
+                    remedy: "limits.memory_mib * 2".parse().unwrap(),
+                    source: Source::Asked,
+                    chosen_by: Chooser::Auto,
+                    changes: Vec::new(),
+                    spec: job.spec.clone(),
+                    limits,
+                    estimate: job.estimate.unwrap_or(NOTHING),
+                });
+                let after = lease.finish(failed(kind), &[], self.house.clock.now_ms()).await.unwrap();
+                assert!(after.state.is_done() || after.limits == limits, "{:?}", after.state);
+            }
             Op::Advance(ms) => self.house.clock.advance(i64::from(ms)),
             Op::Restart => {
                 self.process += 1;
@@ -129,6 +153,9 @@ impl World {
     async fn check(&self) {
         for &id in &self.ids {
             let job = self.house.store.job(id).await.unwrap();
+            let trials = self.house.store.trials(id).await.unwrap();
+            let open = trials.iter().filter(|trial| trial.verdict.is_none()).count();
+            assert!(open <= usize::from(!job.state.is_done()), "{open} open trials of a job that is {:?}", job.state);
             let log = self.house.store.log(id, 0, 10_000).await.unwrap();
             let numbers: Vec<_> = log.iter().map(|line| line.seq).collect();
             assert_eq!(numbers, (1..=job.last_seq).collect::<Vec<_>>(), "no gap and no double in the log");

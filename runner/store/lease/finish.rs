@@ -77,6 +77,9 @@ impl Lease {
             },
             _ => JobEvent::Ended { attempt, outcome: outcome.clone() },
         };
+        if let (Some(cure), Outcome::Failed(_)) = (&cure, &outcome) {
+            change(&mut tx, id, cure).await?;
+        }
         let after = apply(&mut tx, &before, event, now).await?;
         let followed = matches!(after.state, JobState::Queued { .. });
         let failure = failure.as_ref().map(|(number, record)| (*number, record));
@@ -85,7 +88,6 @@ impl Lease {
         let still_open = trials::settle(&mut tx, &ended).await?;
         match (cure, failure) {
             (Some(cure), Some((number, _))) if followed => {
-                change(&mut tx, id, &cure).await?;
                 try_next(&mut tx, (id, attempt.next(), now), cure.trial(number)).await?;
             }
             (_, Some((number, _))) if followed && !still_open => {
