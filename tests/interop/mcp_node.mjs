@@ -12,8 +12,8 @@ import { Client } from "@modelcontextprotocol/sdk/client/index.js";
 import { StreamableHTTPClientTransport } from "@modelcontextprotocol/sdk/client/streamableHttp.js";
 
 const TOOLS = [
-  "cancel_job", "evaluate", "finetune", "get_job", "get_logs", "get_metrics", "list_artifacts", "list_jobs",
-  "list_models", "load_dataset", "quantize", "train", "wait_for_job",
+  "apply_remedy", "cancel_job", "evaluate", "explain_failure", "finetune", "get_job", "get_logs", "get_metrics",
+  "list_artifacts", "list_jobs", "list_models", "load_dataset", "quantize", "suggest_remedies", "train", "wait_for_job",
 ];
 const DONE = ["succeeded", "failed", "cancelled"];
 
@@ -74,8 +74,16 @@ await call("cancel_job", { id: long.job.id });
 const [cancelled] = await wait(long.job.id);
 assert.equal(cancelled.state, "cancelled", JSON.stringify(cancelled));
 
+const tight = await call("finetune", { ...small, limits: { memory_mib: 64 } });
+const [failed] = await wait(tight.job.id);
+assert.equal(failed.failure?.kind, "out_of_memory", JSON.stringify(failed));
+const { remedies } = await call("suggest_remedies", { id: failed.id });
+const better = await call("apply_remedy", { id: failed.id, remedy: remedies[0].remedy });
+const [mended] = await wait(better.job.id);
+assert.deepEqual([mended.state, mended.remedy_of], ["succeeded", failed.id], JSON.stringify(mended));
+
 console.log(
   `mcp_node: ${tools.length} tools, job ${first.job.id} succeeded, ${heard.length} progress notifications, ` +
-    `job ${long.job.id} cancelled`,
+    `job ${long.job.id} cancelled, \`${remedies[0].remedy}\` helped`,
 );
 await client.close();

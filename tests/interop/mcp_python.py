@@ -18,7 +18,7 @@ from mcp import Client, StdioServerParameters
 
 TOOLS = {
     "finetune", "train", "quantize", "evaluate", "get_job", "list_jobs", "wait_for_job", "get_logs", "get_metrics", "cancel_job",
-    "list_models", "load_dataset", "list_artifacts",
+    "list_models", "load_dataset", "list_artifacts", "explain_failure", "suggest_remedies", "apply_remedy",
 }
 DONE = {"succeeded", "failed", "cancelled"}
 
@@ -105,10 +105,21 @@ async def use(address, model, dataset, mode):
         await call(client, "cancel_job", id=long["job"]["id"])
         view, _ = await wait(client, long["job"]["id"])
         expect(view["state"] == "cancelled", f"the job that was cancelled: {view}")
+        tight = await call(client, "finetune", **small, limits={"memory_mib": 64})
+        view, _ = await wait(client, tight["job"]["id"])
+        expect(view["state"] == "failed", f"the job without room: {view}")
+        why = await call(client, "explain_failure", id=view["id"])
+        expect(why["failure"]["kind"] == "out_of_memory", f"the explanation: {why}")
+        offered = await call(client, "suggest_remedies", id=view["id"])
+        remedy = offered["remedies"][0]["remedy"]
+        better = await call(client, "apply_remedy", id=view["id"], remedy=remedy)
+        view, _ = await wait(client, better["job"]["id"])
+        expect((view["state"], view["remedy_of"]) == ("succeeded", tight["job"]["id"]), f"after `{remedy}`: {view}")
+
         listing = await call(client, "list_jobs", state=["cancelled"])
         expect(long["job"]["id"] in [one["id"] for one in listing["jobs"]], "the cancelled job is not listed")
         print(f"mcp_python: {client.protocol_version}: {len(names)} tools, job {job} succeeded, {len(done)} progress "
-              f"notifications, job {long['job']['id']} cancelled")
+              f"notifications, job {long['job']['id']} cancelled, `{remedy}` helped")
 
 
 def main():
