@@ -37,6 +37,15 @@ pub struct KeptFailure {
     pub record: FailureRecord,
 }
 
+/// Which rows of `failures` the fingerprint `$1` stands for: itself and those that were joined with it. Written out, so
+/// that the index on fingerprints is used.
+macro_rules! stood_for {
+    () => {
+        "fingerprint IN (SELECT $1 UNION SELECT fingerprint FROM fingerprint_joins WHERE joined_to = $1)"
+    };
+}
+pub(super) use stood_for;
+
 pub(super) const COLUMNS: &str = "number, job_id, attempt, at_ms, same, failure, signature, evidence";
 
 /// Failures that are the same.
@@ -94,10 +103,11 @@ impl Store {
 
     /// How often this failure has been seen.
     pub async fn seen(&self, fingerprint: &Fingerprint) -> Result<Seen, StoreError> {
-        let row = sqlx::query(
+        let row = sqlx::query(concat!(
             "-- store::failures::seen
-             SELECT COUNT(*) AS count, COUNT(DISTINCT job_id) AS jobs FROM known_failures WHERE same = $1",
-        )
+             SELECT COUNT(*) AS count, COUNT(DISTINCT job_id) AS jobs FROM failures WHERE ",
+            stood_for!()
+        ))
         .bind(&fingerprint.0)
         .fetch_one(&self.pool)
         .await?;
@@ -125,7 +135,8 @@ impl Store {
     pub async fn newest_of(&self, fingerprint: &Fingerprint) -> Result<Option<KeptFailure>, StoreError> {
         let row = sqlx::query(sqlx::AssertSqlSafe(format!(
             "-- store::failures::newest_of
-             SELECT {COLUMNS} FROM known_failures WHERE same = $1 ORDER BY number DESC LIMIT 1"
+             SELECT {COLUMNS} FROM known_failures WHERE number = (SELECT MAX(number) FROM failures WHERE {})",
+            stood_for!()
         )))
         .bind(&fingerprint.0)
         .fetch_optional(&self.pool)

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use sqlx::{Row, Sqlite, Transaction};
 
 use super::failures::KeptFailure;
+use super::failures::stood_for;
 use super::jobs::{COLUMNS, Job, job, read};
 use super::rows::{job_id, json, to_json};
 use super::trials::{Ended, by_number, remedy};
@@ -21,13 +22,15 @@ const LOOKED_AT: i64 = 20;
 impl Store {
     /// The jobs that followed those that failed so, the newest first.
     pub async fn followers(&self, fingerprint: &Fingerprint, limit: u32) -> Result<Vec<Follower>, StoreError> {
-        let rows = sqlx::query(
+        let rows = sqlx::query(concat!(
             "-- store::followers::followers
              SELECT followers.job_id, device, changes, worked,
                     (SELECT MIN(remedy) FROM trials WHERE trials.job_id = followers.job_id AND attempt = 1) AS applied
-             FROM followers JOIN known_failures ON known_failures.number = followers.of_failure
-             WHERE same = $1 ORDER BY followers.at_ms DESC LIMIT $2",
-        )
+             FROM failures JOIN followers ON followers.of_failure = failures.number
+             WHERE ",
+            stood_for!(),
+            " ORDER BY followers.at_ms DESC LIMIT $2"
+        ))
         .bind(&fingerprint.0)
         .bind(i64::from(limit))
         .fetch_all(&self.pool)
@@ -47,12 +50,14 @@ impl Store {
 
     /// What the jobs were made with whose last attempts failed so, the newest first.
     pub async fn failed_so(&self, fingerprint: &Fingerprint, limit: u32) -> Result<Vec<FailedJob>, StoreError> {
-        let rows = sqlx::query(
+        let rows = sqlx::query(concat!(
             "-- store::followers::failed_so
-             SELECT device, spec, limits FROM known_failures JOIN jobs ON jobs.id = known_failures.job_id
-                    AND jobs.attempt = known_failures.attempt
-             WHERE same = $1 ORDER BY number DESC LIMIT $2",
-        )
+             SELECT device, spec, limits FROM failures
+             JOIN jobs ON jobs.id = failures.job_id AND jobs.attempt = failures.attempt
+             WHERE ",
+            stood_for!(),
+            " ORDER BY number DESC LIMIT $2"
+        ))
         .bind(&fingerprint.0)
         .bind(i64::from(limit))
         .fetch_all(&self.pool)
