@@ -35,6 +35,11 @@ impl<T: DeserializeOwned> FromRequest<Arc<Gateway>> for Body<T> {
             StatusCode::PAYLOAD_TOO_LARGE => Refusal::too_large(limit),
             _ => Refusal::bad_request("body_cut", "the body ended early").hint("send the request again"),
         })?;
+        // Serde reads a struct from a list as well, field by field: an empty one would be a request with all defaults.
+        if bytes.trim_ascii_start().first() == Some(&b'[') {
+            let message = "the body is a list";
+            return Err(Refusal::bad_request("invalid_request", message).hint("send one JSON object"));
+        }
         let mut json = serde_json::Deserializer::from_slice(&bytes);
         let value = read(&mut json)?;
         json.end().map_err(|error| not_json(&error))?;

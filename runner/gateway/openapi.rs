@@ -78,7 +78,8 @@ fn described(answer: &Answer, schemas: &mut schemars::SchemaGenerator) -> Value 
 /// The statuses with which a route may refuse, besides those that any server may send.
 fn refusals(route: &Route) -> &'static [&'static str] {
     match (route.body.is_some(), route.parameters.iter().any(|parameter| parameter.place == "path")) {
-        (true, _) => &["400", "403", "409", "413", "415", "422", "500", "502", "503", "507"],
+        (true, true) => &["400", "403", "404", "409", "413", "415", "422", "500", "502", "503", "507"],
+        (true, false) => &["400", "403", "409", "413", "415", "422", "500", "502", "503", "507"],
         (false, true) => &["400", "403", "404", "500"],
         (false, false) => &["400", "403", "500"],
     }

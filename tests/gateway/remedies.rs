@@ -50,6 +50,7 @@ async fn a_remedy_is_offered_applied_once_and_linked() {
     assert_eq!(code(&other), (409, "key_reused"));
     assert_eq!(code(&apply(json!({"remedy": "quant_type = \"Q8_0\""})).await), (422, "unfit_remedy"));
     assert_eq!(code(&apply(json!({"remedy": "learning_rate = 7"})).await), (422, "invalid_options"));
+    assert_eq!(code(&apply(json!([])).await), (400, "invalid_request"), "an empty list is no wish");
     let nonsense = apply(json!({"remedy": "pray"})).await;
     assert_eq!(code(&nonsense), (400, "invalid_request"));
     assert!(nonsense.1["error"]["message"].as_str().unwrap().contains("`pray` is no remedy"), "{}", nonsense.1);

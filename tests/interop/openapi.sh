@@ -17,8 +17,9 @@ document=$folder/openapi.json
     "$url/v1/openapi.json" "$document"
 "$folder/venv/bin/openapi-spec-validator" "$document"
 # A schema cannot say which models there are, or that rows make sense; so what fits it may be refused all the same.
-# A stream of events stays open for as long as its job is under way, so it is left to the gateway's own tests.
+# A stream of events stays open for as long as its job is under way, and lines of JSON are none of what schemathesis can
+# write, so these are left to the gateway's own tests.
 cd "$folder" # It leaves a cache where it runs.
 "$folder/venv/bin/schemathesis" run "$document" --url "$url" --checks all \
     --exclude-checks positive_data_acceptance --max-examples 40 \
-    --exclude-path-regex '/events$' --request-timeout 20
+    --exclude-path-regex '/(events|knowledge)$' --request-timeout 20
