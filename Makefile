@@ -12,7 +12,7 @@ export DRYDOCK_TARGET := $(target)
 .PHONY: help demo test test-faults test-sandbox check build worker image engine interop bench bench-gateway bench-learning conformance fuzz clean
 
 help: ## List the targets
-	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
 
 demo: compiler engine gateway image ## Finetune a small model, quantize it, and see whether it got better: over MCP, in sealed containers
 	@jobs/demo/demo.sh
