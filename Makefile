@@ -57,7 +57,7 @@ bench: compiler engine venv ## Measure the worker beside PyTorch, PEFT, Transfor
 bench-gateway: compiler engine venv ## Measure the gateway alone: under load, beside other MCP servers
 	@tests/bench/load/run.sh $(LOAD)
 
-bench-learning: compiler ## Measure whether what helped against failures is learnt: no engine, no worker, three minutes
+bench-learning: compiler ## Measure whether what helped against failures is learnt: no engine, no worker, some minutes
 	cargo bench --locked --quiet -p drydock --bench learning -- $(LEARNING)
 
 conformance: compiler venv ## Run the MCP conformance suite

@@ -88,7 +88,6 @@ async fn what_failed_for_good_keeps_its_checkpoint_for_as_long_as_the_configurat
         let world = World::with_config(engine, |config| config.retention.checkpoints_age = age).await;
         let id = world.submit(drydock_spec::Limits { max_attempts: 1, ..limits() }).await;
         assert_eq!(world.until_done(id).await.state, "failed");
-        tokio::time::sleep(Duration::from_millis(5)).await;
         world.house.reaper.sweep_once().await.unwrap();
         let folder = world.house.desk.config.state_dir.join("checkpoints").join(format!("{id}-1"));
         assert_eq!(folder.exists(), kept, "{age:?}");
