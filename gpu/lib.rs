@@ -3,6 +3,7 @@
 pub mod assign;
 pub mod estimate;
 pub mod health;
+pub mod inventory;
 
 pub use assign::{Capacity, Shortage};
 pub use estimate::Decoder;

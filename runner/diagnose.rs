@@ -275,6 +275,8 @@ mod tests {
                 silence_ms: 10_000,
                 grace_ms: 1000,
                 max_attempts: 3,
+                gpus: 0,
+                gpu_memory_bytes: None,
             },
             gpus: GpuAccount::default(),
         }

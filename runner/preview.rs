@@ -110,6 +110,7 @@ impl Previews {
             mounts: dir.mounts(folders),
             user: isolation.ids.inside(dir.owner()?),
             limits,
+            gpus: Vec::new(),
         };
         let made = tokio::select! {
             made = self.make(&launch, &dir) => made,
@@ -167,6 +168,8 @@ fn limits() -> Limits {
         silence_ms: LIMIT.as_millis() as i64,
         grace_ms: 0,
         max_attempts: 1,
+        gpus: 0,
+        gpu_memory_bytes: None,
     }
 }
 
@@ -181,6 +184,7 @@ fn attempt_spec(job: JobId, spec: JobSpec, folders: &InputFolders) -> AttemptSpe
         output: OUTPUT_PATH.into(),
         events: EVENTS_PATH.into(),
         threads: 1,
+        gpus: 0,
     }
 }
 

@@ -73,6 +73,8 @@ pub struct Launch {
     /// The user and group inside; never root.
     pub user: (u32, u32),
     pub limits: Limits,
+    /// UUIDs of the GPUs and MIG slices that the inside gets, as NVML tells them; it sees no other.
+    pub gpus: Vec<String>,
 }
 
 /// How a container stands.

@@ -98,6 +98,8 @@ fn new_job(n: u128) -> NewJob {
             silence_ms: 10_000,
             grace_ms: 1000,
             max_attempts: LAST,
+            gpus: 0,
+            gpu_memory_bytes: None,
         },
         estimate: None,
         priority: Priority::default(),

@@ -57,6 +57,9 @@ pub struct AttemptSpec {
     pub events: PathBuf,
     /// Threads to compute with.
     pub threads: u32,
+    /// GPUs to compute with; 0 computes on the CPU.
+    #[serde(default)]
+    pub gpus: u32,
 }
 
 /// What is there to read.

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::option::{Complaints, InvalidOptions};
+use crate::option::{Complaints, InvalidOption, InvalidOptions};
 
 /// Limits as somebody asked for them; what is left out comes from the plan and the gateway's configuration.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -29,6 +29,12 @@ pub struct LimitArgs {
     /// the configured `limits.max_attempts`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_attempts: Option<u32>,
+    /// GPUs or MIG slices, 0 to 16; 0 computes on the CPU. Default: the configured `limits.gpus`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gpus: Option<u32>,
+    /// Memory of a GPU in MiB, 256 or more, for a job that shares one with others. Default: a GPU of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gpu_memory_mib: Option<u64>,
 }
 
 impl LimitArgs {
@@ -53,6 +59,16 @@ impl LimitArgs {
         if let Some(attempts) = self.max_attempts {
             wrong.within("max_attempts", attempts, 1, 10);
         }
+        if let Some(gpus) = self.gpus {
+            wrong.within("gpus", gpus, 0, 16);
+        }
+        if let Some(memory) = self.gpu_memory_mib {
+            wrong.within("gpu_memory_mib", memory, 256, 16 << 20);
+            wrong.require(self.gpus.is_none_or(|gpus| gpus == 1), || {
+                let problem = "only a job with one GPU shares it";
+                InvalidOption::new("gpu_memory_mib", memory, problem, "leave it out, or set gpus to 1")
+            });
+        }
         wrong.into_result(())
     }
 }
@@ -76,4 +92,14 @@ pub struct Limits {
     pub grace_ms: i64,
     /// Attempts, the first one included.
     pub max_attempts: u32,
+    /// GPUs or MIG slices; 0 computes on the CPU.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub gpus: u32,
+    /// Memory of the one GPU that the job shares with others, in bytes; nothing where its GPUs are its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_memory_bytes: Option<u64>,
+}
+
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }

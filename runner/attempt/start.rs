@@ -110,6 +110,7 @@ impl Attempts {
             mounts: dir.mounts(&folders),
             user: engine.isolation.ids.inside(dir.owner()?),
             limits: job.limits,
+            gpus: lease.row().gpus.clone(),
         };
         fail_point::before(Step::Create);
         match hold::renewing(lease, self.lease_ms, self.sandbox.create(&launch)).await? {
@@ -155,6 +156,7 @@ impl Attempts {
             output: OUTPUT_PATH.into(),
             events: EVENTS_PATH.into(),
             threads: job.limits.cpu_millis.div_ceil(1000),
+            gpus: u32::try_from(lease.row().gpus.len()).unwrap_or(u32::MAX),
         };
         let (root, limits) = (self.attempts_dir(), job.limits);
         let made = tokio::task::spawn_blocking(move || AttemptDir::create(&root, &spec, &limits, &how));

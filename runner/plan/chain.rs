@@ -117,7 +117,18 @@ mod tests {
     fn limits(disk_mib: u64) -> Limits {
         let (memory_bytes, cpu_millis, pids, time_ms, silence_ms, grace_ms) = (1, 1, 1, 1, 1, 1);
         let disk_bytes = disk_mib * MIB;
-        Limits { memory_bytes, cpu_millis, pids, disk_bytes, time_ms, silence_ms, grace_ms, max_attempts: 1 }
+        Limits {
+            memory_bytes,
+            cpu_millis,
+            pids,
+            disk_bytes,
+            time_ms,
+            silence_ms,
+            grace_ms,
+            max_attempts: 1,
+            gpus: 0,
+            gpu_memory_bytes: None,
+        }
     }
 
     fn link(mib: u64, merges: bool) -> Link {

@@ -52,6 +52,8 @@ pub(super) fn in_force(
         silence_ms: asked.silence_limit_s.map_or_else(|| millis(config.silence), seconds),
         grace_ms: millis(config.grace),
         max_attempts: asked.max_attempts.unwrap_or(config.max_attempts),
+        gpus: asked.gpus.unwrap_or(0),
+        gpu_memory_bytes: asked.gpu_memory_mib.map(|mib| mib * MIB),
     })
 }
 

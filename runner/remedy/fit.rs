@@ -143,6 +143,8 @@ mod tests {
             silence_ms: 1,
             grace_ms: 1,
             max_attempts: 1,
+            gpus: 0,
+            gpu_memory_bytes: None,
         };
         let metrics = Metrics {
             step,

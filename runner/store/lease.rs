@@ -61,6 +61,8 @@ pub struct AttemptRow {
     pub boot: Option<String>,
     pub launched_steady_ms: Option<i64>,
     pub terminated_steady_ms: Option<i64>,
+    /// UUIDs of the GPUs and MIG slices that it has.
+    pub gpus: Vec<String>,
 }
 
 /// A process that speaks for attempts.
@@ -93,8 +95,14 @@ pub struct ReportBatch {
 }
 
 impl Store {
-    /// Takes a queued job out of the line. `None` if it is no longer there to be taken, or waits for another job.
+    /// Takes a queued job out of the line, for the CPU. `None` if it is no longer there to be taken, or waits for another
+    /// job.
     pub async fn claim(&self, id: JobId, holder: &Holder) -> Result<Option<Lease>, StoreError> {
+        self.claim_on(id, holder, &[]).await
+    }
+
+    /// The same for these GPUs and MIG slices, by their UUIDs.
+    pub async fn claim_on(&self, id: JobId, holder: &Holder, gpus: &[String]) -> Result<Option<Lease>, StoreError> {
         let mut tx = self.write().await?;
         let before = read(&mut tx, id).await?;
         let JobState::Queued { next } = before.state else { return Ok(None) };
@@ -106,8 +114,8 @@ impl Store {
         let token = fresh_token();
         sqlx::query(
             "-- store::lease::claim
-             INSERT INTO attempts (job_id, attempt, holder, token, fence, lease_until_ms, claimed_ms, report_offset)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, 0)",
+             INSERT INTO attempts (job_id, attempt, holder, token, fence, lease_until_ms, claimed_ms, report_offset, gpus)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, 0, $8)",
         )
         .bind(id.to_string())
         .bind(i64::from(next.0))
@@ -116,6 +124,7 @@ impl Store {
         .bind(fresh_token())
         .bind(now + holder.lease_ms)
         .bind(now)
+        .bind(to_json(&gpus)?)
         .execute(&mut *tx)
         .await?;
         let row = attempt_row(&mut tx, id, next).await?;
@@ -176,7 +185,8 @@ impl Store {
         let rows = sqlx::query(
             "-- store::lease::attempts_under_way
              SELECT job_id, attempt, fence, claimed_ms, launched_ms, incarnation, report_offset, last_report_ms,
-                    terminated_ms, termination, orphaned, boot, launched_steady_ms, terminated_steady_ms, starting_ms
+                    terminated_ms, termination, orphaned, boot, launched_steady_ms, terminated_steady_ms, starting_ms,
+                    gpus
              FROM attempts WHERE ended_ms IS NULL",
         )
         .fetch_all(&self.pool)
@@ -388,7 +398,8 @@ async fn attempt_row(tx: &mut Transaction<'_, Sqlite>, id: JobId, number: Attemp
     let row = sqlx::query(
         "-- store::lease::attempt_row
          SELECT job_id, attempt, fence, claimed_ms, launched_ms, incarnation, report_offset, last_report_ms,
-                terminated_ms, termination, orphaned, boot, launched_steady_ms, terminated_steady_ms, starting_ms
+                terminated_ms, termination, orphaned, boot, launched_steady_ms, terminated_steady_ms, starting_ms,
+                gpus
          FROM attempts WHERE job_id = $1 AND attempt = $2",
     )
     .bind(id.to_string())
@@ -419,5 +430,6 @@ fn from_row(row: &SqliteRow) -> Result<AttemptRow, StoreError> {
         boot: row.try_get("boot")?,
         launched_steady_ms: row.try_get("launched_steady_ms")?,
         terminated_steady_ms: row.try_get("terminated_steady_ms")?,
+        gpus: json(row.try_get("gpus")?)?,
     })
 }

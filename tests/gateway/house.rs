@@ -160,6 +160,8 @@ pub(crate) async fn queue(store: &Store, change: impl FnOnce(&mut NewJob)) -> Jo
             silence_ms: 60_000,
             grace_ms: 1000,
             max_attempts: 3,
+            gpus: 0,
+            gpu_memory_bytes: None,
         },
         estimate: None,
         priority: Priority::default(),

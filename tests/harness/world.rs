@@ -172,6 +172,8 @@ pub fn limits() -> Limits {
         silence_ms: 600_000,
         grace_ms: 600_000,
         max_attempts: 3,
+        gpus: 0,
+        gpu_memory_bytes: None,
     }
 }
 

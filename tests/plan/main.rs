@@ -108,6 +108,8 @@ async fn what_is_asked_for_comes_before_what_is_estimated() {
         time_limit_s: Some(60),
         silence_limit_s: Some(7),
         max_attempts: Some(1),
+        gpus: None,
+        gpu_memory_mib: None,
     };
     let plan = plan_on(engine(8 * GIB), &house, args(), limits).await.unwrap();
     assert_eq!((plan.limits.memory_bytes, plan.limits.cpu_millis, plan.limits.disk_bytes), (64 << 20, 1500, 100 << 20));

@@ -94,6 +94,7 @@ impl Stage {
             mounts: dir.mounts(&inputs),
             user: self.ids.inside(dir.owner().unwrap()),
             limits,
+            gpus: Vec::new(),
         };
         Act { dir, launch }
     }
@@ -211,6 +212,8 @@ pub(crate) fn limits() -> Limits {
         silence_ms: 60_000,
         grace_ms: 1_000,
         max_attempts: 1,
+        gpus: 0,
+        gpu_memory_bytes: None,
     }
 }
 
@@ -226,5 +229,6 @@ fn spec() -> AttemptSpec {
         output: contract::OUTPUT_PATH.into(),
         events: contract::EVENTS_PATH.into(),
         threads: 1,
+        gpus: 0,
     }
 }

@@ -233,6 +233,8 @@ impl World {
                 silence_ms: 300_000,
                 grace_ms: 10_000,
                 max_attempts: attempts,
+                gpus: 0,
+                gpu_memory_bytes: None,
             },
             estimate: None,
             priority: Priority::default(),

@@ -102,6 +102,8 @@ pub fn limit_args(limits: &Limits) -> LimitArgs {
         time_limit_s: Some(seconds(limits.time_ms)),
         silence_limit_s: Some(seconds(limits.silence_ms)),
         max_attempts: Some(limits.max_attempts),
+        gpus: Some(limits.gpus),
+        gpu_memory_mib: limits.gpu_memory_bytes.map(|bytes| bytes >> 20),
     }
 }
 
@@ -170,6 +172,8 @@ mod tests {
             silence_ms: 10_500,
             grace_ms: 1000,
             max_attempts: 3,
+            gpus: 0,
+            gpu_memory_bytes: None,
         }
     }
 

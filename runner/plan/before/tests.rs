@@ -12,6 +12,8 @@ fn limits(memory_bytes: u64) -> Limits {
         silence_ms: 100,
         grace_ms: 1,
         max_attempts: 1,
+        gpus: 0,
+        gpu_memory_bytes: None,
     }
 }
 

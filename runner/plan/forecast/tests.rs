@@ -23,6 +23,8 @@ fn limits() -> Limits {
         silence_ms: 1,
         grace_ms: 1,
         max_attempts: 1,
+        gpus: 0,
+        gpu_memory_bytes: None,
     }
 }
 

@@ -24,6 +24,7 @@ fn spec(job: JobId, attempt: Attempt) -> AttemptSpec {
         output: OUTPUT_PATH.into(),
         events: EVENTS_PATH.into(),
         threads: 1,
+        gpus: 0,
     }
 }
 
@@ -37,6 +38,8 @@ fn limits(disk_bytes: u64) -> Limits {
         silence_ms: 1,
         grace_ms: 1,
         max_attempts: 1,
+        gpus: 0,
+        gpu_memory_bytes: None,
     }
 }
 

@@ -196,7 +196,10 @@ mod tests {
                 silence_ms: 1,
                 grace_ms: 1,
                 max_attempts: 1,
+                gpus: 0,
+                gpu_memory_bytes: None,
             },
+            gpus: Vec::new(),
         }
     }
 

@@ -189,6 +189,8 @@ fn new_job(n: u128) -> NewJob {
             silence_ms: 60_000,
             grace_ms: 1000,
             max_attempts: 3,
+            gpus: 0,
+            gpu_memory_bytes: None,
         },
         estimate: None,
         priority: submission.priority,
