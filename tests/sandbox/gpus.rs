@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use drydock::sandbox::attempt_dir::OutputCap;
 use drydock::sandbox::docker::{DockerSettings, GpuSettings};
@@ -13,7 +13,7 @@ use drydock::sandbox::gpus::{Injector, InjectorChoice, KnownGpus};
 use drydock::sandbox::{Launch, Sandbox, SandboxError};
 use drydock_gpu::inventory::{Gpu, Inventory};
 
-use crate::image::probe_with_gpus;
+use crate::image::probe;
 use crate::own_engine::Engine;
 use crate::stage::{Act, Stage, skipped};
 
@@ -61,7 +61,10 @@ impl Rack {
         for shared in ["nvidiactl", "nvidia-uvm"] {
             rack.make(&format!("dev/{shared}"), (1, 3));
         }
-        rack.put(&format!("usr/lib64/libcuda.so.{VERSION}"), "the driver");
+        let driver = format!("usr/lib64/libcuda.so.{VERSION}");
+        rack.put(&driver, "the driver");
+        // Only that it is mounted read-only can keep a job from writing there.
+        std::fs::set_permissions(rack.root.path().join(driver), std::fs::Permissions::from_mode(0o666)).unwrap();
         Some(rack)
     }
 
@@ -95,6 +98,22 @@ fn make_device(path: &Path, (major, minor): (u32, u32)) {
     let device = rustix::fs::makedev(major, minor);
     rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::CharacterDevice, mode, device).unwrap();
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666)).unwrap();
+}
+
+/// The probe as an image that says that it computes on GPUs, and asks for all of them as NVIDIA's own images do.
+fn probe_with_gpus() -> &'static str {
+    static BUILT: OnceLock<String> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let context = tempfile::tempdir().unwrap();
+        let dockerfile =
+            format!("FROM {}\nLABEL drydock.devices=\"cpu,cuda\"\nENV NVIDIA_VISIBLE_DEVICES=all\n", probe());
+        std::fs::write(context.path().join("Dockerfile"), dockerfile).unwrap();
+        let name = format!("{}-cuda", probe());
+        let mut docker = Command::new("docker");
+        docker.env("DOCKER_BUILDKIT", "0").args(["build", "--quiet", "--tag", &name]).arg(context.path());
+        assert!(docker.output().unwrap().status.success());
+        name
+    })
 }
 
 /// An attempt that has these GPUs.

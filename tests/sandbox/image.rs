@@ -16,22 +16,6 @@ pub(crate) fn probe() -> &'static str {
     BUILT.get_or_init(build)
 }
 
-/// The same as an image that says that it computes on GPUs, and asks for all of them as NVIDIA's own images do.
-pub(crate) fn probe_with_gpus() -> &'static str {
-    static BUILT: OnceLock<String> = OnceLock::new();
-    BUILT.get_or_init(|| {
-        let context = tempfile::tempdir().unwrap();
-        let dockerfile =
-            format!("FROM {}\nLABEL drydock.devices=\"cpu,cuda\"\nENV NVIDIA_VISIBLE_DEVICES=all\n", probe());
-        std::fs::write(context.path().join("Dockerfile"), dockerfile).unwrap();
-        let name = format!("{}-cuda", probe());
-        let mut docker = Command::new("docker");
-        docker.env("DOCKER_BUILDKIT", "0").args(["build", "--quiet", "--tag", &name]).arg(context.path());
-        assert!(docker.output().unwrap().status.success());
-        name
-    })
-}
-
 /// The probe itself.
 pub(crate) fn program() -> &'static Path {
     static COMPILED: OnceLock<PathBuf> = OnceLock::new();

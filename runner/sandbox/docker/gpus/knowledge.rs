@@ -124,6 +124,8 @@ impl Knowledge {
 mod tests {
     use super::*;
 
+    type Change = fn(&mut Circumstances);
+
     fn circumstances() -> Circumstances {
         Circumstances {
             choice: InjectorChoice::Auto,
@@ -182,7 +184,7 @@ mod tests {
 
     #[test]
     fn other_circumstances_begin_anew() {
-        let changed: [fn(&mut Circumstances); 5] = [
+        let changed: [Change; 5] = [
             |c| c.incarnation = "b".into(),
             |c| c.image = Some("sha256:1".into()),
             |c| c.units.push("GPU-2".into()),
@@ -203,7 +205,7 @@ mod tests {
 
     #[test]
     fn nothing_is_tried_where_nothing_could_come_of_it() {
-        let cases: [(fn(&mut Circumstances), &str); 4] = [
+        let cases: [(Change, &str); 4] = [
             (|c| c.choice = InjectorChoice::Off, "sandbox.gpus is off"),
             (|c| c.units.clear(), "no GPU is known"),
             (|c| c.image = None, "image is missing"),
