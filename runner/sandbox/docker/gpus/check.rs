@@ -5,7 +5,7 @@
 //! may look into the container's first process: root. Another gateway cannot look, and takes the engine's word.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use drydock_gpu::inventory::Inventory;
 
@@ -14,7 +14,7 @@ use super::gpu_of;
 
 /// What is wrong with the GPUs in the container of that process, if anything is and can be seen.
 pub(in super::super) fn amiss(pid: i64, units: &[String], gpus: &Inventory, root: &Path) -> Option<String> {
-    let seen = seen(&PathBuf::from(format!("/proc/{pid}/root/dev")))?;
+    let seen = seen(&Path::new("/proc").join(pid.to_string()).join("root").join("dev"))?;
     compare(&seen, &given(units, gpus, root)?)
 }
 
