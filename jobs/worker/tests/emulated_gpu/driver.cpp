@@ -104,11 +104,11 @@ thread_local void* current = nullptr;
 }
 PUBLIC Code cuCtxSetCurrent(void* context) {
     current = context;
-    return standing();
+    return SUCCESS;
 }
 PUBLIC Code cuCtxGetCurrent(void** context) {
     *context = current;
-    return standing();
+    return SUCCESS;
 }
 PUBLIC Code cuCtxSynchronize() { return standing(); }
 PUBLIC Code cuCtxSetFlags(unsigned) { return standing(); }

@@ -126,8 +126,10 @@ struct Machine {
     Fiber* running = nullptr;
     std::vector<char*> free_stacks;
     sigjmp_buf way_out;
+    // Why it ended, and the address that was touched, if one was.
     Code ended_with;
-    unsigned step;
+    const char* why;
+    std::uintptr_t touched;
 
     char* stack() {
         if (!free_stacks.empty()) {
@@ -227,10 +229,9 @@ constexpr int WATCHED[3] = {SIGSEGV, SIGBUS, SIGILL};
 // A kernel's mistake ends the kernel; anybody else's is none of ours.
 void caught(int signal, siginfo_t* info, void* context) {
     if (machine && machine->running) {
-        const std::uintptr_t address = std::uintptr_t(info->si_addr);
+        // The stack of a signal is too small to tell about it here.
         if (signal == SIGILL) fault(MISALIGNED_ADDRESS, "a misaligned address, or an index beyond a shared array");
-        complain("address %#zx", std::size_t(address));
-        if (memory::ours(address)) memory::describe(address);
+        machine->touched = std::uintptr_t(info->si_addr);
         fault(ILLEGAL_ADDRESS, "memory that is not the kernel's");
     }
     for (int i = 0; i < 3; i++) {
@@ -268,11 +269,22 @@ bool lane_is_there(unsigned lane) { return machine->running->warp->there[lane]; 
 void* dynamic_shared() { return machine->dynamic_shared; }
 
 void fault(int code, const char* why) {
-    complain("kernel `%s`, block (%u, %u, %u), thread (%u, %u, %u): %s", machine->kernel->name, here.block.x, here.block.y,
-             here.block.z, here.thread.x, here.thread.y, here.thread.z, why);
     machine->ended_with = Code(code);
+    machine->why = why;
     siglongjmp(machine->way_out, 1);
 }
+
+namespace {
+
+void tell(const Machine& m) {
+    complain("kernel `%s`, block (%u, %u, %u), thread (%u, %u, %u): %s", m.kernel->name, here.block.x, here.block.y,
+             here.block.z, here.thread.x, here.thread.y, here.thread.z, m.why);
+    if (m.touched == 0) return;
+    complain("address %#zx", std::size_t(m.touched));
+    if (memory::ours(m.touched)) memory::describe(m.touched);
+}
+
+}  // namespace
 
 Code run(const Kernel& kernel, dim3 blocks, dim3 threads, std::size_t shared_bytes, void** arguments) {
     // In both orders comes out the same, or threads race.
@@ -288,6 +300,7 @@ Code run(const Kernel& kernel, dim3 blocks, dim3 threads, std::size_t shared_byt
     m.fibers.resize(count);
     m.warps.resize((count + 31) / 32);
     m.ended_with = SUCCESS;
+    m.touched = 0;
     machine = &m;
     if (sigsetjmp(m.way_out, 1) == 0) {
         const std::size_t all = std::size_t(blocks.x) * blocks.y * blocks.z;
@@ -301,6 +314,7 @@ Code run(const Kernel& kernel, dim3 blocks, dim3 threads, std::size_t shared_byt
     } else {
         // The stacks of those that did not return are not used again: after a fault nothing runs any more.
         m.running = nullptr;
+        tell(m);
     }
     machine = nullptr;
     if (shared) memory::release(shared);
