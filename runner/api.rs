@@ -82,6 +82,9 @@ pub struct JobView {
     /// Why a queued job does not run yet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub waits_for: Option<WaitsFor>,
+    /// When a queued job starts at the latest, if none comes before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub starts_by_ms: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub progress: Option<Progress>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -129,6 +132,20 @@ pub enum WaitsFor {
     Job { id: JobId, state: String },
     /// Jobs that stand before it in line, counted up to 1000.
     JobsAhead { jobs: u64 },
+    /// The same, some of them of owners whose jobs have had less of the host.
+    Share { jobs: u64 },
+    /// Its turn: what it needs is kept for that job, from then on.
+    Kept {
+        job: JobId,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        from_ms: Option<i64>,
+    },
+    /// GPUs or slices; other programs hold memory of `foreign` more.
+    Gpus { needs: u32, free: u32, foreign: u32 },
+    /// Memory of a GPU that is shared, in bytes.
+    GpuMemory { needs: u64, free: u64 },
+    /// More than the host has.
+    Host { problem: String },
     /// CPUs, in thousandths.
     Cpu { needs: u64, free: u64 },
     /// Memory, in bytes.

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use drydock_gpu::inventory::Inventory;
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{getegid, geteuid};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -23,6 +25,7 @@ use crate::disk::DiskProbe;
 use crate::dispatch::Dispatch;
 use crate::engine::EngineProbe;
 use crate::hub::Hub;
+use crate::line::Line;
 use crate::models::Models;
 use crate::plan::Planner;
 use crate::preview::Previews;
@@ -53,6 +56,8 @@ pub struct House {
     probe: EngineProbe,
     /// Looks at the disks.
     pub disk: DiskProbe,
+    /// Tells of the host's GPUs.
+    pub gpus: watch::Sender<Inventory>,
     shutdown: CancellationToken,
     tracker: TaskTracker,
     _lock: File,
@@ -91,6 +96,8 @@ impl House {
         let tracker = TaskTracker::new();
         let config = Arc::new(config);
         let (disk, room) = DiskProbe::new(Arc::clone(&config), engine.clone());
+        let (inventory, gpus) = watch::channel(Inventory::default());
+        let line = Line { store: store.clone(), disk: room.clone(), gpus, config: Arc::clone(&config) };
         let planner =
             Planner::new(store.clone(), models.clone(), datasets.clone(), engine.clone(), Arc::clone(&config));
         let remedies = Remedies::new(store.clone(), planner.clone());
@@ -117,7 +124,8 @@ impl House {
                 shutdown.clone(),
             ),
             engine: engine.clone(),
-            disk: room.clone(),
+            disk: room,
+            line: line.clone(),
             sandbox: Arc::clone(&sandbox),
             config: Arc::clone(&config),
         };
@@ -139,8 +147,8 @@ impl House {
             shutdown: shutdown.clone(),
         };
         let holder = Holder { name: format!("{:032x}", rand::random::<u128>()), lease_ms };
-        let dispatch = Dispatch { attempts, disk: room, holder, tracker: tracker.clone() };
-        Ok(Self { desk, reaper: Reaper { dispatch }, probe, disk, shutdown, tracker, _lock: lock })
+        let dispatch = Dispatch { attempts, line, holder, tracker: tracker.clone() };
+        Ok(Self { desk, reaper: Reaper { dispatch }, probe, disk, gpus: inventory, shutdown, tracker, _lock: lock })
     }
 
     /// Cancelled when the house is being brought to rest.

@@ -78,6 +78,9 @@ pub const KEYS: &[Key] = keys! {
     "limits.silence", TIME, "time between two reports of an attempt";
     "limits.grace", TIME, "time from SIGTERM to SIGKILL";
     "limits.max_attempts", "a whole number from 1 to 10", "attempts of a job; only failures of the infrastructure are tried again";
+    "queue.half_life", TIME, "time after which what an owner's jobs have had of the host counts half";
+    "queue.patience", TIME, "time after which an owner's oldest job goes to the front of the line";
+    "queue.gpu_sharers", COUNT, "jobs that may share a GPU or MIG slice";
     "disk.min_free_state", SIZE, "room kept free on the state folder's disk: with less, no job starts";
     "disk.min_free_engine", SIZE, "the same on the disk of the engine's own folder";
     "retention.artifacts_age", TIME, "how long artifacts are kept after a job's end; by default for ever";
