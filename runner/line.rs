@@ -48,8 +48,7 @@ impl Line {
         Host {
             capacity: self.config.capacity.of(engine),
             disk_bytes: self.disk.now().free_bytes,
-            // What does not get into a container is nobody's to have.
-            units: if engine.gpus.injection.is_ok() { HostUnit::all(&self.gpus.borrow()) } else { Vec::new() },
+            units: HostUnit::all(&self.gpus.borrow()),
             sharers: self.config.queue.gpu_sharers,
         }
     }
