@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::sandbox::Isolation;
 use crate::sandbox::attempt_dir::{FolderSettings, OutputCap};
+use crate::sandbox::gpus::InjectorChoice;
 use crate::sandbox::users::{UserRange, Users};
 
 mod address;
@@ -134,6 +135,8 @@ pub struct SandboxConfig {
     pub uids: Option<UserRange>,
     /// File of NVIDIA's management library, by which GPUs are looked at; by default the one that comes with the driver.
     pub nvml: Option<PathBuf>,
+    /// How containers get GPUs.
+    pub gpus: InjectorChoice,
     /// Size of /tmp inside; it counts against the job's memory.
     pub tmp: ByteSize,
     /// How the output folder is capped.
@@ -321,6 +324,7 @@ impl Default for SandboxConfig {
             gid: 65532,
             uids: None,
             nvml: None,
+            gpus: InjectorChoice::Auto,
             tmp: ByteSize::mib(64),
             output_cap: OutputCap::Auto,
         }

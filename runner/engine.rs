@@ -42,11 +42,24 @@ impl EngineProbe {
         });
     }
 
+    /// Finds out how containers get GPUs, where that is to be found out.
+    pub async fn try_injectors_once(&self) {
+        if self.sandbox.try_injectors().await {
+            self.probe_once().await;
+        }
+    }
+
     /// Asks again and again, until shutdown.
     pub async fn run(self, every: Duration, shutdown: CancellationToken) {
+        let look = async || {
+            // Behind an answer that is known already: trying takes seconds, which nobody else shall wait for.
+            self.try_injectors_once().await;
+            tokio::time::sleep(every).await;
+            self.probe_once().await;
+        };
         loop {
             tokio::select! {
-                () = tokio::time::sleep(every) => self.probe_once().await,
+                () = look() => {}
                 () = shutdown.cancelled() => return,
             }
         }

@@ -33,7 +33,8 @@ use crate::reaper::Reaper;
 use crate::remedy::Remedies;
 use crate::retention::Retention;
 use crate::sandbox::Sandbox;
-use crate::sandbox::docker::{DockerSandbox, DockerSettings};
+use crate::sandbox::docker::{DockerSandbox, DockerSettings, GpuSettings};
+use crate::sandbox::gpus::KnownGpus;
 use crate::store::{Holder, Store, StoreError};
 
 /// How long a lease holds without being renewed.
@@ -82,7 +83,8 @@ impl House {
         let lock = lock(&state).await?;
         let store = Store::open(&state.join("drydock.db"), clock).await?;
         let instance = store.instance(&format!("{:016x}", rand::random::<u64>())).await?;
-        let sandbox = engine.unwrap_or_else(|| Arc::new(DockerSandbox::new(docker(&config, &instance))));
+        let known = KnownGpus::none();
+        let sandbox = engine.unwrap_or_else(|| Arc::new(DockerSandbox::new(docker(&config, &instance, known))));
         let (probe, engine) = EngineProbe::new(Arc::clone(&sandbox));
         let blobs = Blobs::open(&state)?;
         let hub = Hub::open(&config.hub, blobs.clone())?;
@@ -187,7 +189,7 @@ impl House {
 }
 
 /// What Docker is told by this configuration.
-pub(crate) fn docker(config: &Config, instance: &str) -> DockerSettings {
+pub(crate) fn docker(config: &Config, instance: &str, known: KnownGpus) -> DockerSettings {
     let mount_roots = ["attempts", "previews", "models", "datasets", "checkpoints"]
         .map(|folder| config.state_dir.join(folder))
         .to_vec();
@@ -195,6 +197,12 @@ pub(crate) fn docker(config: &Config, instance: &str) -> DockerSettings {
         host: config.sandbox.docker_host.clone(),
         runtime: config.sandbox.runtime.clone(),
         tmpfs_bytes: config.sandbox.tmp.0,
+        gpus: GpuSettings {
+            choice: config.sandbox.gpus,
+            known,
+            user: config.sandbox.uids.map_or((config.sandbox.uid, config.sandbox.gid), |_| GpuSettings::default().user),
+            ..GpuSettings::default()
+        },
         ..DockerSettings::new(config.sandbox.image.clone(), instance, mount_roots)
     }
 }

@@ -4,6 +4,8 @@
 
 pub mod attempt;
 pub mod blocks;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod data;
 pub mod ending;
 pub mod evaluate;

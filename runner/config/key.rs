@@ -68,6 +68,7 @@ pub const KEYS: &[Key] = keys! {
     "sandbox.gid", ID, "group that the worker has inside";
     "sandbox.uids", "a range of users above 0 such as \"70000-70999\"", "users of which every container gets one to itself, in place of uid and gid; needs root";
     "sandbox.nvml", "a file such as /usr/lib64/libnvidia-ml.so.1", "NVIDIA's management library, by which GPUs are looked at; by default the driver's";
+    "sandbox.gpus", "\"auto\", \"cdi\", \"nvidia\", \"devices\" or \"off\"", "how containers get GPUs; auto takes the first way that works";
     "sandbox.tmp", SIZE, "size of /tmp inside; counts against the job's memory";
     "sandbox.output_cap", "\"auto\", \"loop_mount\" or \"watched\"", "how the output folder is capped";
     "limits.cpus", CPUS, "CPUs of a job; by default all that jobs may use";

@@ -301,6 +301,18 @@ impl Lease {
         Ok(())
     }
 
+    /// Takes back that the container was about to be started: it was not, and another one will be.
+    pub async fn not_started(&mut self) -> Result<(), StoreError> {
+        let statement = self.statement(
+            "-- store::lease::not_started
+             UPDATE attempts SET starting_ms = NULL
+             WHERE job_id = $1 AND attempt = $2 AND token = $3 AND ended_ms IS NULL",
+        );
+        self.still_ours(statement.execute(&self.store.pool).await?)?;
+        self.row.starting_ms = None;
+        Ok(())
+    }
+
     /// Writes down that the container is about to be asked to end, and why. The first reason stays.
     pub async fn terminating(&mut self, why: Termination) -> Result<(), StoreError> {
         if self.row.terminated.is_some() {

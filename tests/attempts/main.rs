@@ -10,6 +10,7 @@ mod gpus;
 #[path = "../harness/harness.rs"]
 mod harness;
 mod hostile;
+mod injection;
 mod kinds;
 mod learning;
 mod remedies;
