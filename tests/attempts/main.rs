@@ -336,7 +336,7 @@ async fn a_job_waits_for_memory_and_says_so_and_is_overtaken_only_by_what_leaves
     assert!(waits.summary.contains("; expected to start by "), "{}", waits.summary);
     assert!(waits.starts_by_ms.is_some());
     // There is room for both, but with the one the second could not start when the first has ended.
-    let kept = world.submit(gib(3)).await;
+    let kept = world.submit(gib(2)).await;
     let small = world.submit(gib(1)).await;
     world.until(small, |job| job.progress.is_some()).await;
     let waits = world.job(kept).await;
