@@ -4,6 +4,7 @@
 
 pub mod attempt;
 pub mod blocks;
+pub mod compute;
 pub mod data;
 pub mod ending;
 pub mod evaluate;
