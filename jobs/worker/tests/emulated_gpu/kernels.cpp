@@ -1,0 +1,2 @@
+// Every kernel of the worker, compiled for the CPU. KERNELS names a file that includes them all.
+#include KERNELS
