@@ -62,6 +62,19 @@ fn compile(nvcc: &Path, source: &Path, image: &Path) {
     let done = command.output().unwrap_or_else(|error| panic!("cannot run {}: {error}", nvcc.display()));
     let said = String::from_utf8_lossy(&done.stderr);
     assert!(done.status.success(), "{command:?}\n{}{said}", String::from_utf8_lossy(&done.stdout));
-    // What ptxas says of registers and spills; `make worker-cuda` shows where this lies.
+    tell_spills(&said);
+    // What ptxas says of every kernel's registers, for whoever wants to know.
     std::fs::write(image.with_extension("txt"), said.as_bytes()).expect("cargo's folder can be written to");
+}
+
+/// Values that find no register lie in the GPU's memory, hundreds of times slower: a kernel's author should know.
+fn tell_spills(said: &str) {
+    let mut kernel = "";
+    for line in said.lines() {
+        if let Some((_, name)) = line.split_once("Function properties for ") {
+            kernel = name;
+        } else if line.contains("bytes spill stores") && !line.contains(" 0 bytes spill stores") {
+            println!("cargo::warning=the kernel {kernel} spills: {}", line.trim());
+        }
+    }
 }

@@ -154,6 +154,25 @@ fn a_batch_is_of_strided_matrices() {
 }
 
 #[test]
+fn threads_of_a_block_meet_and_share() {
+    let device = open();
+    let values = numbers(2 * 96);
+    let from = device.upload(&values).unwrap();
+    let [mut blocks, mut warps] = [(), ()].map(|()| device.buffer::<f32>(values.len()).unwrap());
+    device.launch("check_sums", Shape::of(2, 96), arguments![&from, &mut blocks, &mut warps]).unwrap();
+    let sums = |size: usize| -> Vec<f32> {
+        values.chunks(size).flat_map(|part| std::iter::repeat_n(part.iter().sum(), size)).collect()
+    };
+    assert_close(&blocks.download().unwrap(), &sums(96), 1e-5);
+    assert_close(&warps.download().unwrap(), &sums(32), 1e-5);
+    let mut turned = device.upload(&values[..128]).unwrap();
+    let shape = Shape::of(2, 64).with_shared(64 * size_of::<f32>());
+    device.launch("check_shared", shape, arguments![&mut turned, 5u32]).unwrap();
+    let expected: Vec<f32> = (0..128).map(|i| values[i / 64 * 64 + (i % 64 + 5) % 64]).collect();
+    assert_eq!(turned.download().unwrap(), expected);
+}
+
+#[test]
 #[should_panic(expected = "bytes of the arguments")]
 fn arguments_of_the_wrong_size_are_told_before_anything_runs() {
     let device = open();
@@ -215,6 +234,32 @@ fn a_kernel_that_leaves_its_memory_is_a_fault_of_the_gpu() {
     assert_eq!(failure.kind, FailureKind::GpuFault);
     assert_eq!(failure.message, "waiting for the GPU: CUDA_ERROR_ILLEGAL_ADDRESS");
     assert!(x.download().is_err());
+}
+
+#[test]
+fn threads_that_never_meet_are_a_fault_of_the_gpu() {
+    let name = "device::threads_that_never_meet_are_a_fault_of_the_gpu";
+    if let Some(said) = in_a_process_of_its_own(name, &[]) {
+        assert!(said.contains("kernel `check_deadlock`"), "{said}");
+        return;
+    }
+    let device = open();
+    let mut x: Buffer<f32> = device.zeros(64).unwrap();
+    device.launch("check_deadlock", Shape::of(1, 64), arguments![&mut x]).unwrap();
+    assert_eq!(Failure::from(device.wait().unwrap_err()).message, "waiting for the GPU: CUDA_ERROR_LAUNCH_FAILED");
+}
+
+#[test]
+fn a_misaligned_address_is_a_fault_of_the_gpu() {
+    let name = "device::a_misaligned_address_is_a_fault_of_the_gpu";
+    if let Some(said) = in_a_process_of_its_own(name, &[]) {
+        assert!(said.contains("kernel `check_misaligned`, block (0, 0, 0), thread (0, 0, 0): a misaligned"), "{said}");
+        return;
+    }
+    let device = open();
+    let mut x: Buffer<f32> = device.zeros(64).unwrap();
+    device.launch("check_misaligned", Shape::of(1, 32), arguments![&mut x]).unwrap();
+    assert_eq!(Failure::from(device.wait().unwrap_err()).kind, FailureKind::GpuFault);
 }
 
 #[test]

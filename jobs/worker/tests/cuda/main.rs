@@ -4,3 +4,4 @@
 mod emulated_gpu;
 
 mod device;
+mod error;
