@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::artifacts::ArtifactStore;
-use crate::attempt::{Attempts, HostGpus, InHand};
+use crate::attempt::{Attempts, InHand};
 use crate::blobs::Blobs;
 use crate::checkpoints::Checkpoints;
 use crate::clock::Clock;
@@ -22,6 +22,7 @@ use crate::desk::Desk;
 use crate::disk::DiskProbe;
 use crate::dispatch::Dispatch;
 use crate::engine::EngineProbe;
+use crate::gpus::{self, GpuProbe, Host};
 use crate::hub::Hub;
 use crate::models::Models;
 use crate::plan::Planner;
@@ -52,6 +53,8 @@ pub struct House {
     probe: EngineProbe,
     /// Looks at the disks.
     pub disk: DiskProbe,
+    /// Looks at the GPUs.
+    pub gpus: GpuProbe,
     shutdown: CancellationToken,
     tracker: TaskTracker,
     _lock: File,
@@ -88,6 +91,8 @@ impl House {
         let shutdown = CancellationToken::new();
         let tracker = TaskTracker::new();
         let config = Arc::new(config);
+        let host = Host::new(config.sandbox.nvml.clone());
+        let gpus = GpuProbe::new(host, store.clone(), Arc::clone(&sandbox), gpus::news());
         let (disk, room) = DiskProbe::new(Arc::clone(&config), engine.clone());
         let planner =
             Planner::new(store.clone(), models.clone(), datasets.clone(), engine.clone(), Arc::clone(&config));
@@ -116,6 +121,7 @@ impl House {
             ),
             engine: engine.clone(),
             disk: room.clone(),
+            gpus: gpus.clone(),
             sandbox: Arc::clone(&sandbox),
             config: Arc::clone(&config),
         };
@@ -129,7 +135,7 @@ impl House {
             artifacts,
             checkpoints: Checkpoints::new(state.join("checkpoints")),
             remedies,
-            gpus: HostGpus::open(config.sandbox.nvml.as_deref()),
+            gpus: gpus.clone(),
             in_hand: InHand::default(),
             config,
             instance,
@@ -138,7 +144,7 @@ impl House {
         };
         let holder = Holder { name: format!("{:032x}", rand::random::<u128>()), lease_ms };
         let dispatch = Dispatch { attempts, disk: room, holder, tracker: tracker.clone() };
-        Ok(Self { desk, reaper: Reaper { dispatch }, probe, disk, shutdown, tracker, _lock: lock })
+        Ok(Self { desk, reaper: Reaper { dispatch }, probe, disk, gpus, shutdown, tracker, _lock: lock })
     }
 
     /// Cancelled when the house is being brought to rest.
@@ -147,10 +153,14 @@ impl House {
         self.shutdown.clone()
     }
 
-    /// Asks the engine once and looks at the disks, so that the desk knows of them before anything else is set going.
+    /// Asks the engine once and looks at the disks and GPUs, so that the desk knows of them before anything else is set
+    /// going.
     pub async fn probe_once(&self) {
         self.probe.probe_once().await;
         self.disk.probe_once();
+        if let Err(error) = self.gpus.look_once().await {
+            tracing::error!(%error, "the GPUs could not be looked at");
+        }
     }
 
     /// Sets everything going: the watch on the engine, the taking over of what was left, and the dispatch.
@@ -163,6 +173,7 @@ impl House {
         self.reaper.adopt_once().await?;
         self.tracker.spawn(self.probe.clone().run(PROBE, self.shutdown.clone()));
         self.tracker.spawn(self.disk.clone().run(PROBE, self.shutdown.clone()));
+        self.tracker.spawn(self.gpus.clone().run(self.shutdown.clone()));
         self.tracker.spawn(self.reaper.clone().run(REAP, self.shutdown.clone()));
         self.tracker.spawn(self.desk.retention.clone().run(TIDY, self.shutdown.clone()));
         self.tracker.spawn(self.reaper.dispatch.clone().run(self.shutdown.clone()));
