@@ -192,7 +192,11 @@ impl GpuProbe {
                 _ = attending.changed() => {}
                 () = shutdown.cancelled() => break,
             }
-            if let Err(error) = self.look_once().await {
+            let looked = tokio::select! {
+                looked = self.look_once() => looked,
+                () = shutdown.cancelled() => break,
+            };
+            if let Err(error) = looked {
                 tracing::error!(%error, "what became of the GPUs could not be written down; the next look tries again");
             }
         }

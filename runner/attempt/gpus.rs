@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use drydock_gpu::nvml::NoGpus;
-use drydock_spec::Report;
-use drydock_spec::report::{Finished, GpuReading};
+use drydock_spec::report::GpuReading;
+use drydock_spec::{Outcome, Report};
 
 use super::{Attempts, Stop, hold};
-use crate::diagnose::Ending;
+use crate::diagnose::{Ending, diagnose};
 use crate::gpus::readings::readings;
 use crate::gpus::{Attended, Mark};
 use crate::store::{Lease, StoreError};
@@ -40,7 +40,7 @@ impl Attempts {
         if lease.row().gpus.is_empty() {
             return Ok(Since { mark: self.gpus.mark(), _attended: None });
         }
-        hold::renewing(lease, self.lease_ms, self.gpus.look_once()).await??;
+        self.asked(lease, self.gpus.look_once()).await?;
         Ok(Since { mark: self.gpus.mark(), _attended: Some(self.gpus.attend()) })
     }
 
@@ -49,14 +49,22 @@ impl Attempts {
         let own = &lease.row().gpus;
         // What befalls a GPU while another program computes on it is nothing to a worker on the CPU.
         let is_on_gpu = !own.is_empty() || lease.started().await?.is_some_and(|said| said.device.starts_with("cuda"));
-        let is_done = matches!(ending.last, Some(Report::Finished(Finished { .. })));
-        if is_done || !is_on_gpu || matches!(self.gpus.now().gpus, Err(NoGpus::NoLibrary(_))) {
+        let nobody_tells = matches!(self.gpus.now().gpus, Err(NoGpus::NoLibrary(_)));
+        if !is_on_gpu || nobody_tells || diagnose(&ending) == Outcome::Succeeded {
             return Ok(ending);
         }
-        ending.gpus = hold::renewing(lease, self.lease_ms, self.gpus.account(&since.mark, own)).await??;
+        ending.gpus = self.asked(lease, self.gpus.account(&since.mark, own)).await?;
         ending.has_gpus = !own.is_empty();
         ending.gpu_lost = self.gpus.now().fatal(own, &since.mark).map(str::to_owned);
         Ok(ending)
+    }
+
+    /// What the driver answers, which may take it long: the lease is kept meanwhile.
+    async fn asked<T>(&self, lease: &Lease, answer: impl Future<Output = Result<T, StoreError>>) -> Result<T, Stop> {
+        tokio::select! {
+            answer = hold::renewing(lease, self.lease_ms, answer) => Ok(answer??),
+            () = self.shutdown.cancelled() => Err(Stop::Detached),
+        }
     }
 }
 

@@ -88,6 +88,44 @@ async fn a_cordon_can_be_lifted_when_its_gpu_is_gone() {
     assert_eq!((status.as_u16(), list["gone"].as_array().unwrap().len()), (200, 1), "{list:#}");
 }
 
+/// What the command prints, on stdout and on stderr.
+async fn drydock(house: &House, arguments: &[&str]) -> (String, String) {
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_drydock"));
+    let output = command
+        .args(arguments)
+        .arg("--gateway")
+        .arg(&house.url)
+        .env_clear()
+        .env("DRYDOCK_CONFIG", "/dev/null")
+        .output()
+        .await
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+}
+
+#[tokio::test]
+async fn the_command_line_lists_gpus_names_strangers_and_cordons() {
+    let (house, _fake) = with_gpus(&format!("count 2\nbusy0 97\nprocess0 {}\n", std::process::id())).await;
+    let (table, note) = drydock(&house, &["gpus"]).await;
+    let line = |table: &str, uuid: &str| table.lines().find(|line| line.contains(uuid)).unwrap().to_owned();
+    let first = line(&table, FIRST);
+    for told in ["NVIDIA Fake 9000", "3.0 GiB of 24.0 GiB", "97 %", "41 °C", "72 of 450 W", "foreign: gateway"] {
+        assert!(first.contains(told), "{told}: {first}");
+    }
+    assert_eq!(note, "driver 580.159.04, CUDA 13.0\n");
+    let (table, _) = drydock(&house, &["gpus", "cordon", FIRST, "--reason", "the fan rattles"]).await;
+    assert!(line(&table, FIRST).contains("by local: the fan rattles"), "{table}");
+    let (text, _) = drydock(&house, &["gpus", "--json"]).await;
+    let list: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((&list["gpus"][0]["cordoned"], &list["gpus"][1]["index"]), (&json!("the fan rattles"), &json!(1)));
+    let (table, _) = drydock(&house, &["gpus", "uncordon", FIRST]).await;
+    assert!(!table.contains("cordoned"), "{table}");
+    let bare = open().await;
+    let (table, note) = drydock(&bare, &["gpus"]).await;
+    assert!(table.is_empty() && note.starts_with("no GPU: ") && note.contains("jobs run on the CPU"), "{note}");
+}
+
 #[tokio::test]
 async fn why_a_host_has_no_gpu_is_said_in_words() {
     let house = open().await;
