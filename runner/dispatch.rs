@@ -53,7 +53,7 @@ impl Dispatch {
                 () = engine.changed() => {}
                 () = disk.changed() => {}
                 // Whoever publishes may be gone; then nothing changes any more.
-                Ok(()) = gpus.changed() => {}
+                () = gpus.changed() => {}
                 () = pause => {}
                 () = shutdown.cancelled() => return,
             }

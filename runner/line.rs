@@ -7,12 +7,11 @@ use drydock_gpu::assign::{
     Capacity, Ends, GpuNeed, Host, HostUnit, Need, Outlook, Plan, Policy, Running, Standing, Waiting, assign, outlook,
     share_of,
 };
-use drydock_gpu::inventory::Inventory;
 use drydock_spec::{Limits, Owner};
-use tokio::sync::watch;
 
 use crate::config::{Config, QueueConfig};
 use crate::disk::DiskWatch;
+use crate::gpus::GpuWatch;
 use crate::sandbox::EngineInfo;
 use crate::store::{Queued, Store, StoreError, UnderWay};
 
@@ -24,7 +23,7 @@ const EACH: u32 = 64;
 pub struct Line {
     pub store: Store,
     pub disk: DiskWatch,
-    pub gpus: watch::Receiver<Inventory>,
+    pub gpus: GpuWatch,
     pub config: Arc<Config>,
 }
 
@@ -48,7 +47,7 @@ impl Line {
         Host {
             capacity: self.config.capacity.of(engine),
             disk_bytes: self.disk.now().free_bytes,
-            units: HostUnit::all(&self.gpus.borrow()),
+            units: HostUnit::all(&self.gpus.inventory()),
             sharers: self.config.queue.gpu_sharers,
         }
     }

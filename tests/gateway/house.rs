@@ -82,7 +82,7 @@ pub(crate) struct House {
     pub(crate) serving: JoinHandle<Result<(), gateway::GatewayError>>,
     pub(crate) client: reqwest::Client,
     pub(crate) config: Arc<Config>,
-    _whole: Box<drydock::house::House>,
+    pub(crate) whole: Box<drydock::house::House>,
     _folder: tempfile::TempDir,
 }
 
@@ -112,7 +112,7 @@ pub(crate) async fn open_with(change: impl FnOnce(&mut Config)) -> House {
     let serving = tokio::spawn(gateway::serve(listener, desk, shutdown.clone()));
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let url = format!("http://127.0.0.1:{port}");
-    House { store, url, port, shutdown, serving, client, config, _whole: Box::new(whole), _folder: folder }
+    House { store, url, port, shutdown, serving, client, config, whole: Box::new(whole), _folder: folder }
 }
 
 impl House {

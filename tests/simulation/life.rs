@@ -147,6 +147,8 @@ impl World {
 
     /// Lets something happen, and everything that follows from it before any time passes.
     pub(crate) fn happen(&mut self, op: Op) {
+        // An attempt's end has the driver asked, and where the test runs there may be none.
+        self.gpus();
         match op {
             Op::Crash { polls } => return self.crash(polls),
             Op::Restart => return self.restart(),
@@ -180,8 +182,15 @@ impl World {
             Op::RefuseStarts(refuse) => self.engine.refuse_starts(refuse),
             Op::DiskFull(full) => self.disk(full),
             Op::Cordon(which) => {
-                self.cordoned = which;
-                self.gpus();
+                let (before, now) = (std::mem::replace(&mut self.cordoned, which), which);
+                self.with(async |house| {
+                    if let Some(index) = before {
+                        house.gpus.uncordon(&format!("GPU-{index}")).await.unwrap();
+                    }
+                    if let Some(index) = now {
+                        house.gpus.cordon(&format!("GPU-{index}"), "is to be mended", "root").await.unwrap();
+                    }
+                });
             }
         }
         self.settle();
@@ -190,7 +199,10 @@ impl World {
     /// The same where the runner's own passes may fail.
     pub(crate) fn happen_or_fail(&mut self, op: Op) {
         match op {
-            Op::Dispatch => drop(self.with(async |house| house.reaper.dispatch.dispatch_once().await)),
+            Op::Dispatch => {
+                self.gpus();
+                drop(self.with(async |house| house.reaper.dispatch.dispatch_once().await));
+            }
             other => return self.happen(other),
         }
         self.settle();
@@ -223,11 +235,10 @@ impl World {
             uuid: format!("GPU-{index}"),
             name: "scripted".into(),
             memory,
-            cordoned: (self.cordoned == Some(index)).then(|| "has told of Xid 79".into()),
             ..Gpu::default()
         };
         let inventory = Inventory { gpus: (0..GPUS).map(gpu).collect(), ..Inventory::default() };
-        self.with(async |house| drop(house.gpus.send_replace(inventory)));
+        self.with(async |house| house.gpus.publish(Ok(inventory)).await.unwrap());
     }
 
     fn submit(&mut self, story: Story, reads: Option<usize>, (large, gpus): (bool, Gpus), attempts: u32) {
