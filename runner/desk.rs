@@ -22,6 +22,7 @@ use crate::datasets::{DatasetError, Datasets};
 use crate::disk::DiskWatch;
 use crate::engine::EngineWatch;
 use crate::gpus::GpuProbe;
+use crate::line::Line;
 use crate::models::{ModelError, Models};
 use crate::plan::forecast::{self, Accuracy};
 use crate::plan::{PlanError, Planner};
@@ -37,12 +38,12 @@ mod knowledge;
 mod remedies;
 mod rows;
 mod view;
+mod waits;
 
 pub use gpus::GpuError;
 pub use knowledge::KnowledgeError;
 pub use remedies::RemedyError;
 pub use view::log_line;
-pub(crate) use view::need;
 
 /// A request cannot be granted. The gateway turns this into a message.
 #[derive(Debug, thiserror::Error)]
@@ -92,6 +93,7 @@ pub struct Desk {
     pub engine: EngineWatch,
     pub disk: DiskWatch,
     pub gpus: GpuProbe,
+    pub line: Line,
     pub sandbox: Arc<dyn Sandbox>,
     pub config: Arc<Config>,
 }

@@ -11,6 +11,7 @@ use crate::config::{Config, Loaded};
 use crate::sandbox::{EngineInfo, SandboxError};
 
 mod gpus;
+mod injection;
 mod walls;
 
 /// How a check went.
@@ -62,6 +63,7 @@ pub fn examine(
     checks.extend(engine.as_ref().ok().and_then(|info| engine_disk(config, info)));
     let means = walls::Means::of_process();
     checks.extend(engine.as_ref().ok().into_iter().flat_map(|info| walls::checks(config, info, means)));
+    checks.extend(engine.as_ref().ok().into_iter().flat_map(|info| injection::checks(config, info, Path::new("/"))));
     checks.push(memory(config, engine));
     checks.push(cpu());
     checks.extend(gpus::checks(looked, gateway.as_ref().ok().map(|view| &view.gpus)));
@@ -307,6 +309,7 @@ mod tests {
             image: Ok("sha256:abc".into()),
             runtime: Ok("runc".into()),
             isolation: Isolation { seccomp: true, cgroup: "2".into(), ..Isolation::default() },
+            gpus: Default::default(),
         }
     }
 

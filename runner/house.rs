@@ -24,6 +24,7 @@ use crate::dispatch::Dispatch;
 use crate::engine::EngineProbe;
 use crate::gpus::{self, GpuProbe, Host};
 use crate::hub::Hub;
+use crate::line::Line;
 use crate::models::Models;
 use crate::plan::Planner;
 use crate::preview::Previews;
@@ -31,7 +32,8 @@ use crate::reaper::Reaper;
 use crate::remedy::Remedies;
 use crate::retention::Retention;
 use crate::sandbox::Sandbox;
-use crate::sandbox::docker::{DockerSandbox, DockerSettings};
+use crate::sandbox::docker::{DockerSandbox, DockerSettings, GpuSettings};
+use crate::sandbox::gpus::KnownGpus;
 use crate::store::{Holder, Store, StoreError};
 
 /// How long a lease holds without being renewed.
@@ -80,7 +82,10 @@ impl House {
         let lock = lock(&state).await?;
         let store = Store::open(&state.join("drydock.db"), clock).await?;
         let instance = store.instance(&format!("{:016x}", rand::random::<u64>())).await?;
-        let sandbox = engine.unwrap_or_else(|| Arc::new(DockerSandbox::new(docker(&config, &instance))));
+        let gpu_news = gpus::news();
+        let watch = gpu_news.watch();
+        let known = KnownGpus::asked(move || watch.inventory());
+        let sandbox = engine.unwrap_or_else(|| Arc::new(DockerSandbox::new(docker(&config, &instance, known))));
         let (probe, engine) = EngineProbe::new(Arc::clone(&sandbox));
         let blobs = Blobs::open(&state)?;
         let hub = Hub::open(&config.hub, blobs.clone())?;
@@ -92,8 +97,10 @@ impl House {
         let tracker = TaskTracker::new();
         let config = Arc::new(config);
         let host = Host::new(config.sandbox.nvml.clone());
-        let gpus = GpuProbe::new(host, store.clone(), Arc::clone(&sandbox), gpus::news());
+        let line_gpus = gpu_news.watch();
+        let gpus = GpuProbe::new(host, store.clone(), Arc::clone(&sandbox), gpu_news);
         let (disk, room) = DiskProbe::new(Arc::clone(&config), engine.clone());
+        let line = Line { store: store.clone(), disk: room.clone(), gpus: line_gpus, config: Arc::clone(&config) };
         let planner =
             Planner::new(store.clone(), models.clone(), datasets.clone(), engine.clone(), Arc::clone(&config));
         let remedies = Remedies::new(store.clone(), planner.clone());
@@ -120,8 +127,9 @@ impl House {
                 shutdown.clone(),
             ),
             engine: engine.clone(),
-            disk: room.clone(),
+            disk: room,
             gpus: gpus.clone(),
+            line: line.clone(),
             sandbox: Arc::clone(&sandbox),
             config: Arc::clone(&config),
         };
@@ -143,7 +151,7 @@ impl House {
             shutdown: shutdown.clone(),
         };
         let holder = Holder { name: format!("{:032x}", rand::random::<u128>()), lease_ms };
-        let dispatch = Dispatch { attempts, disk: room, holder, tracker: tracker.clone() };
+        let dispatch = Dispatch { attempts, line, holder, tracker: tracker.clone() };
         Ok(Self { desk, reaper: Reaper { dispatch }, probe, disk, gpus, shutdown, tracker, _lock: lock })
     }
 
@@ -156,11 +164,12 @@ impl House {
     /// Asks the engine once and looks at the disks and GPUs, so that the desk knows of them before anything else is set
     /// going.
     pub async fn probe_once(&self) {
-        self.probe.probe_once().await;
-        self.disk.probe_once();
+        // The engine is asked how it gives containers those GPUs that there are.
         if let Err(error) = self.gpus.look_once().await {
             tracing::error!(%error, "the GPUs could not be looked at");
         }
+        self.probe.probe_once().await;
+        self.disk.probe_once();
     }
 
     /// Sets everything going: the watch on the engine, the taking over of what was left, and the dispatch.
@@ -190,7 +199,7 @@ impl House {
 }
 
 /// What Docker is told by this configuration.
-pub(crate) fn docker(config: &Config, instance: &str) -> DockerSettings {
+pub(crate) fn docker(config: &Config, instance: &str, known: KnownGpus) -> DockerSettings {
     let mount_roots = ["attempts", "previews", "models", "datasets", "checkpoints"]
         .map(|folder| config.state_dir.join(folder))
         .to_vec();
@@ -198,6 +207,12 @@ pub(crate) fn docker(config: &Config, instance: &str) -> DockerSettings {
         host: config.sandbox.docker_host.clone(),
         runtime: config.sandbox.runtime.clone(),
         tmpfs_bytes: config.sandbox.tmp.0,
+        gpus: GpuSettings {
+            choice: config.sandbox.gpus,
+            known,
+            user: config.sandbox.uids.map_or((config.sandbox.uid, config.sandbox.gid), |_| GpuSettings::default().user),
+            ..GpuSettings::default()
+        },
         ..DockerSettings::new(config.sandbox.image.clone(), instance, mount_roots)
     }
 }
