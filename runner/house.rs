@@ -83,8 +83,10 @@ impl House {
         let lock = lock(&state).await?;
         let store = Store::open(&state.join("drydock.db"), clock).await?;
         let instance = store.instance(&format!("{:016x}", rand::random::<u64>())).await?;
-        let known = KnownGpus::none();
-        let sandbox = engine.unwrap_or_else(|| Arc::new(DockerSandbox::new(docker(&config, &instance, known))));
+        let (inventory, gpus) = watch::channel(Inventory::default());
+        let asked = gpus.clone();
+        let known = KnownGpus::asked(move || asked.borrow().clone());
+        let sandbox = engine.unwrap_or_else(|| Arc::new(DockerSandbox::new(docker(&config, &instance, known.clone()))));
         let (probe, engine) = EngineProbe::new(Arc::clone(&sandbox));
         let blobs = Blobs::open(&state)?;
         let hub = Hub::open(&config.hub, blobs.clone())?;
@@ -96,10 +98,9 @@ impl House {
         let tracker = TaskTracker::new();
         let config = Arc::new(config);
         let (disk, room) = DiskProbe::new(Arc::clone(&config), engine.clone());
-        let (inventory, gpus) = watch::channel(Inventory::default());
-        let line = Line { store: store.clone(), disk: room.clone(), gpus, config: Arc::clone(&config) };
+        let line = Line { store: store.clone(), disk: room.clone(), gpus: known.clone(), config: Arc::clone(&config) };
         let planner =
-            Planner::new(store.clone(), models.clone(), datasets.clone(), engine.clone(), Arc::clone(&config));
+            Planner::new(store.clone(), models.clone(), datasets.clone(), engine.clone(), known, Arc::clone(&config));
         let remedies = Remedies::new(store.clone(), planner.clone());
         let desk = Desk {
             store: store.clone(),
@@ -147,7 +148,7 @@ impl House {
             shutdown: shutdown.clone(),
         };
         let holder = Holder { name: format!("{:032x}", rand::random::<u128>()), lease_ms };
-        let dispatch = Dispatch { attempts, line, holder, tracker: tracker.clone() };
+        let dispatch = Dispatch { attempts, line, gpus, holder, tracker: tracker.clone() };
         Ok(Self { desk, reaper: Reaper { dispatch }, probe, disk, gpus: inventory, shutdown, tracker, _lock: lock })
     }
 

@@ -7,13 +7,12 @@ use drydock_gpu::assign::{
     Capacity, Ends, GpuNeed, Host, HostUnit, Need, Outlook, Plan, Policy, Running, Standing, Waiting, assign, outlook,
     share_of,
 };
-use drydock_gpu::inventory::Inventory;
 use drydock_spec::{Limits, Owner};
-use tokio::sync::watch;
 
 use crate::config::{Config, QueueConfig};
 use crate::disk::DiskWatch;
 use crate::sandbox::EngineInfo;
+use crate::sandbox::gpus::KnownGpus;
 use crate::store::{Queued, Store, StoreError, UnderWay};
 
 /// Jobs of an owner that are looked at, the first ones.
@@ -24,7 +23,7 @@ const EACH: u32 = 64;
 pub struct Line {
     pub store: Store,
     pub disk: DiskWatch,
-    pub gpus: watch::Receiver<Inventory>,
+    pub gpus: KnownGpus,
     pub config: Arc<Config>,
 }
 
@@ -48,7 +47,10 @@ impl Line {
         Host {
             capacity: self.config.capacity.of(engine),
             disk_bytes: self.disk.now().free_bytes,
-            units: HostUnit::all(&self.gpus.borrow()),
+            units: match engine.gpus.barrier() {
+                None => HostUnit::all(&self.gpus.now()),
+                Some(_) => Vec::new(),
+            },
             sharers: self.config.queue.gpu_sharers,
         }
     }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use drydock::sandbox::gpus::Injector;
+use drydock::sandbox::gpus::{GpuAccess, Injector};
 use drydock::sandbox::{ContainerName, EngineInfo, Exit, Found, Isolation, Launch, Sandbox, SandboxError, Status};
 use drydock_spec::contract::{EVENTS_PATH, OUTPUT_PATH};
 use drydock_spec::report::{Finished, Started};
@@ -355,7 +355,8 @@ impl Sandbox for Scripted {
             image: Ok("sha256:scripted".into()),
             runtime: Ok("scripted".into()),
             isolation: Isolation::default(),
-            gpus: Default::default(),
+            // Whatever GPUs a test says that the host has, containers can have.
+            gpus: GpuAccess { cuda: true, injection: Ok(Injector::Devices), ..GpuAccess::default() },
         })
     }
 
