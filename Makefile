@@ -10,7 +10,7 @@ nvcc = $(or $(DRYDOCK_NVCC),$(abspath $(target))/cuda/nvcc/nvidia/cu13/bin/nvcc)
 host = $(shell rustc -vV | sed -n 's/^host: //p')
 export DRYDOCK_TARGET := $(target)
 
-.PHONY: help demo test test-faults test-sandbox check build worker worker-cuda image image-cuda engine interop bench bench-gateway bench-learning bench-assign conformance fuzz clean
+.PHONY: help demo test test-faults test-sandbox check build worker worker-cuda image image-cuda engine interop bench bench-assign bench-gateway bench-gpu bench-learning conformance fuzz clean
 
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -70,6 +70,10 @@ bench: compiler engine venv ## Measure the worker beside PyTorch, PEFT, Transfor
 
 bench-gateway: compiler engine venv ## Measure the gateway alone: under load, beside other MCP servers
 	@tests/bench/load/run.sh $(LOAD)
+
+bench-gpu: ## Measure the worker on an NVIDIA GPU beside PyTorch; BENCH=--emulated tries the bench without one
+	@if [ -n "$(BENCH)" ] || nvidia-smi -L >/dev/null 2>&1; then $(MAKE) --no-print-directory worker-cuda venv; fi
+	@tests/bench/gpu/run.sh $(BENCH)
 
 bench-learning: compiler ## Measure whether what helped against failures is learnt: no engine, no worker, some minutes
 	cargo bench --locked --quiet -p drydock --bench learning -- $(LEARNING)

@@ -79,7 +79,7 @@ pub struct JobView {
     pub started_ms: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ended_ms: Option<i64>,
-    /// Why a queued job does not run yet.
+    /// Why a queued job does not run yet, or an attempt waits for its GPUs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub waits_for: Option<WaitsFor>,
     /// When a queued job starts at the latest, if none comes before it.
@@ -154,7 +154,7 @@ pub enum WaitsFor {
     Disk { needs: u64, free: u64, problem: String },
     /// A retry after a failure of the infrastructure.
     Retry { at_ms: i64, failure: String },
-    /// The container engine does not answer, or lacks the image.
+    /// The container engine does not answer, lacks the image, or gives containers no GPU.
     Engine { problem: String },
     /// It is next, and about to be claimed.
     Dispatch,

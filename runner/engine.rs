@@ -85,6 +85,13 @@ impl EngineWatch {
         }
     }
 
+    /// Why containers get none of the GPUs that the host has, in words; nothing where it has none, or they do.
+    pub fn no_gpu_access(&self) -> Option<String> {
+        let access = self.now().ok()?.gpus;
+        let why = access.injection.err().filter(|_| access.units > 0)?;
+        Some(SandboxError::NoInjector(why).to_string())
+    }
+
     /// The engine's info and the image's id, or why no attempt can start.
     pub fn ready(&self) -> Result<(EngineInfo, String), SandboxError> {
         let info = self.now()?;

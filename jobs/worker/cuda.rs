@@ -10,8 +10,19 @@
 //!
 //! Everything goes through one stream, in the order in which it was asked for; only copies to the host wait.
 
+mod adapted;
+mod attention;
+mod batch;
 pub mod device;
+pub mod engine;
 pub mod error;
+mod head;
+mod layer;
 pub mod memory;
+mod model;
 pub mod module;
+mod operations;
 pub mod product;
+mod rows;
+pub mod selfcheck;
+mod tape;

@@ -4,6 +4,7 @@
 
 pub mod attempt;
 pub mod blocks;
+pub mod compute;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod data;

@@ -4,7 +4,7 @@ use drydock_spec::{JobId, JobState, Outcome, Report, ReportLine, TraceId};
 
 use super::waits::{Turn, in_words};
 use super::{Desk, DeskError};
-use crate::api::{AttemptReport, EntryView, JobView, LogLineView, Part, Progress};
+use crate::api::{AttemptReport, EntryView, JobView, LogLineView, Part, Progress, WaitsFor};
 use crate::scores;
 use crate::store::{Entry, Job, LogLine, Resumed, StoreError};
 
@@ -44,6 +44,8 @@ fn job(
     now_ms: i64,
 ) -> JobView {
     let progress = progress(newest, job.spec.recipe().is_some());
+    // A worker that has spoken waits for nothing.
+    let turn = turn.filter(|_| progress.is_none() || matches!(job.state, JobState::Queued { .. }));
     let mut view = JobView {
         id: job.id,
         kind: job.spec.kind().to_owned(),
@@ -137,9 +139,10 @@ fn summary(job: &Job, view: &JobView, now_ms: i64) -> String {
                     format!("attempt {attempt} is at stage {stage}, {} of {}", part.done, part.total)
                 }
                 Some((Some(stage), None)) => format!("attempt {attempt} is at stage {stage}"),
-                Some((None, _)) | None => match &view.resumed_from {
-                    Some(from) => format!("attempt {attempt} is starting from step {}", from.step),
-                    None => format!("attempt {attempt} is starting"),
+                Some((None, _)) | None => match (&view.waits_for, &view.resumed_from) {
+                    (Some(WaitsFor::Engine { problem }), _) => format!("attempt {attempt} waits: {problem}"),
+                    (_, Some(from)) => format!("attempt {attempt} is starting from step {}", from.step),
+                    (_, None) => format!("attempt {attempt} is starting"),
                 },
             },
         },

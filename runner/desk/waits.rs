@@ -29,7 +29,7 @@ impl From<WaitsFor> for Turn {
 
 impl Desk {
     /// Why each of the queued jobs does not run yet: the first reason that holds, in the order in which they would be
-    /// lifted.
+    /// lifted. An attempt on GPUs that is under way may wait for its container to get them.
     pub(super) async fn turns(&self, jobs: &[Job]) -> Result<HashMap<JobId, Turn>, DeskError> {
         let now = self.store.clock().now_ms();
         let is_queued = |job: &&Job| matches!(job.state, JobState::Queued { .. });
@@ -44,6 +44,11 @@ impl Desk {
                 let failure = failures.remove(&job.id).map(|failure| failure.to_string()).unwrap_or_default();
                 turns.insert(job.id, WaitsFor::Retry { at_ms: job.not_before_ms, failure }.into());
             }
+        }
+        if let (Ok(_), Some(problem)) = (self.engine.ready(), self.engine.no_gpu_access()) {
+            let waits = |job: &&Job| job.limits.gpus > 0 && !job.state.is_done() && !turns.contains_key(&job.id);
+            let waiting: Vec<_> = jobs.iter().filter(waits).map(|job| job.id).collect();
+            turns.extend(waiting.into_iter().map(|job| (job, WaitsFor::Engine { problem: problem.clone() }.into())));
         }
         let in_line = ids(jobs, |job| is_queued(job) && !turns.contains_key(&job.id));
         turns.extend(self.turns_in_line(&in_line).await?);

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use drydock::api::WaitsFor;
+use drydock_spec::Limits;
+
 use crate::harness::world::{World, limits};
 use crate::scripted;
 
@@ -32,4 +35,18 @@ async fn an_attempt_waits_while_no_injector_works_and_can_be_cancelled() {
     world.engine.no_injector(false);
     let job = world.until_done(later).await;
     assert_eq!((job.state.as_str(), job.attempt), ("succeeded", 1));
+}
+
+#[tokio::test]
+async fn a_job_on_gpus_is_not_begun_where_containers_get_none_and_says_why() {
+    let engine = scripted([]);
+    engine.no_injector(true);
+    let world = World::with(engine).await;
+    let id = world.submit(Limits { gpus: 1, ..limits() }).await;
+    let job = world.until(id, |job| matches!(job.waits_for, Some(WaitsFor::Engine { .. }))).await;
+    assert_eq!(job.summary, "queued: no container can have a GPU: no injector works here; see `drydock doctor`");
+    // Those behind it that need no GPU pass.
+    world.engine.no_injector(false);
+    let other = world.submit(limits()).await;
+    assert_eq!(world.until_done(other).await.state, "succeeded");
 }

@@ -355,8 +355,12 @@ impl Sandbox for Scripted {
             image: Ok("sha256:scripted".into()),
             runtime: Ok("scripted".into()),
             isolation: Isolation::default(),
-            // Whatever GPUs a test says that the host has, containers can have.
-            gpus: GpuAccess { cuda: true, injection: Ok(Injector::Devices), ..GpuAccess::default() },
+            gpus: GpuAccess {
+                units: 1,
+                cuda: true,
+                injection: if world.no_injector { Err("no injector works here".into()) } else { Ok(Injector::Cdi) },
+                refused: Vec::new(),
+            },
         })
     }
 

@@ -12,9 +12,10 @@ use drydock::sandbox::docker::{DockerSettings, GpuSettings};
 use drydock::sandbox::gpus::{Injector, InjectorChoice, KnownGpus};
 use drydock::sandbox::{Launch, Sandbox, SandboxError};
 use drydock_gpu::inventory::{Gpu, Inventory};
+use serde_json::json;
 
 use crate::image::probe;
-use crate::own_engine::Engine;
+use crate::own_engine::{Engine, is_at_least};
 use crate::stage::{Act, Stage, skipped};
 
 const VERSION: &str = "580.2";
@@ -304,6 +305,58 @@ async fn nvidias_hook_is_asked_for_one_gpu_by_uuid_and_its_failures_are_not_the_
     std::fs::remove_file(programs.path().join("asked")).unwrap();
     assert_eq!(stage.play(&stage.act(&["exit", "0"])).await.code, 0);
     assert!(!programs.path().join("asked").exists(), "a job on the CPU has nothing to do with it");
+}
+
+#[tokio::test]
+async fn by_cdi_the_engine_gives_what_its_file_says_and_a_file_that_is_out_of_date_is_found_out() {
+    if !is_at_least(28, 2) {
+        return skipped("engines list CDI devices from Docker 28.2 on, and this host's is older");
+    }
+    let Some(rack) = Rack::new() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    // Numbered by place, as NVIDIA's toolkit does by default.
+    let write = |minors: [usize; 2]| {
+        let node = |minor: usize| {
+            let (major, of) = rack.devices[minor];
+            json!({"path": format!("/dev/nvidia{minor}"), "type": "c", "major": major, "minor": of, "permissions": "rw"})
+        };
+        let device =
+            |name: usize| json!({"name": name.to_string(), "containerEdits": {"deviceNodes": [node(minors[name])]}});
+        let file = json!({"cdiVersion": "0.5.0", "kind": "nvidia.com/gpu", "devices": [device(0), device(1)]});
+        let next = folder.path().join("next");
+        std::fs::write(&next, file.to_string()).unwrap();
+        std::fs::rename(next, folder.path().join("nvidia.json")).unwrap();
+    };
+    write([0, 1]);
+    let arguments = [format!("--cdi-spec-dir={}", folder.path().display())];
+    let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+    let Some(engine) = Engine::start_with(&arguments, None, probe_with_gpus) else { return };
+    let stage = Stage::within(engine.shared(), OutputCap::Auto, |settings| {
+        rack.serve(InjectorChoice::Auto, settings);
+        settings.host = Some(engine.host());
+    });
+    assert!(stage.sandbox.try_injectors().await);
+    let found = stage.sandbox.probe().await.unwrap().gpus;
+    assert_eq!((&found.injection, found.refused.as_slice()), (&Ok(Injector::Cdi), [].as_slice()));
+    let act = with_gpus(stage.act(&["look-for-gpus", "/dev/nvidia1"]), &["GPU-1"]);
+    assert_eq!(stage.play(&act).await.code, 0);
+    assert_eq!(devices(&act), ["nvidia1"]);
+    assert_eq!(act.told()["open /dev/nvidia1"], "ok");
+
+    // A GPU was lost and has come back in another place, and nobody has written the file anew.
+    write([1, 0]);
+    let error = loop {
+        // The engine reads the file anew when it sees that it has changed.
+        let act = with_gpus(stage.act(&["wait"]), &["GPU-1"]);
+        stage.sandbox.create(&act.launch).await.unwrap();
+        if let Err(error) = stage.sandbox.start(&act.launch.name).await {
+            break error;
+        }
+        stage.sandbox.remove(&act.launch.name).await.unwrap();
+    };
+    assert!(error.to_string().contains("was given /dev/nvidia1 has /dev/nvidia0"), "{error}");
+    let left: Vec<_> = stage.sandbox.list().await.unwrap().into_iter().map(|found| found.name).collect();
+    assert_eq!(left, [act.launch.name]);
 }
 
 #[tokio::test]

@@ -95,6 +95,17 @@ impl Drop for Engine {
     }
 }
 
+/// Whether the engine that this host has is at least of this version.
+pub(crate) fn is_at_least(major: u32, minor: u32) -> bool {
+    let told = Command::new("dockerd").arg("--version").output();
+    let told = told.map(|told| String::from_utf8_lossy(&told.stdout).into_owned()).unwrap_or_default();
+    let mut numbers = told.split_whitespace().nth(2).unwrap_or_default().split('.').map(str::parse::<u32>);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(has_major)), Some(Ok(has_minor))) => (has_major, has_minor) >= (major, minor),
+        _ => false,
+    }
+}
+
 pub(crate) fn in_path(program: &str) -> bool {
     std::env::var_os("PATH")
         .is_some_and(|path| std::env::split_paths(&path).any(|folder| folder.join(program).exists()))

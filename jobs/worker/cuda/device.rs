@@ -127,6 +127,8 @@ impl Device {
             driver::ctx::set_current(context).or_say("opening the GPU")?;
             context
         };
+        // Whoever waits sleeps: a training waits once a step, and the host's CPUs have other work.
+        driver::ctx::set_flags(sys::CUctx_flags::CU_CTX_SCHED_BLOCKING_SYNC).or_say("opening the GPU")?;
         let kernels = Kernels::load()?;
         let pool = keeping_pool(ordinal)?;
         let stream = driver::stream::create(driver::stream::StreamKind::NonBlocking).or_say("making a stream")?;

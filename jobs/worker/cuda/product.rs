@@ -28,9 +28,8 @@ impl Factor for bf16 {
 
 /// Numbers that a product of `T`s can be written as.
 pub trait Product<T: Factor>: Factor {}
-impl Product<f32> for f32 {}
+impl<T: Factor> Product<T> for f32 {}
 impl Product<bf16> for bf16 {}
-impl Product<bf16> for f32 {}
 
 /// How matrices lie: `rows` rows of `cols` values, each `row_step` values after the one before; and of a batch, each
 /// matrix `batch_step` values after the one before.

@@ -54,8 +54,9 @@ T exchange(unsigned mask, T value, unsigned source) {
     if (mask != 0xffffffffu) fault(719, "a shuffle's mask is not full");
     unsigned char (*all)[16] = slots();
     std::memcpy(all[here.lane], &value, sizeof value);
-    wait_for_warp();
+    // Before anybody goes on: a lane that has given its value may be done with the kernel before another reads it.
     if (!lane_is_there(source)) fault(719, "a shuffle asks a lane that is not there");
+    wait_for_warp();
     std::memcpy(&value, all[source], sizeof value);
     return value;
 }
