@@ -77,7 +77,8 @@ struct Warp {
     Barrier barrier;
     // Values of two exchanges: nobody is two exchanges ahead of anybody else.
     unsigned char slots[2][32][16];
-    bool there[32];
+    // The number of the exchange that each value is of.
+    unsigned given[2][32];
 };
 
 #ifdef __x86_64__
@@ -151,7 +152,6 @@ void begin() {
     m.kernel->call(m.kernel->function, m.arguments);
     Fiber& fiber = *m.running;
     fiber.state = Fiber::Returned;
-    fiber.warp->there[here.lane] = false;
     fiber.warp->barrier.leave();
     m.block.leave();
     fiber.context.change_to(m.scheduler);
@@ -186,9 +186,8 @@ void prepare(Machine& m, dim3 blocks, dim3 threads, uint3 block) {
     const unsigned count = threads.x * threads.y * threads.z;
     m.block = {count, 0, 0};
     for (unsigned i = 0; i < m.warps.size(); i++) {
-        const unsigned lanes = count - i * 32 < 32 ? count - i * 32 : 32;
-        m.warps[i].barrier = {lanes, 0, 0};
-        for (unsigned lane = 0; lane < 32; lane++) m.warps[i].there[lane] = lane < lanes;
+        m.warps[i].barrier = {count - i * 32 < 32 ? count - i * 32 : 32, 0, 0};
+        std::memset(m.warps[i].given, 0, sizeof m.warps[i].given);
     }
     for (unsigned i = 0; i < count; i++) {
         Fiber& fiber = m.fibers[i];
@@ -261,10 +260,15 @@ void wait_for_warp() { wait(machine->running->warp->barrier); }
 
 unsigned char (*slots())[16] {
     Fiber& fiber = *machine->running;
-    return fiber.warp->slots[fiber.exchanges++ % 2];
+    const unsigned at = ++fiber.exchanges % 2;
+    fiber.warp->given[at][here.lane] = fiber.exchanges;
+    return fiber.warp->slots[at];
 }
 
-bool lane_is_there(unsigned lane) { return machine->running->warp->there[lane]; }
+bool gave(unsigned lane) {
+    const Fiber& fiber = *machine->running;
+    return fiber.warp->given[fiber.exchanges % 2][lane] == fiber.exchanges;
+}
 
 void* dynamic_shared() { return machine->dynamic_shared; }
 
