@@ -1,5 +1,5 @@
 // CUDA C++ as drydock's kernels use it, for a compiler that knows C++ only. What a block's threads share and where they
-// wait for each other is in threads.cpp: a thread is a fiber, and one CPU thread runs a whole block.
+// wait for each other is in threads.cpp: a thread is a fiber, and one CPU thread runs one block after the other.
 #pragma once
 
 #include <cmath>
@@ -17,27 +17,23 @@
 #define __launch_bounds__(...)
 #define __align__(bytes) alignas(bytes)
 #define __constant__ static const
-// One CPU thread runs a block from its beginning to its end, so a variable of its own is shared by the block.
-#define __shared__ static thread_local
+// One block runs at a time, from its beginning to its end.
+#define __shared__ static
 #define __restrict__ __restrict
 
 struct uint3 {
     unsigned x, y, z;
 };
-struct dim3 {
-    unsigned x = 1, y = 1, z = 1;
-};
 
 namespace emulated {
 
 struct Place {
-    uint3 thread, block;
-    dim3 threads, blocks;
+    uint3 thread, block, threads, blocks;
     unsigned lane;
 };
 
 // Where the fiber that runs stands.
-extern thread_local Place here;
+extern Place here;
 
 void wait_for_block();
 void wait_for_warp();

@@ -1,5 +1,6 @@
 // A block's threads are fibers: each has a stack, and one runs until it waits for the others or returns. Stacks are
 // changed by ten instructions, or by ucontext where nobody wrote those.
+#include <pthread.h>
 #include <sys/mman.h>
 
 #include <csetjmp>
@@ -7,6 +8,7 @@
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
+#include <mutex>
 #include <vector>
 
 #include "machine.h"
@@ -42,7 +44,7 @@ emulated_switch:
 
 namespace emulated {
 
-thread_local Place here;
+Place here;
 Kernel* kernels = nullptr;
 Code fault_so_far = SUCCESS;
 
@@ -131,6 +133,8 @@ struct Machine {
     Code ended_with;
     const char* why;
     std::uintptr_t touched;
+    // The CPU thread that launched it.
+    pthread_t by;
 
     char* stack() {
         if (!free_stacks.empty()) {
@@ -144,8 +148,8 @@ struct Machine {
     }
 };
 
-// Set while a kernel runs on this CPU thread.
-thread_local Machine* machine = nullptr;
+// Set while a kernel runs: one at a time, whoever launches it.
+Machine* machine = nullptr;
 
 void begin() {
     Machine& m = *machine;
@@ -182,7 +186,7 @@ void resume(Machine& m, Fiber& fiber) {
     if (fiber.state == Fiber::Returned) m.free_stacks.push_back(fiber.stack);
 }
 
-void prepare(Machine& m, dim3 blocks, dim3 threads, uint3 block) {
+void prepare(Machine& m, uint3 blocks, uint3 threads, uint3 block) {
     const unsigned count = threads.x * threads.y * threads.z;
     m.block = {count, 0, 0};
     for (unsigned i = 0; i < m.warps.size(); i++) {
@@ -227,7 +231,7 @@ constexpr int WATCHED[3] = {SIGSEGV, SIGBUS, SIGILL};
 
 // A kernel's mistake ends the kernel; anybody else's is none of ours.
 void caught(int signal, siginfo_t* info, void* context) {
-    if (machine && machine->running) {
+    if (machine && machine->running && pthread_equal(machine->by, pthread_self())) {
         // The stack of a signal is too small to tell about it here.
         if (signal == SIGILL) fault(MISALIGNED_ADDRESS, "a misaligned address, or an index beyond a shared array");
         machine->touched = std::uintptr_t(info->si_addr);
@@ -290,10 +294,13 @@ void tell(const Machine& m) {
 
 }  // namespace
 
-Code run(const Kernel& kernel, dim3 blocks, dim3 threads, std::size_t shared_bytes, void** arguments) {
+Code run(const Kernel& kernel, uint3 blocks, uint3 threads, std::size_t shared_bytes, void** arguments) {
     // In both orders comes out the same, or threads race.
     static const bool backwards = std::getenv("EMULATED_GPU_BACKWARDS") != nullptr;
-    static thread_local Machine m;
+    static std::mutex one_at_a_time;
+    const std::lock_guard lock(one_at_a_time);
+    static Machine m;
+    m.by = pthread_self();
     m.kernel = &kernel;
     m.arguments = arguments;
     m.dynamic_shared = nullptr;
