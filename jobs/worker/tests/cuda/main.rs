@@ -5,6 +5,7 @@ mod emulated_gpu;
 
 mod device;
 mod error;
+mod memory;
 #[allow(dead_code, reason = "the tests of the whole worker use all of it")]
 #[path = "../run/scene.rs"]
 mod scene;
