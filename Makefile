@@ -10,7 +10,7 @@ nvcc = $(or $(DRYDOCK_NVCC),$(abspath $(target))/cuda/nvcc/nvidia/cu13/bin/nvcc)
 host = $(shell rustc -vV | sed -n 's/^host: //p')
 export DRYDOCK_TARGET := $(target)
 
-.PHONY: help demo test test-faults test-sandbox check build worker worker-cuda image image-cuda engine interop bench bench-gateway bench-gpu bench-learning conformance fuzz clean
+.PHONY: help demo test test-faults test-sandbox check build worker worker-cuda image image-cuda engine interop bench bench-assign bench-gateway bench-gpu bench-learning conformance fuzz clean
 
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -61,11 +61,12 @@ interop: gateway image worker venv ## Try the programs that people use: MCP clie
 	@.ci/interop.sh
 	@tests/interop/trainer.sh
 
-bench: compiler engine venv ## Measure the worker beside PyTorch, PEFT, Transformers and llama.cpp, the gateway under load, and what it learns
+bench: compiler engine venv ## Measure the worker beside PyTorch, PEFT, Transformers and llama.cpp, the gateway under load, what it learns, and its line
 	@tests/bench/run.sh $(BENCH)
 	@tests/bench/load/run.sh $(LOAD)
 	@cargo bench --locked --quiet -p drydock --bench diagnose
 	cargo bench --locked --quiet -p drydock --bench learning -- $(LEARNING)
+	@cargo bench --locked --quiet -p drydock-gpu --bench assign
 
 bench-gateway: compiler engine venv ## Measure the gateway alone: under load, beside other MCP servers
 	@tests/bench/load/run.sh $(LOAD)
@@ -76,6 +77,9 @@ bench-gpu: ## Measure the worker on an NVIDIA GPU beside PyTorch; BENCH=--emulat
 
 bench-learning: compiler ## Measure whether what helped against failures is learnt: no engine, no worker, some minutes
 	cargo bench --locked --quiet -p drydock --bench learning -- $(LEARNING)
+
+bench-assign: compiler ## Simulate a day of 10,000 jobs on 64 GPUs: who waits for how long, under which rule of the line
+	@cargo bench --locked --quiet -p drydock-gpu --bench assign
 
 conformance: compiler venv ## Run the MCP conformance suite
 	@tests/conformance/run.sh

@@ -1,6 +1,5 @@
 //! An attempt on disk, and its worker as a process.
 
-use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -21,8 +20,8 @@ pub(crate) const CHATML: &str = "{% for message in messages %}{{'<|im_start|>' +
 pub(crate) struct Scene {
     folder: tempfile::TempDir,
     pub(crate) spec: Value,
-    /// What the worker finds in its environment besides ours.
-    pub(crate) environment: Vec<(&'static str, OsString)>,
+    /// What the worker has in its environment beside what there is.
+    pub(crate) environment: Vec<(&'static str, String)>,
 }
 
 impl Scene {
@@ -91,7 +90,7 @@ impl Scene {
         Command::new(WORKER)
             .arg(command)
             .arg(self.path("spec.json"))
-            .envs(self.environment.iter().cloned())
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
