@@ -13,3 +13,5 @@ mod tiny;
 mod attempt;
 mod device;
 mod error;
+mod memory;
+mod training;
