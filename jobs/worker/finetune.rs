@@ -8,6 +8,7 @@ use serde_json::Value;
 use crate::data::lesson::digest;
 use crate::data::{self, Prepared};
 use crate::ending::{Ending, OrFail, Result, input};
+use crate::forget;
 use crate::generate::{Prompts, Question, answer_all, questions};
 use crate::model::ModelFiles;
 use crate::model::decoder::Decoder;
@@ -42,6 +43,7 @@ pub fn finetune(attempt: &AttemptSpec, spec: &FinetuneSpec, reporter: &Reporter)
     let questions = questions(&asked, &text, |prompt| prepared.renderer.question(prompt, prepared.chat), reporter)?;
 
     reporter.stage(Stage::Load);
+    forget::free_heap();
     let mut decoder = load(&files, spec, &prepared, &questions, reporter)?;
     let Chosen { trainables, adapter } = choose(&mut decoder, spec, model.adapter.as_deref())?;
     reporter.report(Report::Model(model_report(&decoder, &trainables)));
@@ -68,6 +70,7 @@ pub fn finetune(attempt: &AttemptSpec, spec: &FinetuneSpec, reporter: &Reporter)
     }
 
     reporter.stage(Stage::Train);
+    forget::free_heap();
     let trained = trainer.train()?;
     let left = Left { attempt, spec, model, files: &files, text: &text, prepared: &prepared, questions: &questions };
     let finished = left.behind(&decoder, &trainables, adapter.as_ref(), &trained, &mut trainer, reporter);
@@ -114,6 +117,7 @@ impl Left<'_> {
     ) -> Result<Finished> {
         let Self { attempt, spec, model, files, text, prepared, questions } = *self;
         reporter.stage(Stage::Save);
+        forget::free_heap();
         let saver = Saver::new(&attempt.output, reporter);
         if let Some(shape) = adapter.filter(|_| spec.keep.adapter()) {
             saver.adapter(shape, &model.name, trainables)?;
