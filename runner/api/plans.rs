@@ -1,5 +1,6 @@
 //! Plans, as whoever is about to submit a job sees them.
 
+use drydock_gpu::estimate::Needs;
 use drydock_spec::dataset::Format;
 use drydock_spec::report::DatasetReport;
 use drydock_spec::{JobSpec, Limits};
@@ -9,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::plan::ResolvedInputs;
 use crate::plan::before::Foreseen;
 use crate::plan::cut::CutRows;
-use crate::plan::forecast::Accuracy;
+use crate::plan::margin::Range;
 
 /// What would be done for a submission.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -21,9 +22,6 @@ pub struct PlanView {
     /// The limits that would be in force.
     pub limits: Limits,
     pub estimate: Estimate,
-    /// How well jobs of this kind and method were predicted before.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub forecasts: Vec<Accuracy>,
     /// How it will fail, if it ends as its like did; the warnings say the same.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub foreseen: Vec<Foreseen>,
@@ -41,10 +39,16 @@ pub struct PlanView {
 }
 
 /// What a job is expected to need.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Estimate {
-    /// Peak memory of the worker, in bytes.
+    /// Peak memory of the worker, in bytes: the sum of its parts.
     pub memory_bytes: u64,
+    /// What it is made of.
+    #[serde(default)]
+    #[schemars(with = "std::collections::BTreeMap<String, u64>")]
+    pub memory_parts: Needs,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_range: Option<Range>,
     /// Size of the artifacts, and of what lies beside them on the way, in bytes.
     pub disk_bytes: u64,
     /// What must be fetched first, in bytes.

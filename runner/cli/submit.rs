@@ -8,7 +8,7 @@ use super::flags::{Flags, Kind};
 use super::out::Out;
 use super::text::{count, one_line, size, span};
 use super::watch;
-use crate::api::{PlanView, Submission, SubmittedView};
+use crate::api::{Estimate, PlanView, Submission, SubmittedView};
 
 /// The job, and what to do about it.
 #[derive(Debug, clap::Args)]
@@ -108,6 +108,19 @@ pub(super) async fn queued(
     Ok(Exit::Ok)
 }
 
+/// What the memory is made of, the largest part first, and how sure that is.
+fn print_memory(estimate: &Estimate, out: &mut Out) -> Result<(), CliError> {
+    if let Some(range) = estimate.memory_range {
+        out.line(format!("memory   {} to {} ({})", size(range.low), size(range.high), range.grounds()))?;
+    }
+    let mut parts: Vec<_> = estimate.memory_parts.iter().collect();
+    parts.sort_by_key(|(part, bytes)| (std::cmp::Reverse(*bytes), *part));
+    for (part, bytes) in parts {
+        out.line(format!("         {:<12} {:>11}", part.name(), size(bytes)))?;
+    }
+    Ok(())
+}
+
 pub(super) fn print_plan(plan: &PlanView, out: &mut Out) -> Result<Exit, CliError> {
     if out.json {
         out.document(plan)?;
@@ -125,9 +138,7 @@ pub(super) fn print_plan(plan: &PlanView, out: &mut Out) -> Result<Exit, CliErro
         size(estimate.disk_bytes),
         size(estimate.download_bytes)
     ))?;
-    for known in &plan.forecasts {
-        out.line(format!("         {known}"))?;
-    }
+    print_memory(estimate, out)?;
     if estimate.trainable_parameters > 0 {
         out.line(format!("trains   {} parameters", count(estimate.trainable_parameters)))?;
     }

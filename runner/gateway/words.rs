@@ -12,6 +12,7 @@ use crate::api::{
     ArtifactList, EntryView, Explanation, JobList, JobView, LoadedDataset, LogLineView, Logs, MetricsPoint, ModelList,
     PlanView, RemedyList, RemedyView,
 };
+use crate::plan::margin::Range;
 use crate::scores;
 
 /// Bytes of log lines in one answer.
@@ -191,18 +192,24 @@ pub(super) fn brief(mut job: JobView) -> JobView {
     job
 }
 
+/// Where a number of bytes is expected to lie.
+fn range(range: Option<Range>) -> String {
+    let words = |range: Range| format!(" ({} to {}, {})", size(range.low), size(range.high), range.grounds());
+    range.map(words).unwrap_or_default()
+}
+
 pub(super) fn plan(plan: &PlanView) -> String {
     let estimate = &plan.estimate;
     let mut lines = vec![
         format!("nothing is queued; this is the plan: {}", cut(&plan.job.about(), 300)),
         format!(
-            "needs about {} of memory, {} of disk, {} to download",
+            "needs about {} of memory{}, {} of disk, {} to download",
             size(estimate.memory_bytes),
+            range(estimate.memory_range),
             size(estimate.disk_bytes),
             size(estimate.download_bytes)
         ),
     ];
-    lines.extend(plan.forecasts.iter().map(ToString::to_string));
     if estimate.trainable_parameters > 0 {
         lines.push(format!("trains {} parameters", estimate.trainable_parameters));
     }

@@ -6,7 +6,7 @@ use drydock_spec::option::Complaints;
 use drydock_spec::recipe::{OnDivergence, Recipe};
 use drydock_spec::{InvalidOption, InvalidOptions};
 
-use super::needs::{self, Needs, Saving};
+use super::needs::{self, Needs, Saving, Terms};
 use super::rows::{self, Data};
 use super::training::Room;
 use crate::models::{Facts, Resolved};
@@ -25,7 +25,7 @@ pub(super) fn check(spec: &FinetuneSpec, model: &Resolved, data: &Data) -> Resul
     rows::check_held_out(&mut wrong, spec.test_size, data);
     rows::check_form(&mut wrong, data, "dataset", rows::wanted_by_finetune(spec.objective));
     check_adapter(&mut wrong, spec, model);
-    let trained = Training::finetune(&model.facts.decoder, spec, needs::stored_as(&model.facts)).trained();
+    let trained = Training::finetune(&model.facts.decoder, spec, needs::base(model)).trained();
     wrong.require(trained > 0, || {
         let patterns = spec.trainable.clone().unwrap_or_default();
         let next = match patterns.iter().any(|pattern| matches(pattern, "model.layers.0.mlp.up_proj.weight")) {
@@ -75,28 +75,29 @@ pub(super) fn keep_adapters_shape(spec: &mut FinetuneSpec, args: &FinetuneArgs, 
 }
 
 /// What the job needs in memory, on the disk and from the hub.
-pub(super) fn needs(spec: &FinetuneSpec, model: &Resolved, data: &Data) -> Needs {
+pub(super) fn needs(spec: &FinetuneSpec, model: &Resolved, data: &Data, terms: Terms) -> Needs {
     let decoder = model.facts.decoder;
-    let stored = needs::stored_as(&model.facts);
-    let training = Training::finetune(&decoder, spec, stored);
+    let base = needs::base(model);
+    let training = Training::finetune(&decoder, spec, base);
     let length = rows::length(&spec.recipe, model.facts.max_positions, data);
-    let rows_bytes = data.memory();
     let batch = Batch::new(spec.recipe.per_device_train_batch_size, length);
     let qlora = FinetuneSpec { method: Method::Qlora, ..spec.clone() };
     let room = Room {
         recipe: spec.recipe.clone(),
         // What holds less is offered only where it does: a quantized base is what the weights are in already.
-        smaller: (spec.method == Method::Lora).then(|| Training::finetune(&decoder, &qlora, stored)),
+        smaller: (spec.method == Method::Lora).then(|| Training::finetune(&decoder, &qlora, base)),
         training: training.clone(),
-        weights_bytes: 4 * decoder.parameters(),
-        rows_bytes,
+        decoder,
+        weights_bytes: base.bytes(),
+        rows: data.rows(),
+        learns_tokenizer: false,
+        terms,
         length,
     };
     Needs::new(
-        training.memory(batch).saturating_add(rows_bytes),
-        training.disk(),
-        model.download_bytes,
-        training.trained(),
+        room.memory(&training, batch),
+        terms.margin,
+        [training.disk(), model.download_bytes, training.trained()],
         move |budget, needed| room.refusal(budget, needed),
     )
     .or_less(saving(spec, model))
@@ -113,7 +114,7 @@ fn saving(spec: &FinetuneSpec, model: &Resolved) -> Option<Saving> {
     } else {
         return None;
     };
-    let disk_bytes = Training::finetune(&model.facts.decoder, &changed, needs::stored_as(&model.facts)).disk();
+    let disk_bytes = Training::finetune(&model.facts.decoder, &changed, needs::base(model)).disk();
     Some(Saving { change: change.to_owned(), disk_bytes })
 }
 

@@ -1,7 +1,6 @@
 //! How well plans predict what jobs need: pure rules over what was predicted and what was measured.
 
 use std::collections::BTreeMap;
-use std::fmt;
 
 use drydock_spec::{FailureKind, JobSpec, Limits, Outcome, Report};
 use schemars::JsonSchema;
@@ -208,26 +207,6 @@ impl Accuracy {
 
     fn and_ran_out(&self) -> String {
         if self.ran_out > 0 { format!("; {} ran out of it", self.ran_out) } else { String::new() }
-    }
-}
-
-/// How sure a prediction is: a sentence for a plan.
-impl fmt::Display for Accuracy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: ", self.quantity.name())?;
-        match self.spread {
-            None => f.write_str("no job of this kind was measured yet")?,
-            Some(Spread { ratio_median, .. }) if self.jobs == 1 => {
-                write!(f, "a job of this kind needed {ratio_median:.2}x of what was predicted")?;
-            }
-            Some(Spread { ratio_p5, ratio_median, ratio_p95, .. }) => write!(
-                f,
-                "{} jobs of this kind needed {ratio_p5:.2}x to {ratio_p95:.2}x of what was predicted (median \
-                 {ratio_median:.2}x)",
-                self.jobs
-            )?,
-        }
-        f.write_str(&self.and_ran_out())
     }
 }
 

@@ -2,12 +2,13 @@
 
 use std::fmt;
 
-use drydock_gpu::estimate;
+use drydock_gpu::estimate::{self, Base};
 use drydock_spec::InvalidOption;
 use drydock_spec::quantize::{QuantType, TensorType};
 
+use super::margin::Margin;
 use crate::api::Estimate;
-use crate::models::Facts;
+use crate::models::{Facts, Resolved};
 
 /// What a job needs, and how it could need less.
 pub(super) struct Needs {
@@ -16,6 +17,7 @@ pub(super) struct Needs {
     pub(super) saving: Option<Saving>,
     /// The model that it reads as a whole model in f32, in bytes; 0 where it reads none.
     pub(super) model_bytes: u64,
+    margin: Margin,
     /// From what jobs may use and what this one needs with its margin, both in bytes, to the refusal.
     refuse: Box<dyn Fn(u64, u64) -> InvalidOption + Send>,
 }
@@ -37,14 +39,22 @@ impl fmt::Debug for Needs {
 
 impl Needs {
     pub(super) fn new(
-        memory_bytes: u64,
-        disk_bytes: u64,
-        download_bytes: u64,
-        trainable_parameters: u64,
+        memory: estimate::Needs,
+        margin: Margin,
+        [disk_bytes, download_bytes, trainable_parameters]: [u64; 3],
         refuse: impl Fn(u64, u64) -> InvalidOption + Send + 'static,
     ) -> Self {
-        let estimate = Estimate { memory_bytes, disk_bytes, download_bytes, trainable_parameters };
-        Self { estimate, saving: None, model_bytes: 0, refuse: Box::new(refuse) }
+        let memory_bytes = memory.total();
+        let memory_range = margin.range(memory_bytes);
+        let estimate = Estimate {
+            memory_bytes,
+            memory_parts: memory,
+            memory_range,
+            disk_bytes,
+            download_bytes,
+            trainable_parameters,
+        };
+        Self { estimate, saving: None, model_bytes: 0, margin, refuse: Box::new(refuse) }
     }
 
     /// The same of a job that could write less.
@@ -61,7 +71,7 @@ impl Needs {
 
     /// The memory limit of the job where none is asked for.
     pub(super) fn memory_limit(&self) -> u64 {
-        estimate::with_margin(self.estimate.memory_bytes)
+        self.margin.limit(self.estimate.memory_bytes)
     }
 
     /// The refusal of a job that does not fit into `budget` bytes, with the change that would be accepted.
@@ -70,11 +80,32 @@ impl Needs {
     }
 }
 
+/// What a job is planned under: how far estimates are believed, and with how many threads the worker will compute.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Terms {
+    pub(super) margin: Margin,
+    pub(super) threads: u32,
+}
+
 /// The type that a quantized model's matrices are in, where they are in one that the worker computes with as it is.
 pub(super) fn stored_as(facts: &Facts) -> Option<TensorType> {
+    tensor_type(facts).filter(|kind| kind.is_quantized())
+}
+
+/// What most of a model's values are in, where that is known.
+fn tensor_type(facts: &Facts) -> Option<TensorType> {
     let named = serde_json::Value::String(facts.dtype.clone());
     let kind = serde_json::from_value::<TensorType>(named.clone())
-        .or_else(|_| serde_json::from_value::<QuantType>(named).map(QuantType::main_type))
-        .ok()?;
-    kind.is_quantized().then_some(kind)
+        .or_else(|_| serde_json::from_value::<QuantType>(named).map(QuantType::main_type));
+    kind.ok()
+}
+
+/// The model's weights as its files hold them. Of one that is not fetched yet only the size of its files is known, which
+/// are floats then.
+pub(super) fn base(model: &Resolved) -> Base {
+    match (tensor_type(&model.facts), model.download_bytes) {
+        (Some(kind), _) => Base::of(&model.facts.decoder, kind),
+        (None, 0) => Base::of(&model.facts.decoder, TensorType::F32),
+        (None, bytes) => Base::floats_of(bytes),
+    }
 }

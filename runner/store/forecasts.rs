@@ -1,6 +1,7 @@
 //! What was predicted of jobs, beside what they came to.
 
 use drydock_spec::{Attempt, Outcome, Report, ReportLine};
+use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, Sqlite, Transaction};
 
 use super::jobs::Job;
@@ -24,6 +25,20 @@ impl Store {
         rows.iter().map(|row| Ok((row.try_get("kind")?, some(row.try_get("method")?)))).collect()
     }
 
+    /// The newest predictions of jobs of a kind, whatever their method.
+    pub async fn forecasts_of_kind(&self, kind: &str) -> Result<Vec<Forecast>, StoreError> {
+        let rows = sqlx::query(
+            "-- store::forecasts::forecasts_of_kind
+             SELECT method, quantity, predicted, measured, ran_out FROM forecasts
+             WHERE kind = $1 ORDER BY number DESC LIMIT $2",
+        )
+        .bind(kind)
+        .bind(i64::from(NEWEST))
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter().map(|row| forecast(row, kind, some(row.try_get("method")?))).collect()
+    }
+
     /// The newest predictions of jobs of a kind, and of a method where it is a finetune.
     pub async fn forecasts(&self, kind: &str, method: Option<&str>) -> Result<Vec<Forecast>, StoreError> {
         let rows = sqlx::query(
@@ -36,20 +51,20 @@ impl Store {
         .bind(i64::from(NEWEST))
         .fetch_all(&self.pool)
         .await?;
-        rows.iter()
-            .map(|row| {
-                let bytes = unsigned(row.try_get("measured")?)?;
-                let ran_out = row.try_get::<i64, _>("ran_out")? != 0;
-                Ok(Forecast {
-                    kind: kind.to_owned(),
-                    method: method.map(str::to_owned),
-                    quantity: quantity(row.try_get("quantity")?)?,
-                    predicted: unsigned(row.try_get("predicted")?)?,
-                    measured: if ran_out { Measured::MoreThan(bytes) } else { Measured::Exactly(bytes) },
-                })
-            })
-            .collect()
+        rows.iter().map(|row| forecast(row, kind, method.map(str::to_owned))).collect()
     }
+}
+
+fn forecast(row: &SqliteRow, kind: &str, method: Option<String>) -> Result<Forecast, StoreError> {
+    let value = unsigned(row.try_get("measured")?)?;
+    let ran_out = row.try_get::<i64, _>("ran_out")? != 0;
+    Ok(Forecast {
+        kind: kind.to_owned(),
+        method,
+        quantity: quantity(row.try_get("quantity")?)?,
+        predicted: unsigned(row.try_get("predicted")?)?,
+        measured: if ran_out { Measured::MoreThan(value) } else { Measured::Exactly(value) },
+    })
 }
 
 /// Keeps what an attempt came to beside what was predicted of its job, in the transaction that ends it.

@@ -49,9 +49,8 @@ fn a_job_that_ran_out_is_counted_and_not_measured() {
     let enough = forecast(100, Measured::MoreThan(100));
     let all = judge(&[exactly(100, 99), short, enough]);
     assert_eq!((all[0].jobs, all[0].ran_out, all[0].above), (1, 2, 1), "80 of 100 says nothing of the prediction");
-    assert_eq!(all[0].to_string(), "memory: a job of this kind needed 0.99x of what was predicted; 2 ran out of it");
     let none = judge(&[forecast(100, Measured::MoreThan(80))]);
-    assert_eq!(none[0].to_string(), "memory: no job of this kind was measured yet; 1 ran out of it");
+    assert_eq!(none[0].error(), "memory of finetune (lora): none measured; 1 ran out of it");
     assert_eq!(none[0].spread, None);
 }
 
