@@ -6,10 +6,11 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 target := $(or $(CARGO_TARGET_DIR),target)
+nvcc = $(or $(DRYDOCK_NVCC),$(abspath $(target))/cuda/nvcc/nvidia/cu13/bin/nvcc)
 host = $(shell rustc -vV | sed -n 's/^host: //p')
 export DRYDOCK_TARGET := $(target)
 
-.PHONY: help demo test test-faults test-sandbox check build worker image engine interop bench bench-gateway bench-learning conformance fuzz clean
+.PHONY: help demo test test-faults test-sandbox check build worker worker-cuda image image-cuda engine interop bench bench-assign bench-gateway bench-gpu bench-learning conformance fuzz clean
 
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -31,6 +32,7 @@ test-sandbox: compiler engine ## Have hostile jobs try everything, also on engin
 check: compiler ## Formatting, lints and the walls between the crates
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
+	cargo clippy -p drydock-worker --features cuda --all-targets --locked --quiet -- -D warnings
 	@.ci/walls.sh
 
 build: compiler ## Build the gateway to keep
@@ -39,26 +41,45 @@ build: compiler ## Build the gateway to keep
 worker: compiler ## Build the worker, one static program
 	RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --locked -p drydock-worker --target $(host)
 
+worker-cuda: compiler nvcc ## Build the worker that computes on NVIDIA GPUs, too; it starts without one
+	DRYDOCK_NVCC=$(nvcc) cargo build --release --locked -p drydock-worker --features cuda
+	@mkdir -p $(target)/image-cuda
+	@install $(target)/release/drydock-worker $(target)/image-cuda/
+	@ls -l $(target)/image-cuda/drydock-worker
+
 image: compiler engine worker ## Build the worker's image
 	@mkdir -p $(target)/image
 	@cp $(target)/$(host)/release/drydock-worker images/worker.Dockerfile $(target)/image/
 	docker build --quiet --file $(target)/image/worker.Dockerfile --tag drydock-worker:latest $(target)/image
 
+image-cuda: engine worker-cuda cublas ## Build the worker's image for NVIDIA GPUs: cuBLAS and nothing else, 620 MB
+	@images/cuda-root.sh $(target)/image-cuda/drydock-worker $(target)/cuda/cublas/nvidia/cu13/lib $(target)/image-cuda/root
+	@cp images/worker-cuda-small.Dockerfile $(target)/image-cuda/Dockerfile
+	docker build --quiet --tag drydock-worker:cuda $(target)/image-cuda
+
 interop: gateway image worker venv ## Try the programs that people use: MCP clients, PEFT, Transformers, llama.cpp
 	@.ci/interop.sh
 	@tests/interop/trainer.sh
 
-bench: compiler engine venv ## Measure the worker beside PyTorch, PEFT, Transformers and llama.cpp, the gateway under load, and what it learns
+bench: compiler engine venv ## Measure the worker beside PyTorch, PEFT, Transformers and llama.cpp, the gateway under load, what it learns, and its line
 	@tests/bench/run.sh $(BENCH)
 	@tests/bench/load/run.sh $(LOAD)
 	@cargo bench --locked --quiet -p drydock --bench diagnose
 	cargo bench --locked --quiet -p drydock --bench learning -- $(LEARNING)
+	@cargo bench --locked --quiet -p drydock-gpu --bench assign
 
 bench-gateway: compiler engine venv ## Measure the gateway alone: under load, beside other MCP servers
 	@tests/bench/load/run.sh $(LOAD)
 
+bench-gpu: ## Measure the worker on an NVIDIA GPU beside PyTorch; BENCH=--emulated tries the bench without one
+	@if [ -n "$(BENCH)" ] || nvidia-smi -L >/dev/null 2>&1; then $(MAKE) --no-print-directory worker-cuda venv; fi
+	@tests/bench/gpu/run.sh $(BENCH)
+
 bench-learning: compiler ## Measure whether what helped against failures is learnt: no engine, no worker, some minutes
 	cargo bench --locked --quiet -p drydock --bench learning -- $(LEARNING)
+
+bench-assign: compiler ## Simulate a day of 10,000 jobs on 64 GPUs: who waits for how long, under which rule of the line
+	@cargo bench --locked --quiet -p drydock-gpu --bench assign
 
 conformance: compiler venv ## Run the MCP conformance suite
 	@tests/conformance/run.sh
@@ -83,7 +104,13 @@ compiler:
 engine:
 	@jobs/demo/setup.sh engine
 
-.PHONY: python venv
+.PHONY: python venv nvcc cublas
+nvcc:
+	@jobs/demo/setup.sh nvcc
+
+cublas:
+	@jobs/demo/setup.sh cublas
+
 python:
 	@jobs/demo/setup.sh python
 

@@ -7,6 +7,8 @@ trap 'rm -f "$log"' EXIT
 
 cargo test --workspace --locked --no-fail-fast 2>&1 | tee "$log"
 status=$?
+# The worker once more with its part for NVIDIA GPUs, on one made of the CPU.
+cargo test --locked --no-fail-fast -p drydock-worker --features cuda --test cuda 2>&1 | tee -a "$log" || status=1
 awk '
     # A test that cannot run here says so in a line of its own, and then counts as passed to cargo.
     /^(test [^ ]+ \.\.\. )?skipped: / { skipped++; passed-- }

@@ -10,4 +10,5 @@ ENTRYPOINT ["/drydock-worker"]
 LABEL org.opencontainers.image.title="drydock-worker" \
       org.opencontainers.image.description="Runs one attempt of a drydock job" \
       org.opencontainers.image.licenses="Apache-2.0" \
-      drydock.contract="1"
+      drydock.contract="1" \
+      drydock.devices="cpu"

@@ -79,9 +79,12 @@ pub struct JobView {
     pub started_ms: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ended_ms: Option<i64>,
-    /// Why a queued job does not run yet.
+    /// Why a queued job does not run yet, or an attempt waits for its GPUs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub waits_for: Option<WaitsFor>,
+    /// When a queued job starts at the latest, if none comes before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub starts_by_ms: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub progress: Option<Progress>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -129,6 +132,20 @@ pub enum WaitsFor {
     Job { id: JobId, state: String },
     /// Jobs that stand before it in line, counted up to 1000.
     JobsAhead { jobs: u64 },
+    /// The same, some of them of owners whose jobs have had less of the host.
+    Share { jobs: u64 },
+    /// Its turn: what it needs is kept for that job, from then on.
+    Kept {
+        job: JobId,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        from_ms: Option<i64>,
+    },
+    /// GPUs or slices; other programs hold memory of `foreign` more.
+    Gpus { needs: u32, free: u32, foreign: u32 },
+    /// Memory of a GPU that is shared, in bytes.
+    GpuMemory { needs: u64, free: u64 },
+    /// More than the host has.
+    Host { problem: String },
     /// CPUs, in thousandths.
     Cpu { needs: u64, free: u64 },
     /// Memory, in bytes.
@@ -137,7 +154,7 @@ pub enum WaitsFor {
     Disk { needs: u64, free: u64, problem: String },
     /// A retry after a failure of the infrastructure.
     Retry { at_ms: i64, failure: String },
-    /// The container engine does not answer, or lacks the image.
+    /// The container engine does not answer, lacks the image, or gives containers no GPU.
     Engine { problem: String },
     /// It is next, and about to be claimed.
     Dispatch,

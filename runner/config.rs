@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::sandbox::Isolation;
 use crate::sandbox::attempt_dir::{FolderSettings, OutputCap};
+use crate::sandbox::gpus::InjectorChoice;
 use crate::sandbox::users::{UserRange, Users};
 
 mod address;
@@ -35,6 +36,7 @@ pub struct Config {
     pub capacity: CapacityConfig,
     pub sandbox: SandboxConfig,
     pub limits: LimitsConfig,
+    pub queue: QueueConfig,
     pub disk: DiskConfig,
     pub retention: RetentionConfig,
     pub remedies: RemediesConfig,
@@ -133,6 +135,8 @@ pub struct SandboxConfig {
     pub uids: Option<UserRange>,
     /// File of NVIDIA's management library, by which GPUs are looked at; by default the one that comes with the driver.
     pub nvml: Option<PathBuf>,
+    /// How containers get GPUs.
+    pub gpus: InjectorChoice,
     /// Size of /tmp inside; it counts against the job's memory.
     pub tmp: ByteSize,
     /// How the output folder is capped.
@@ -156,6 +160,20 @@ pub struct LimitsConfig {
     pub grace: Duration,
     /// Attempts of a job, the first one included; only failures of the infrastructure are tried again.
     pub max_attempts: u32,
+}
+
+/// Who comes next where not everybody fits.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct QueueConfig {
+    /// Time after which what an owner has had of the host counts half.
+    #[serde(with = "humantime_serde")]
+    pub half_life: Duration,
+    /// Time after which an owner's oldest job goes to the front of the line.
+    #[serde(with = "humantime_serde")]
+    pub patience: Duration,
+    /// Jobs that may share a GPU or MIG slice.
+    pub gpu_sharers: u32,
 }
 
 /// Room that is kept free: with less, no job starts.
@@ -264,6 +282,7 @@ impl Default for Config {
             capacity: CapacityConfig::default(),
             sandbox: SandboxConfig::default(),
             limits: LimitsConfig::default(),
+            queue: QueueConfig::default(),
             disk: DiskConfig::default(),
             retention: RetentionConfig::default(),
             remedies: RemediesConfig::default(),
@@ -305,6 +324,7 @@ impl Default for SandboxConfig {
             gid: 65532,
             uids: None,
             nvml: None,
+            gpus: InjectorChoice::Auto,
             tmp: ByteSize::mib(64),
             output_cap: OutputCap::Auto,
         }
@@ -322,6 +342,12 @@ impl Default for LimitsConfig {
             grace: Duration::from_secs(30),
             max_attempts: 3,
         }
+    }
+}
+
+impl Default for QueueConfig {
+    fn default() -> Self {
+        Self { half_life: Duration::from_secs(24 * 3600), patience: Duration::from_secs(4 * 3600), gpu_sharers: 4 }
     }
 }
 

@@ -21,6 +21,7 @@ use crate::config::Config;
 use crate::datasets::{DatasetError, Datasets};
 use crate::disk::DiskWatch;
 use crate::engine::EngineWatch;
+use crate::line::Line;
 use crate::models::{ModelError, Models};
 use crate::plan::forecast::{self, Accuracy};
 use crate::plan::{PlanError, Planner};
@@ -35,11 +36,11 @@ mod knowledge;
 mod remedies;
 mod rows;
 mod view;
+mod waits;
 
 pub use knowledge::KnowledgeError;
 pub use remedies::RemedyError;
 pub use view::log_line;
-pub(crate) use view::need;
 
 /// A request cannot be granted. The gateway turns this into a message.
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +87,7 @@ pub struct Desk {
     pub previews: Previews,
     pub engine: EngineWatch,
     pub disk: DiskWatch,
+    pub line: Line,
     pub sandbox: Arc<dyn Sandbox>,
     pub config: Arc<Config>,
 }

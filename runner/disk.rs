@@ -201,6 +201,7 @@ mod tests {
                 image: Ok("sha256:1".into()),
                 runtime: Ok("runc".into()),
                 isolation: Isolation::default(),
+                gpus: Default::default(),
             };
             let (probe, watch) = DiskProbe::new(Arc::new(config), EngineWatch::still(Ok(info)));
             probe.probe_once();

@@ -1,20 +1,15 @@
-//! From free capacity to attempts: the head of the line is claimed while it fits.
+//! From free capacity to attempts: whoever the rule of the line lets start is claimed.
 
 use std::time::Duration;
 
-use drydock_gpu::Capacity;
-use drydock_gpu::assign::admit;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::attempt::Attempts;
-use crate::desk::need;
-use crate::disk::DiskWatch;
 use crate::fail_point::{self, Step};
+use crate::line::Line;
 use crate::store::{Holder, StoreError};
 
-/// Jobs that are looked at in one pass.
-const LINE: u32 = 64;
 /// How long to wait after the database did not do its part.
 const RECOVER: Duration = Duration::from_secs(1);
 /// How long to wait at most for a retry whose time has not come.
@@ -24,7 +19,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(30);
 #[derive(Clone)]
 pub struct Dispatch {
     pub attempts: Attempts,
-    pub disk: DiskWatch,
+    pub line: Line,
     pub holder: Holder,
     pub tracker: TaskTracker,
 }
@@ -35,7 +30,7 @@ impl Dispatch {
         let store = self.attempts.store.clone();
         let mut queue = store.changes().queue();
         let mut engine = self.attempts.engine.clone();
-        let mut disk = self.disk.clone();
+        let (mut disk, mut gpus) = (self.line.disk.clone(), self.line.gpus.clone());
         loop {
             queue.mark_unchanged();
             let pause = match self.dispatch_once().await {
@@ -57,6 +52,8 @@ impl Dispatch {
                 _ = queue.changed() => {}
                 () = engine.changed() => {}
                 () = disk.changed() => {}
+                // Whoever publishes may be gone; then nothing changes any more.
+                Ok(()) = gpus.changed() => {}
                 () = pause => {}
                 () = shutdown.cancelled() => return,
             }
@@ -73,24 +70,23 @@ impl Dispatch {
         }
         // Without an engine or an image nothing could start; the jobs say so while they wait.
         let Ok((engine, _)) = self.attempts.engine.ready() else { return Ok(None) };
-        let all = self.attempts.config.capacity.of(&engine);
+        self.line.count_ended_once(&engine).await?;
         loop {
-            let (cpu_millis, memory_bytes) = store.reserved().await?;
-            let free = all.less(Capacity { cpu_millis, memory_bytes });
-            let line = store.queue(LINE).await?;
-            let needs: Vec<_> = line.iter().map(need).collect();
-            let room = self.disk.now();
-            // Nobody is overtaken for want of disk, either.
-            let fitting = line.iter().take_while(|job| room.takes(job.limits.disk_bytes)).count();
-            let admitted = admit(free, &needs[..fitting]);
-            for job in &line[..admitted] {
+            if self.line.disk.now().shortage.is_some() {
+                return store.next_retry_ms().await;
+            }
+            let look = self.line.look(&engine).await?;
+            let mut claimed = 0;
+            for start in look.plan().starts {
                 fail_point::before(Step::Claim);
-                if let Some(lease) = store.claim(job.id, &self.holder).await? {
+                if let Some(lease) = store.claim_on(start.job, &self.holder, &start.units).await? {
                     fail_point::after(Step::Claim);
                     self.tracker.spawn(self.attempts.clone().run(lease));
+                    claimed += 1;
                 }
             }
-            if admitted < LINE as usize {
+            // Behind those that were seen there may be others that fit.
+            if claimed == 0 || !look.more {
                 return store.next_retry_ms().await;
             }
         }

@@ -8,6 +8,7 @@ use crate::api::HostView;
 use crate::config::{Config, Loaded};
 use crate::sandbox::{EngineInfo, SandboxError};
 
+mod injection;
 mod walls;
 
 /// How a check went.
@@ -57,6 +58,7 @@ pub fn examine(
     checks.extend(engine.as_ref().ok().and_then(|info| engine_disk(config, info)));
     let means = walls::Means::of_process();
     checks.extend(engine.as_ref().ok().into_iter().flat_map(|info| walls::checks(config, info, means)));
+    checks.extend(engine.as_ref().ok().into_iter().flat_map(|info| injection::checks(config, info, Path::new("/"))));
     checks.push(memory(config, engine));
     checks.push(cpu());
     checks.extend(wording(config));
@@ -301,6 +303,7 @@ mod tests {
             image: Ok("sha256:abc".into()),
             runtime: Ok("runc".into()),
             isolation: Isolation { seccomp: true, cgroup: "2".into(), ..Isolation::default() },
+            gpus: Default::default(),
         }
     }
 

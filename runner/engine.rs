@@ -42,11 +42,24 @@ impl EngineProbe {
         });
     }
 
+    /// Finds out how containers get GPUs, where that is to be found out.
+    pub async fn try_injectors_once(&self) {
+        if self.sandbox.try_injectors().await {
+            self.probe_once().await;
+        }
+    }
+
     /// Asks again and again, until shutdown.
     pub async fn run(self, every: Duration, shutdown: CancellationToken) {
+        let look = async || {
+            // Behind an answer that is known already: trying takes seconds, which nobody else shall wait for.
+            self.try_injectors_once().await;
+            tokio::time::sleep(every).await;
+            self.probe_once().await;
+        };
         loop {
             tokio::select! {
-                () = tokio::time::sleep(every) => self.probe_once().await,
+                () = look() => {}
                 () = shutdown.cancelled() => return,
             }
         }
@@ -70,6 +83,13 @@ impl EngineWatch {
         if self.0.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
+    }
+
+    /// Why containers get none of the GPUs that the host has, in words; nothing where it has none, or they do.
+    pub fn no_gpu_access(&self) -> Option<String> {
+        let access = self.now().ok()?.gpus;
+        let why = access.injection.err().filter(|_| access.units > 0)?;
+        Some(SandboxError::NoInjector(why).to_string())
     }
 
     /// The engine's info and the image's id, or why no attempt can start.

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use drydock_gpu::inventory::Inventory;
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{getegid, geteuid};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -23,6 +25,7 @@ use crate::disk::DiskProbe;
 use crate::dispatch::Dispatch;
 use crate::engine::EngineProbe;
 use crate::hub::Hub;
+use crate::line::Line;
 use crate::models::Models;
 use crate::plan::Planner;
 use crate::preview::Previews;
@@ -30,7 +33,8 @@ use crate::reaper::Reaper;
 use crate::remedy::Remedies;
 use crate::retention::Retention;
 use crate::sandbox::Sandbox;
-use crate::sandbox::docker::{DockerSandbox, DockerSettings};
+use crate::sandbox::docker::{DockerSandbox, DockerSettings, GpuSettings};
+use crate::sandbox::gpus::KnownGpus;
 use crate::store::{Holder, Store, StoreError};
 
 /// How long a lease holds without being renewed.
@@ -52,6 +56,8 @@ pub struct House {
     probe: EngineProbe,
     /// Looks at the disks.
     pub disk: DiskProbe,
+    /// Tells of the host's GPUs.
+    pub gpus: watch::Sender<Inventory>,
     shutdown: CancellationToken,
     tracker: TaskTracker,
     _lock: File,
@@ -77,7 +83,8 @@ impl House {
         let lock = lock(&state).await?;
         let store = Store::open(&state.join("drydock.db"), clock).await?;
         let instance = store.instance(&format!("{:016x}", rand::random::<u64>())).await?;
-        let sandbox = engine.unwrap_or_else(|| Arc::new(DockerSandbox::new(docker(&config, &instance))));
+        let known = KnownGpus::none();
+        let sandbox = engine.unwrap_or_else(|| Arc::new(DockerSandbox::new(docker(&config, &instance, known))));
         let (probe, engine) = EngineProbe::new(Arc::clone(&sandbox));
         let blobs = Blobs::open(&state)?;
         let hub = Hub::open(&config.hub, blobs.clone())?;
@@ -89,6 +96,8 @@ impl House {
         let tracker = TaskTracker::new();
         let config = Arc::new(config);
         let (disk, room) = DiskProbe::new(Arc::clone(&config), engine.clone());
+        let (inventory, gpus) = watch::channel(Inventory::default());
+        let line = Line { store: store.clone(), disk: room.clone(), gpus, config: Arc::clone(&config) };
         let planner =
             Planner::new(store.clone(), models.clone(), datasets.clone(), engine.clone(), Arc::clone(&config));
         let remedies = Remedies::new(store.clone(), planner.clone());
@@ -115,7 +124,8 @@ impl House {
                 shutdown.clone(),
             ),
             engine: engine.clone(),
-            disk: room.clone(),
+            disk: room,
+            line: line.clone(),
             sandbox: Arc::clone(&sandbox),
             config: Arc::clone(&config),
         };
@@ -137,8 +147,8 @@ impl House {
             shutdown: shutdown.clone(),
         };
         let holder = Holder { name: format!("{:032x}", rand::random::<u128>()), lease_ms };
-        let dispatch = Dispatch { attempts, disk: room, holder, tracker: tracker.clone() };
-        Ok(Self { desk, reaper: Reaper { dispatch }, probe, disk, shutdown, tracker, _lock: lock })
+        let dispatch = Dispatch { attempts, line, holder, tracker: tracker.clone() };
+        Ok(Self { desk, reaper: Reaper { dispatch }, probe, disk, gpus: inventory, shutdown, tracker, _lock: lock })
     }
 
     /// Cancelled when the house is being brought to rest.
@@ -179,7 +189,7 @@ impl House {
 }
 
 /// What Docker is told by this configuration.
-pub(crate) fn docker(config: &Config, instance: &str) -> DockerSettings {
+pub(crate) fn docker(config: &Config, instance: &str, known: KnownGpus) -> DockerSettings {
     let mount_roots = ["attempts", "previews", "models", "datasets", "checkpoints"]
         .map(|folder| config.state_dir.join(folder))
         .to_vec();
@@ -187,6 +197,12 @@ pub(crate) fn docker(config: &Config, instance: &str) -> DockerSettings {
         host: config.sandbox.docker_host.clone(),
         runtime: config.sandbox.runtime.clone(),
         tmpfs_bytes: config.sandbox.tmp.0,
+        gpus: GpuSettings {
+            choice: config.sandbox.gpus,
+            known,
+            user: config.sandbox.uids.map_or((config.sandbox.uid, config.sandbox.gid), |_| GpuSettings::default().user),
+            ..GpuSettings::default()
+        },
         ..DockerSettings::new(config.sandbox.image.clone(), instance, mount_roots)
     }
 }

@@ -25,6 +25,7 @@ pub mod hub;
 pub mod inputs;
 pub mod knowledge;
 pub mod legible;
+pub mod line;
 pub mod memory;
 pub mod models;
 pub mod names;

@@ -9,10 +9,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use drydock_spec::{Attempt, JobId, Limits, TraceId};
+use gpus::{GpuAccess, Injector};
 use users::IdMap;
 
 pub mod attempt_dir;
 pub mod docker;
+pub mod gpus;
 pub mod users;
 
 /// What a container is called: known before it exists, so that of two creates only one can win.
@@ -133,6 +135,7 @@ pub struct EngineInfo {
     /// The OCI runtime that containers get, such as `runc`.
     pub runtime: Result<String, SandboxError>,
     pub isolation: Isolation,
+    pub gpus: GpuAccess,
 }
 
 /// What an engine puts between its containers and the host, besides what each container is created with.
@@ -150,6 +153,8 @@ pub struct Isolation {
     pub mandatory: Vec<String>,
     /// `1` or `2`, as the engine says.
     pub cgroup: String,
+    /// Whether systemd keeps the engine's control groups, and may write their rules anew.
+    pub systemd: bool,
 }
 
 /// The engine could not do what was asked.
@@ -180,6 +185,12 @@ pub enum SandboxError {
     NoContainer(ContainerName),
     #[error("mount source {0} is not below a folder that drydock may mount")]
     MountRefused(PathBuf),
+    /// The container's GPUs did not get into it, which is no fault of the job's.
+    #[error("the injector `{injector}` gives containers no GPU here: {message}")]
+    NoInjection { injector: Injector, message: String },
+    /// No injector is known to work.
+    #[error("no container can have a GPU: {0}; see `drydock doctor`")]
+    NoInjector(String),
     /// The engine says that something went wrong on its side. What it was asked for may have taken effect or not.
     #[error("the container engine failed to {action}: {message}")]
     Failed { action: &'static str, message: String },
@@ -203,6 +214,8 @@ impl SandboxError {
             | Self::NameTaken(_)
             | Self::NoContainer(_)
             | Self::MountRefused(_)
+            | Self::NoInjection { .. }
+            | Self::NoInjector(_)
             | Self::Refused { .. } => false,
         }
     }
@@ -213,6 +226,12 @@ impl SandboxError {
 pub trait Sandbox: Send + Sync + 'static {
     /// Whether the engine answers, and what it has.
     async fn probe(&self) -> Result<EngineInfo, SandboxError>;
+
+    /// Finds out how containers get GPUs, where there are any and it is not known: what may work is tried with
+    /// short-lived containers, which takes seconds. Says whether [`probe`](Self::probe) has something new to tell.
+    async fn try_injectors(&self) -> bool {
+        false
+    }
 
     /// Creates the container without starting it.
     async fn create(&self, launch: &Launch) -> Result<(), SandboxError>;

@@ -11,6 +11,7 @@ use crate::config::{AddressFile, Config};
 use crate::gateway;
 use crate::house::{House, docker};
 use crate::sandbox::docker::DockerSandbox;
+use crate::sandbox::gpus::KnownGpus;
 use crate::sandbox::{EngineInfo, Sandbox, SandboxError};
 
 /// Runs the gateway until `shutdown`. Jobs go on without it; the next gateway of the same state folder takes them up.
@@ -54,7 +55,9 @@ pub async fn bridge(
     Ok(gateway::stdio::bridge(url, stdin, stdout, shutdown).await?)
 }
 
-/// What the configured engine says of itself.
+/// What the configured engine says of itself, and of how containers get GPUs.
 pub async fn probe(config: &Config) -> Result<EngineInfo, SandboxError> {
-    DockerSandbox::new(docker(config, "doctor")).probe().await
+    let sandbox = DockerSandbox::new(docker(config, "doctor", KnownGpus::none()));
+    let asked = sandbox.probe().await;
+    if asked.is_ok() && sandbox.try_injectors().await { sandbox.probe().await } else { asked }
 }

@@ -47,7 +47,7 @@ fn every_test_of_the_sandbox_is_named_on_the_security_page() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let page = std::fs::read_to_string(root.join(".github/SECURITY.md")).unwrap();
     let mut unnamed = Vec::new();
-    for file in ["walls", "kernel", "greed", "outputs", "other_engines"] {
+    for file in ["walls", "kernel", "greed", "outputs", "other_engines", "gpus"] {
         let text = std::fs::read_to_string(root.join(format!("tests/sandbox/{file}.rs"))).unwrap();
         let tests = text.split("#[tokio::test]\nasync fn ").skip(1).filter_map(|test| test.split('(').next());
         unnamed.extend(tests.filter(|test| !page.contains(&format!("`{test}`"))).map(str::to_owned));

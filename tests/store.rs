@@ -21,6 +21,8 @@ mod fold;
 mod line;
 #[path = "store/lost.rs"]
 mod lost;
+#[path = "store/owners.rs"]
+mod owners;
 
 const LAST: u32 = 3;
 
@@ -140,7 +142,7 @@ async fn the_line_is_by_priority_and_then_by_submission() {
     let first = house.submit(1, 0).await;
     let second = house.submit(2, 0).await;
     let urgent = house.submit(3, 5).await;
-    let line: Vec<_> = house.store.queue(10).await.unwrap().iter().map(|job| job.id).collect();
+    let line: Vec<_> = house.store.front(10).await.unwrap().jobs.iter().map(|job| job.id).collect();
     assert_eq!(line, [urgent, first, second]);
     let ahead = house.store.ahead_of(&[first, second, urgent]).await.unwrap();
     assert_eq!(ahead, HashMap::from([(urgent, 0), (first, 1), (second, 2)]));
@@ -154,7 +156,7 @@ async fn a_job_waits_in_line_until_the_job_that_it_reads_from_has_succeeded() {
     let mut new = new_job(2);
     (new.inputs, new.priority) = (awaiting(first), Priority::new(5).unwrap());
     let second = house.store.submit(new).await.unwrap().job.id;
-    let line: Vec<_> = house.store.queue(10).await.unwrap().into_iter().map(|job| job.id).collect();
+    let line: Vec<_> = house.store.front(10).await.unwrap().jobs.into_iter().map(|job| job.id).collect();
     assert_eq!(line, [first]);
     assert!(house.store.claim(second, &holder("a")).await.unwrap().is_none());
     let awaited = AwaitedJob { id: first, state: "queued".into() };
@@ -305,10 +307,11 @@ async fn an_infrastructure_failure_waits_in_line_until_its_time() {
     let id = house.submit(1, 0).await;
     let later = house.clock.now_ms() + 5_000;
     house.claim(id).await.finish(failed(FailureKind::EngineLost), &[], later).await.unwrap();
-    assert!(house.store.queue(1).await.unwrap().is_empty());
+    assert!(house.store.front(1).await.unwrap().jobs.is_empty());
     assert_eq!(house.store.next_retry_ms().await.unwrap(), Some(later));
     house.clock.advance(5_000);
-    assert_eq!(house.store.queue(1).await.unwrap()[0].state, JobState::Queued { next: Attempt(2) });
+    assert_eq!(house.store.front(1).await.unwrap().jobs[0].id, id);
+    assert_eq!(house.store.job(id).await.unwrap().state, JobState::Queued { next: Attempt(2) });
 }
 
 #[tokio::test]

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes this machine ready, piece by piece: `setup.sh compiler engine python pip venv`. What is there is left alone,
+# Makes this machine ready, piece by piece: `setup.sh compiler engine python pip venv nvcc cublas`. What is there is left alone,
 # what is missing is installed, and each piece says in one line how it stands. Works as root, and with sudo otherwise.
 set -euo pipefail
 
@@ -30,7 +30,8 @@ apt_install() {
 
 need_compiler() {
     has cargo || fail "cargo is missing; install Rust 1.95 or newer from https://rustup.rs and try again"
-    has cc || apt_install build-essential
+    # C for what Rust crates bring along, C++ for the tests' GPU made of the CPU.
+    has cc && has c++ || apt_install build-essential
 }
 
 need_python() {
@@ -47,6 +48,34 @@ need_pip() {
 need_venv() {
     python3 -c 'import ensurepip' 2>/dev/null || apt_install python3-venv
     say "Python makes environments"
+}
+
+# pinned FILE FOLDER: puts into FOLDER what FILE names by version and hash, unless it is all there.
+pinned() {
+    cmp -s "$1" "$2/pinned.txt" && return
+    need_pip
+    rm -rf "$2"
+    mkdir -p "$2"
+    PIP_ROOT_USER_ACTION=ignore python3 -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
+        --only-binary=:all: --no-compile --target "$2" -r "$1" || fail "$1 could not be fetched; see what pip says above"
+    cp "$1" "$2/pinned.txt"
+}
+
+# For the GPU kernels. A compiler of one's own is used instead where DRYDOCK_NVCC names it.
+need_nvcc() {
+    local folder=${DRYDOCK_TARGET:-target}/cuda/nvcc nvcc=${DRYDOCK_NVCC:-}
+    if [ -z "$nvcc" ]; then
+        pinned jobs/worker/cuda/nvcc.txt "$folder"
+        nvcc=$folder/nvidia/cu13/bin/nvcc
+        chmod +x "$folder"/nvidia/cu13/bin/* "$folder"/nvidia/cu13/nvvm/bin/*
+    fi
+    say "$("$nvcc" --version | sed -n 's/^Cuda compilation tools, /nvcc, /p')"
+}
+
+# What a program that multiplies on a GPU opens when it does: 423 MB.
+need_cublas() {
+    pinned jobs/worker/cuda/cublas.txt "${DRYDOCK_TARGET:-target}/cuda/cublas"
+    say "cuBLAS $(sed -n 's/^nvidia-cublas==\([^ ]*\).*/\1/p' jobs/worker/cuda/cublas.txt)"
 }
 
 engine_answers() { docker version >/dev/null 2>&1; }
@@ -114,7 +143,7 @@ $(tail -n 5 "$state/dockerd.log" 2>/dev/null)"
 
 for piece in "$@"; do
     case $piece in
-        compiler | engine | python | pip | venv) "need_$piece" ;;
-        *) fail "unknown piece \`$piece\`; known are compiler, engine, python, pip, venv" ;;
+        compiler | engine | python | pip | venv | nvcc | cublas) "need_$piece" ;;
+        *) fail "unknown piece \`$piece\`; known are compiler, engine, python, pip, venv, nvcc, cublas" ;;
     esac
 done

@@ -8,6 +8,7 @@ use drydock_spec::contract::{EXIT_FAILED, EXIT_FINISHED, EXIT_STOPPED, VERSION};
 use drydock_spec::report::{Finished, Started};
 use drydock_spec::{AttemptSpec, Failure, FailureKind, JobSpec, Report};
 
+use crate::compute::Compute;
 use crate::ending::{Ending, Result};
 use crate::kernels::simd;
 use crate::report::Reporter;
@@ -41,9 +42,10 @@ pub fn carry_out(attempt: AttemptSpec, purpose: Purpose) -> anyhow::Result<i32> 
     report_excess(reporter.clone());
     stop::listen();
     start_threads(attempt.threads)?;
+    let compute = Compute::of(&attempt);
     reporter.report(Report::Started(Started {
         worker: crate::NAME_AND_VERSION.to_owned(),
-        device: "cpu".to_owned(),
+        device: compute.as_ref().map_or_else(|_| "none".to_owned(), Compute::name),
         threads: attempt.threads,
         features: simd::features(),
     }));
@@ -51,20 +53,20 @@ pub fn carry_out(attempt: AttemptSpec, purpose: Purpose) -> anyhow::Result<i32> 
     let work = std::thread::Builder::new()
         .name("attempt".to_owned())
         .stack_size(STACK_BYTES)
-        .spawn(move || work(&attempt, purpose, &for_thread))
+        .spawn(move || work(&attempt, purpose, &compute?, &for_thread))
         .context("cannot start a thread")?;
     // A panic has been reported by the hook.
     Ok(work.join().map_or(EXIT_FAILED, |result| last_report(result, &reporter)))
 }
 
-fn work(attempt: &AttemptSpec, purpose: Purpose, reporter: &Reporter) -> Result<Finished> {
+fn work(attempt: &AttemptSpec, purpose: Purpose, compute: &Compute, reporter: &Reporter) -> Result<Finished> {
     if attempt.contract != VERSION {
         let message = format!("the spec is of contract {}; this worker knows {VERSION}", attempt.contract);
         return Err(Failure::new(FailureKind::ContractBroken, message).into());
     }
     match (purpose, &attempt.spec) {
-        (Purpose::Run, JobSpec::Finetune(spec)) => finetune::finetune(attempt, spec, reporter),
-        (Purpose::Run, JobSpec::Train(spec)) => train::train(attempt, spec, reporter),
+        (Purpose::Run, JobSpec::Finetune(spec)) => finetune::finetune(attempt, spec, compute, reporter),
+        (Purpose::Run, JobSpec::Train(spec)) => train::train(attempt, spec, compute, reporter),
         (Purpose::Run, JobSpec::Quantize(spec)) => quantize::quantize(attempt, spec, reporter),
         (Purpose::Run, JobSpec::Evaluate(spec)) => evaluate::evaluate(attempt, spec, reporter),
         (Purpose::Preview, JobSpec::Finetune(spec)) => preview::preview(attempt, spec, reporter),

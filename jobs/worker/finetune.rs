@@ -5,6 +5,7 @@ use drydock_spec::report::{Finished, ModelReport, Phase};
 use drydock_spec::{AttemptSpec, FailureKind, FinetuneSpec, ModelInput, Report, Stage};
 use serde_json::Value;
 
+use crate::compute::Compute;
 use crate::data::lesson::digest;
 use crate::data::{self, Prepared};
 use crate::ending::{Ending, OrFail, Result, input};
@@ -27,7 +28,12 @@ use crate::training::objective::Aim;
 use crate::training::{Course, Trained, Trainer};
 
 /// Does the whole job; what comes back is the last report.
-pub fn finetune(attempt: &AttemptSpec, spec: &FinetuneSpec, reporter: &Reporter) -> Result<Finished> {
+pub fn finetune(
+    attempt: &AttemptSpec,
+    spec: &FinetuneSpec,
+    compute: &Compute,
+    reporter: &Reporter,
+) -> Result<Finished> {
     reporter.stage(Stage::Load);
     let model = input(&attempt.inputs.model, "model")?;
     let files = ModelFiles::open(&model.path)?;
@@ -49,6 +55,7 @@ pub fn finetune(attempt: &AttemptSpec, spec: &FinetuneSpec, reporter: &Reporter)
     reporter.report(Report::Model(model_report(&decoder, &trainables)));
     let course = Course {
         decoder: &decoder,
+        compute,
         trainables: &trainables,
         recipe: &spec.recipe,
         aim: Aim { objective: spec.objective, beta: spec.beta },
@@ -58,7 +65,7 @@ pub fn finetune(attempt: &AttemptSpec, spec: &FinetuneSpec, reporter: &Reporter)
         output: &attempt.output,
         origin: origin(spec, model, &prepared)?,
     };
-    let mut trainer = Trainer::new(course, reporter);
+    let mut trainer = Trainer::new(course, reporter)?;
     match &attempt.inputs.checkpoint {
         Some(folder) => trainer.go_on_from(folder)?,
         None => {

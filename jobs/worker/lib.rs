@@ -4,6 +4,9 @@
 
 pub mod attempt;
 pub mod blocks;
+pub mod compute;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod data;
 pub mod ending;
 pub mod evaluate;

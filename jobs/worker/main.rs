@@ -18,6 +18,7 @@ usage: drydock-worker run SPEC.json
        drydock-worker preview SPEC.json
        drydock-worker logits --model DIR [--adapter DIR] --ids 1,2,3 --out FILE.safetensors
        drydock-worker merge --model DIR [--adapter DIR] [--dtype f32|f16|bf16] --out DIR
+       drydock-worker selfcheck [--list-devices]
        drydock-worker --version";
 
 fn main() -> ExitCode {
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
         ["preview", spec] => attempt(spec, Purpose::Preview),
         ["logits", ref options @ ..] => write_logits(options),
         ["merge", ref options @ ..] => write_merged(options),
+        ["selfcheck", ref options @ ..] => selfcheck(options),
         ["--version"] => writeln!(std::io::stdout(), "{}", drydock_worker::NAME_AND_VERSION)
             .map(|()| EXIT_FINISHED)
             .context("cannot write to the standard output"),
@@ -81,6 +83,24 @@ fn write_merged(options: &[&str]) -> anyhow::Result<i32> {
     }
     let (Some(model), Some(out)) = (model, out) else { bail!("{USAGE}") };
     by_hand(move || merge(&model, adapter.as_deref(), dtype, &out))
+}
+
+/// Whether a GPU computes what the CPU computes: what a person with a new GPU runs first.
+#[cfg(feature = "cuda")]
+fn selfcheck(options: &[&str]) -> anyhow::Result<i32> {
+    use drydock_worker::cuda::selfcheck;
+    let mut out = std::io::stdout();
+    let is_well = match *options {
+        [] | ["--device", "cuda"] => selfcheck::selfcheck(&mut out)?,
+        ["--list-devices"] => selfcheck::list_devices(&mut out)?,
+        _ => bail!("{USAGE}"),
+    };
+    Ok(if is_well { EXIT_FINISHED } else { EXIT_FAILED })
+}
+
+#[cfg(not(feature = "cuda"))]
+fn selfcheck(_: &[&str]) -> anyhow::Result<i32> {
+    bail!("this worker is built without CUDA, so that there is nothing to check: `make worker-cuda` builds one with it")
 }
 
 /// Does something on all threads, and complains on the standard error.

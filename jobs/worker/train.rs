@@ -9,6 +9,7 @@ use drydock_spec::train::Shape;
 use drydock_spec::{AttemptSpec, FailureKind, Report, Stage, TrainSpec};
 use serde_json::{Value, json};
 
+use crate::compute::Compute;
 use crate::data::lesson::digest;
 use crate::data::render::Rendered;
 use crate::ending::{Ending, OrFail, Result};
@@ -33,7 +34,7 @@ use text::{Learnable, Texts};
 const MODEL: &str = "from nothing";
 
 /// Does the whole job; what comes back is the last report.
-pub fn train(attempt: &AttemptSpec, spec: &TrainSpec, reporter: &Reporter) -> Result<Finished> {
+pub fn train(attempt: &AttemptSpec, spec: &TrainSpec, compute: &Compute, reporter: &Reporter) -> Result<Finished> {
     reporter.stage(Stage::Tokenize);
     let texts = Texts::read(&attempt.inputs, spec)?;
     let mut text = tokenizer_of(attempt, spec, &texts)?;
@@ -49,7 +50,7 @@ pub fn train(attempt: &AttemptSpec, spec: &TrainSpec, reporter: &Reporter) -> Re
     let files = ModelFiles::start(config, spec.recipe.seed);
     let model = Model { attempt, spec, files, text, rows, questions, reporter };
     let (decoder, trainables) = model.decoder()?;
-    let mut trainer = Trainer::new(model.course(&decoder, &trainables)?, reporter);
+    let mut trainer = Trainer::new(model.course(&decoder, compute, &trainables)?, reporter)?;
     match &attempt.inputs.checkpoint {
         Some(folder) => trainer.go_on_from(folder)?,
         None => {
@@ -136,7 +137,12 @@ impl Model<'_> {
         Ok((decoder, trainables))
     }
 
-    fn course<'a>(&'a self, decoder: &'a Decoder, trainables: &'a [Trainable]) -> Result<Course<'a>> {
+    fn course<'a>(
+        &'a self,
+        decoder: &'a Decoder,
+        compute: &'a Compute,
+        trainables: &'a [Trainable],
+    ) -> Result<Course<'a>> {
         let Value::Object(options) = serde_json::to_value(self.spec).or_fail(FailureKind::Crashed, "the options")?
         else {
             unreachable!("options are an object")
@@ -145,6 +151,7 @@ impl Model<'_> {
         let origin = Origin { model: MODEL.to_owned(), rows: digest(train), held_out_rows: digest(held_out), options };
         Ok(Course {
             decoder,
+            compute,
             trainables,
             recipe: &self.spec.recipe,
             aim: Aim::TEXT,

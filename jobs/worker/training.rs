@@ -6,6 +6,7 @@
 
 pub mod checkpoint;
 pub mod divergence;
+pub mod engine;
 pub mod evaluation;
 pub mod evidence;
 pub mod objective;
@@ -27,6 +28,8 @@ use drydock_spec::report::{Checkpoint as CheckpointReport, Evaluation, Finished,
 use drydock_spec::{Failure, FailureKind, Recipe, Report};
 use serde::Serialize;
 
+use crate::compute::Compute;
+use crate::data::batch::Batch;
 use crate::data::lesson::Lesson;
 use crate::ending::{Ending, OrFail, Result, failed, write_failed};
 use crate::kernels::read;
@@ -48,6 +51,7 @@ use step::{Measured, Stepper};
 /// What a training is about.
 pub struct Course<'a> {
     pub decoder: &'a Decoder,
+    pub compute: &'a Compute,
     pub trainables: &'a [Trainable],
     pub recipe: &'a Recipe,
     pub aim: Aim,
@@ -116,8 +120,8 @@ pub struct Trainer<'a> {
 
 impl<'a> Trainer<'a> {
     /// Ready for the first step.
-    pub fn new(course: Course<'a>, reporter: &'a Reporter) -> Self {
-        let Course { decoder, trainables, recipe, aim, train, held_out, max_length, .. } = course;
+    pub fn new(course: Course<'a>, reporter: &'a Reporter) -> Result<Self> {
+        let Course { decoder, compute, trainables, recipe, aim, train, held_out, max_length, .. } = course;
         let fixed = if aim.objective == Objective::Kto {
             fixed_passes(train.len(), recipe.per_device_train_batch_size as usize, recipe.seed)
         } else {
@@ -128,8 +132,9 @@ impl<'a> Trainer<'a> {
         let held_out = Material::new(held_out, aim, &held_out_passes, max_length);
         let order =
             if fixed.is_empty() { Order::new(recipe, train.lessons, max_length) } else { Order::fixed(recipe, fixed) };
-        Self {
-            stepper: Stepper::new(decoder, recipe, aim, trainables),
+        let engine = compute.engine(decoder, recipe, trainables)?;
+        Ok(Self {
+            stepper: Stepper::new(engine, recipe, aim),
             schedule: Schedule::new(recipe, order.rows()),
             state: State::default(),
             pace: Pace::new(),
@@ -142,7 +147,7 @@ impl<'a> Trainer<'a> {
             held_out_passes,
             course,
             reporter,
-        }
+        })
     }
 
     /// Goes on from a checkpoint, with all that it holds.
@@ -159,7 +164,7 @@ impl<'a> Trainer<'a> {
         }
         self.set_values(values)?;
         let steps = i32::try_from(state.steps).or_fail(FailureKind::ContractBroken, "the checkpoint's steps")?;
-        self.stepper.optimizer.go_on(moments, steps);
+        self.stepper.engine.go_on(moments, steps)?;
         [self.train.reference, self.held_out.reference] = reference;
         self.best = best;
         self.saved = Some((state.steps, folder.to_owned()));
@@ -172,11 +177,11 @@ impl<'a> Trainer<'a> {
     /// Asks the model what preferences are compared with. To be done before anything is trained.
     pub fn refer(&mut self) -> Result<()> {
         if self.course.aim.needs_reference() {
-            let (decoder, aim) = (self.course.decoder, self.course.aim);
+            let (engine, aim) = (&mut self.stepper.engine, self.course.aim);
             let total = (self.train.lessons.len() + self.held_out.lessons.len()) as u64;
             let mut before = 0;
             for material in [&mut self.train, &mut self.held_out] {
-                material.refer(decoder, aim, |done| {
+                material.refer(aim, &mut |batch| engine.target_losses(batch), |done| {
                     self.reporter.progress(before + done as u64, total);
                     stop::check()
                 })?;
@@ -195,7 +200,12 @@ impl<'a> Trainer<'a> {
                 self.keep()?;
                 Err(Ending::Stopped)
             }
-            ended => ended.map(|()| self.trained()),
+            ended => {
+                ended?;
+                // Whoever saves the model, or asks it something, reads the variables.
+                self.stepper.engine.give_values()?;
+                Ok(self.trained())
+            }
         }
     }
 
@@ -294,8 +304,9 @@ impl<'a> Trainer<'a> {
             Phase::During => (Some(self.state.steps), self.schedule.total_steps),
             Phase::Before | Phase::After => (None, self.held_out.lessons.len() as u64),
         };
-        let Course { decoder, aim, .. } = self.course;
-        let measured = evaluation::measure(decoder, &self.held_out, aim, &self.held_out_passes, |done| {
+        let (engine, aim) = (&mut self.stepper.engine, self.course.aim);
+        let score = &mut |batch: &Batch| engine.target_losses(batch);
+        let measured = evaluation::measure(score, &self.held_out, aim, &self.held_out_passes, |done| {
             self.reporter.progress(done_before.unwrap_or(done), total);
             stop::check()
         })?;
@@ -338,9 +349,11 @@ impl<'a> Trainer<'a> {
     fn save(&mut self) -> Result<()> {
         let began = Instant::now();
         self.use_last()?;
+        self.stepper.engine.give_values()?;
+        let moments = self.stepper.engine.moments()?;
         let lent = Lent {
             state: &self.state,
-            moments: self.stepper.optimizer.moments(),
+            moments: &moments,
             best: self.best.as_deref(),
             reference: [&self.train.reference, &self.held_out.reference],
         };
@@ -381,18 +394,20 @@ impl<'a> Trainer<'a> {
     }
 
     fn values(&self) -> Result<Vec<Vec<f32>>> {
-        let values = self.stepper.variables().iter().map(|var| read(var, |values| Ok(values.to_vec())));
+        self.stepper.engine.give_values()?;
+        let values = self.course.trainables.iter();
+        let values = values.map(|trainable| read(&trainable.var, |values| Ok(values.to_vec())));
         Ok(values.collect::<candle_core::Result<_>>()?)
     }
 
     fn set_values(&mut self, values: Vec<Vec<f32>>) -> Result<()> {
-        for (var, values) in self.stepper.variables().iter().zip(values) {
+        for (trainable, values) in self.course.trainables.iter().zip(values) {
             let len = values.len();
             if len > 0 {
-                var.set(&Tensor::from_vec(values, len, &Device::Cpu)?)?;
+                trainable.var.set(&Tensor::from_vec(values, len, &Device::Cpu)?)?;
             }
         }
-        Ok(())
+        self.stepper.engine.take_values()
     }
 
     fn trained(&self) -> Trained {

@@ -15,6 +15,8 @@ use crate::store::Lease;
 
 /// How long to wait before an engine that did not answer is asked again.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
+/// How long to wait before GPUs are asked for again that no container could get: shorter than a lease is held.
+const LOOK_FOR_GPUS: Duration = Duration::from_secs(5);
 /// How long an engine that answers may go on failing to do what it is asked for. One that does not answer has all the
 /// time in the world.
 const FAILING: Duration = Duration::from_secs(30);
@@ -68,7 +70,12 @@ impl Attempts {
                         if started.is_ok() {
                             fail_point::after(Step::Start);
                         }
-                        self.settle(started, "start", &mut failing).await?;
+                        match started {
+                            Err(error @ SandboxError::NoInjection { .. }) => {
+                                self.start_over(lease, &name, &error, &mut failing).await?;
+                            }
+                            started => self.settle(started, "start", &mut failing).await?,
+                        }
                     }
                     Status::Running | Status::Lifeless | Status::Exited(_) => return self.dir_of(lease).await,
                 },
@@ -88,9 +95,9 @@ impl Attempts {
     async fn create(&self, lease: &mut Lease, name: &ContainerName, failing: &mut Option<i64>) -> Result<(), Stop> {
         let mut folders = self.prepare(lease).await?;
         folders.checkpoint = self.resume(lease).await?;
-        let Ok(engine) = self.engine.now() else { return self.pause().await };
+        let Ok(engine) = self.engine.now() else { return self.pause(ASK_AGAIN).await };
         let how = self.config.folder_settings(&engine.isolation);
-        let Some(dir) = self.make_dir(lease, folders.inside(), how).await? else { return self.pause().await };
+        let Some(dir) = self.make_dir(lease, folders.inside(), how).await? else { return self.pause(ASK_AGAIN).await };
         lease.refresh().await?;
         if stopping(lease) {
             return Err(Stop::Over(Outcome::Cancelled));
@@ -122,6 +129,22 @@ impl Attempts {
             }
             failed => self.settle(failed, "create", failing).await,
         }
+    }
+
+    /// After a start without the GPUs that the attempt was given, which is no fault of its own: the container goes, and
+    /// the next one gets them in the way that is then known to work.
+    async fn start_over(
+        &self,
+        lease: &mut Lease,
+        name: &ContainerName,
+        error: &SandboxError,
+        failing: &mut Option<i64>,
+    ) -> Result<(), Stop> {
+        tracing::warn!(%error, container = %name, "the container is made anew");
+        // First: a container that is gone after it was about to start would be one whose end nobody saw.
+        lease.not_started().await?;
+        let removed = hold::renewing(lease, self.lease_ms, self.sandbox.remove(name)).await?;
+        self.settle(removed, "remove", failing).await
     }
 
     /// Fetches what the attempt reads. Cancelling the job or shutting down interrupts it; what was fetched stays.
@@ -214,7 +237,17 @@ impl Attempts {
             }
             Err(error) if error.leaves_doubt() => {
                 tracing::warn!(%error, action, "the engine did not do as asked; nothing is concluded from that");
-                self.pause().await
+                self.pause(ASK_AGAIN).await
+            }
+            // No job fails for that: it waits until the host is mended, or somebody cancels it.
+            Err(error @ SandboxError::NoInjector(_)) => {
+                tracing::warn!(%error, "the attempt waits for its GPUs");
+                self.pause(LOOK_FOR_GPUS).await
+            }
+            // The next injector has not been tried.
+            Err(error @ SandboxError::NoInjection { .. }) => {
+                tracing::warn!(%error, "the attempt has no GPUs yet");
+                self.pause(ASK_AGAIN).await
             }
             Err(error @ (SandboxError::ImageMissing(_) | SandboxError::ImageHasVolumes { .. })) => {
                 Err(Stop::failed(FailureKind::ImageMissing, Stage::Start, error))
@@ -232,9 +265,9 @@ impl Attempts {
     }
 
     /// A moment for an engine to come to itself.
-    async fn pause(&self) -> Result<(), Stop> {
+    async fn pause(&self, time: Duration) -> Result<(), Stop> {
         tokio::select! {
-            () = self.store.clock().sleep(ASK_AGAIN) => Ok(()),
+            () = self.store.clock().sleep(time) => Ok(()),
             () = self.shutdown.cancelled() => Err(Stop::Detached),
         }
     }

@@ -68,6 +68,7 @@ pub const KEYS: &[Key] = keys! {
     "sandbox.gid", ID, "group that the worker has inside";
     "sandbox.uids", "a range of users above 0 such as \"70000-70999\"", "users of which every container gets one to itself, in place of uid and gid; needs root";
     "sandbox.nvml", "a file such as /usr/lib64/libnvidia-ml.so.1", "NVIDIA's management library, by which GPUs are looked at; by default the driver's";
+    "sandbox.gpus", "\"auto\", \"cdi\", \"nvidia\", \"devices\" or \"off\"", "how containers get GPUs; auto takes the first way that works";
     "sandbox.tmp", SIZE, "size of /tmp inside; counts against the job's memory";
     "sandbox.output_cap", "\"auto\", \"loop_mount\" or \"watched\"", "how the output folder is capped";
     "limits.cpus", CPUS, "CPUs of a job; by default all that jobs may use";
@@ -77,6 +78,9 @@ pub const KEYS: &[Key] = keys! {
     "limits.silence", TIME, "time between two reports of an attempt";
     "limits.grace", TIME, "time from SIGTERM to SIGKILL";
     "limits.max_attempts", "a whole number from 1 to 10", "attempts of a job; only failures of the infrastructure are tried again";
+    "queue.half_life", TIME, "time after which what an owner's jobs have had of the host counts half";
+    "queue.patience", TIME, "time after which an owner's oldest job goes to the front of the line";
+    "queue.gpu_sharers", COUNT, "jobs that may share a GPU or MIG slice";
     "disk.min_free_state", SIZE, "room kept free on the state folder's disk: with less, no job starts";
     "disk.min_free_engine", SIZE, "the same on the disk of the engine's own folder";
     "retention.artifacts_age", TIME, "how long artifacts are kept after a job's end; by default for ever";

@@ -269,6 +269,8 @@ fn check(loaded: &Loaded) -> Result<(), ConfigError> {
         ("limits.time", !limits.time.is_zero()),
         ("limits.silence", !limits.silence.is_zero()),
         ("limits.max_attempts", (1..=10).contains(&limits.max_attempts)),
+        ("queue.half_life", !config.queue.half_life.is_zero()),
+        ("queue.gpu_sharers", config.queue.gpu_sharers > 0),
         ("hub.endpoint", address(&config.hub.endpoint, &["http://", "https://"])),
         (
             "wording.endpoint",

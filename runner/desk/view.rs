@@ -1,15 +1,12 @@
 //! A job in the words of people: one sentence, how far it has come, and why it waits.
 
-use std::collections::HashMap;
-
-use drydock_gpu::{Capacity, Shortage};
 use drydock_spec::{JobId, JobState, Outcome, Report, ReportLine, TraceId};
 
+use super::waits::{Turn, in_words};
 use super::{Desk, DeskError};
 use crate::api::{AttemptReport, EntryView, JobView, LogLineView, Part, Progress, WaitsFor};
-use crate::disk::Room;
 use crate::scores;
-use crate::store::{Entry, Job, LogLine, MOST_AHEAD, Resumed, StoreError};
+use crate::store::{Entry, Job, LogLine, Resumed, StoreError};
 
 impl Desk {
     /// The job for everybody to see.
@@ -23,78 +20,14 @@ impl Desk {
         // Before its first attempt a job has said nothing.
         let begun = ids(jobs, |job| job.started_ms.is_some());
         let mut glance = self.store.glance(&begun).await?;
-        let mut waits_for = self.waits_for(jobs).await?;
+        let mut turns = self.turns(jobs).await?;
+        let now = self.store.clock().now_ms();
         let view = |one: &Job| {
             let findings = glance.findings.remove(&one.id).unwrap_or_default();
             let newest = glance.newest.remove(&one.id).unwrap_or_default();
-            job(one, &findings, &newest, waits_for.remove(&one.id), glance.resumed.remove(&one.id))
+            job(one, (&findings, &newest), turns.remove(&one.id), glance.resumed.remove(&one.id), now)
         };
         Ok(jobs.iter().map(view).collect())
-    }
-
-    /// Why each of the queued jobs does not run yet: the first reason that holds, in the order in which they would be
-    /// lifted.
-    async fn waits_for(&self, jobs: &[Job]) -> Result<HashMap<JobId, WaitsFor>, DeskError> {
-        let now = self.store.clock().now_ms();
-        let is_queued = |job: &Job| matches!(job.state, JobState::Queued { .. });
-        let is_retry = |job: &Job| is_queued(job) && job.waits_ms(now) > 0;
-        let mut awaited = self.store.awaited(&ids(jobs, is_queued)).await?;
-        let mut failures = self.store.last_failures(&ids(jobs, is_retry)).await?;
-        let mut reasons = HashMap::new();
-        for job in jobs.iter().filter(|job| is_queued(job)) {
-            if let Some(input) = awaited.remove(&job.id) {
-                reasons.insert(job.id, WaitsFor::Job { id: input.id, state: input.state });
-            } else if is_retry(job) {
-                let failure = failures.remove(&job.id).map(|failure| failure.to_string()).unwrap_or_default();
-                reasons.insert(job.id, WaitsFor::Retry { at_ms: job.not_before_ms, failure });
-            }
-        }
-        let in_line: Vec<_> = jobs.iter().filter(|job| is_queued(job) && !reasons.contains_key(&job.id)).collect();
-        let in_line = self.holds_up(&in_line).await?;
-        reasons.extend(in_line);
-        Ok(reasons)
-    }
-
-    /// The same of jobs that stand in line and wait for no other job and no time.
-    async fn holds_up(&self, jobs: &[&Job]) -> Result<Vec<(JobId, WaitsFor)>, DeskError> {
-        let all = |reason: WaitsFor| jobs.iter().map(|job| (job.id, reason.clone())).collect();
-        if jobs.is_empty() {
-            return Ok(Vec::new());
-        }
-        if let Err(error) = self.engine.ready() {
-            return Ok(all(WaitsFor::Engine { problem: error.to_string() }));
-        }
-        let room = self.disk.now();
-        if let Some(shortage) = &room.shortage {
-            let (needs, free) = (shortage.least_bytes, shortage.free_bytes);
-            return Ok(all(WaitsFor::Disk { needs, free, problem: shortage.to_string() }));
-        }
-        let ids: Vec<_> = jobs.iter().map(|job| job.id).collect();
-        let ahead = self.store.ahead_of(&ids).await?;
-        let (_, free) = self.capacity().await?;
-        let reason = |job: &&Job| match ahead.get(&job.id) {
-            Some(&jobs) if jobs > 0 => WaitsFor::JobsAhead { jobs },
-            _ => head_waits_for(job, free, &room),
-        };
-        Ok(jobs.iter().map(|job| (job.id, reason(job))).collect())
-    }
-}
-
-/// Why the first job in line does not run yet.
-fn head_waits_for(job: &Job, free: Capacity, room: &Room) -> WaitsFor {
-    match free.fits(need(job)) {
-        Err(Shortage::Cpu { needs, free }) => WaitsFor::Cpu { needs, free },
-        Err(Shortage::Memory { needs, free }) => WaitsFor::Memory { needs, free },
-        Ok(()) if job.limits.disk_bytes > room.free_bytes => WaitsFor::Disk {
-            needs: job.limits.disk_bytes,
-            free: room.free_bytes,
-            problem: format!(
-                "its output may take {}, {} are free; free disk space, or lower limits.disk_mib",
-                size(job.limits.disk_bytes),
-                size(room.free_bytes)
-            ),
-        },
-        Ok(()) => WaitsFor::Dispatch,
     }
 }
 
@@ -102,21 +35,17 @@ fn ids(jobs: &[Job], which: impl Fn(&Job) -> bool) -> Vec<JobId> {
     jobs.iter().filter(|job| which(job)).map(|job| job.id).collect()
 }
 
-/// What a job takes of the host while it runs.
-#[must_use]
-pub(crate) fn need(job: &Job) -> Capacity {
-    Capacity { cpu_millis: u64::from(job.limits.cpu_millis), memory_bytes: job.limits.memory_bytes }
-}
-
 /// The job for everybody to see. `findings` and `newest` are its reports, oldest first.
 fn job(
     job: &Job,
-    findings: &[ReportLine],
-    newest: &[ReportLine],
-    waits_for: Option<WaitsFor>,
+    (findings, newest): (&[ReportLine], &[ReportLine]),
+    turn: Option<Turn>,
     resumed: Option<Resumed>,
+    now_ms: i64,
 ) -> JobView {
     let progress = progress(newest, job.spec.recipe().is_some());
+    // A worker that has spoken waits for nothing.
+    let turn = turn.filter(|_| progress.is_none() || matches!(job.state, JobState::Queued { .. }));
     let mut view = JobView {
         id: job.id,
         kind: job.spec.kind().to_owned(),
@@ -135,7 +64,8 @@ fn job(
         submitted_ms: job.submitted_ms,
         started_ms: job.started_ms,
         ended_ms: job.ended_ms,
-        waits_for,
+        starts_by_ms: turn.as_ref().and_then(|turn| turn.starts_by_ms),
+        waits_for: turn.map(|turn| turn.waits_for),
         progress,
         evaluations: Vec::new(),
         samples: Vec::new(),
@@ -159,7 +89,7 @@ fn job(
             _ => {}
         }
     }
-    view.summary = summary(job, &view);
+    view.summary = summary(job, &view, now_ms);
     view
 }
 
@@ -192,24 +122,9 @@ fn progress(newest: &[ReportLine], trains: bool) -> Option<Progress> {
     (!newest.is_empty()).then_some(progress)
 }
 
-fn summary(job: &Job, view: &JobView) -> String {
+fn summary(job: &Job, view: &JobView, now_ms: i64) -> String {
     match &job.state {
-        JobState::Queued { .. } => match &view.waits_for {
-            None | Some(WaitsFor::Dispatch) => "queued, about to start".into(),
-            Some(WaitsFor::Job { id, state }) => format!("queued: waits for job {id}, which is {state}"),
-            Some(WaitsFor::JobsAhead { jobs }) if *jobs >= MOST_AHEAD => {
-                format!("queued behind {jobs} or more other jobs")
-            }
-            Some(WaitsFor::JobsAhead { jobs }) => format!("queued behind {jobs} other job(s)"),
-            Some(WaitsFor::Cpu { needs, free }) => {
-                format!("queued: needs {:.1} CPUs, {:.1} are free", *needs as f64 / 1e3, *free as f64 / 1e3)
-            }
-            Some(WaitsFor::Memory { needs, free }) => {
-                format!("queued: needs {} of memory, {} are free", size(*needs), size(*free))
-            }
-            Some(WaitsFor::Retry { failure, .. }) => format!("queued to be tried again after: {failure}"),
-            Some(WaitsFor::Engine { problem } | WaitsFor::Disk { problem, .. }) => format!("queued: {problem}"),
-        },
+        JobState::Queued { .. } => in_words(view.waits_for.as_ref(), view.starts_by_ms, now_ms),
         JobState::Running { attempt } => match view.progress.as_ref().and_then(|progress| progress.metrics.as_ref()) {
             Some(metrics) if metrics.step < metrics.total_steps => format!(
                 "step {} of {}, loss {:.4}, {:.0} tokens/s, about {} s of training left",
@@ -224,9 +139,10 @@ fn summary(job: &Job, view: &JobView) -> String {
                     format!("attempt {attempt} is at stage {stage}, {} of {}", part.done, part.total)
                 }
                 Some((Some(stage), None)) => format!("attempt {attempt} is at stage {stage}"),
-                Some((None, _)) | None => match &view.resumed_from {
-                    Some(from) => format!("attempt {attempt} is starting from step {}", from.step),
-                    None => format!("attempt {attempt} is starting"),
+                Some((None, _)) | None => match (&view.waits_for, &view.resumed_from) {
+                    (Some(WaitsFor::Engine { problem }), _) => format!("attempt {attempt} waits: {problem}"),
+                    (_, Some(from)) => format!("attempt {attempt} is starting from step {}", from.step),
+                    (_, None) => format!("attempt {attempt} is starting"),
                 },
             },
         },

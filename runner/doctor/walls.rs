@@ -109,6 +109,7 @@ mod tests {
             image: Ok("sha256:abc".into()),
             runtime: Ok("runsc".into()),
             isolation: Isolation { seccomp: true, cgroup: "2".into(), ..isolation },
+            gpus: Default::default(),
         }
     }
 

@@ -304,6 +304,8 @@ impl From<SandboxError> for Refusal {
             | SandboxError::NameTaken(_)
             | SandboxError::NoContainer(_)
             | SandboxError::MountRefused(_)
+            | SandboxError::NoInjection { .. }
+            | SandboxError::NoInjector(_)
             | SandboxError::Failed { .. }
             | SandboxError::Refused { .. } => Self::internal(&error),
         }

@@ -56,13 +56,22 @@ pub(super) struct Readiness {
     database: String,
     engine: String,
     disk: String,
+    /// How containers get GPUs, on a host that has some. Jobs on the CPU do without.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gpus: Option<String>,
 }
 
 pub(super) async fn ready(State(gateway): State<Arc<Gateway>>) -> Response {
     let database = gateway.desk.store.ping().await;
     let engine = gateway.desk.engine.ready();
     let room = gateway.desk.disk.now();
+    let gpus =
+        engine.as_ref().ok().filter(|(info, _)| info.gpus.units > 0).map(|(info, _)| match &info.gpus.injection {
+            Ok(injector) => format!("containers get them by {injector}"),
+            Err(why) => format!("no container gets any: {why}"),
+        });
     let readiness = Readiness {
+        gpus,
         ready: database.is_ok() && engine.is_ok() && room.shortage.is_none(),
         database: match database {
             Ok(()) => "answers".into(),

@@ -4,27 +4,33 @@
 //! ([`SandboxError::leaves_doubt`]) is told apart from what it refuses. Decisions are made on `inspect` only.
 
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bollard::query_parameters::{
-    CreateContainerOptions, InspectContainerOptions, InspectNetworkOptions, KillContainerOptions,
-    ListContainersOptions, LogsOptions, RemoveContainerOptions, StartContainerOptions, WaitContainerOptions,
+    InspectContainerOptions, InspectNetworkOptions, KillContainerOptions, ListContainersOptions, LogsOptions,
+    RemoveContainerOptions, WaitContainerOptions,
 };
 use futures::StreamExt;
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{ContainerName, EngineInfo, Exit, Found, Launch, Mount, Sandbox, SandboxError, Status};
-use error::{is_status, speaks_of_no_runtime, translate, translate_for, unanswered};
-use found::{FirstProcess, Lack};
+use error::{is_status, translate, translate_for, unanswered};
+use found::{FirstProcess, Lack, Seen};
+pub use gpus::GpuSettings;
+use gpus::Knowledge;
 
 mod error;
 mod found;
+pub mod gpus;
 mod host_config;
+mod image;
 mod incarnation;
 mod isolation;
 mod kernel_log;
+mod launch;
 mod lifeless;
 mod seccomp;
 
@@ -43,6 +49,7 @@ pub struct DockerSettings {
     pub runtime: Option<String>,
     /// Room in a container's `/tmp`, in bytes; what is used counts as memory of the job.
     pub tmpfs_bytes: u64,
+    pub gpus: GpuSettings,
     pub timeouts: Timeouts,
 }
 
@@ -67,6 +74,7 @@ impl DockerSettings {
             mount_roots,
             runtime: None,
             tmpfs_bytes: 64 << 20,
+            gpus: GpuSettings::default(),
             timeouts: Timeouts {
                 query: Duration::from_secs(15),
                 change: Duration::from_secs(60),
@@ -81,13 +89,23 @@ pub struct DockerSandbox {
     settings: DockerSettings,
     client: OnceCell<bollard::Docker>,
     host_cpus: OnceCell<u32>,
+    /// Which injectors work.
+    knowledge: Mutex<Knowledge>,
+    /// Held while injectors are tried.
+    trial: tokio::sync::Mutex<()>,
 }
 
 impl DockerSandbox {
     /// Speaks to nobody yet: an engine that is down when the gateway starts may come up later.
     #[must_use]
     pub fn new(settings: DockerSettings) -> Self {
-        Self { settings, client: OnceCell::new(), host_cpus: OnceCell::new() }
+        Self {
+            settings,
+            client: OnceCell::new(),
+            host_cpus: OnceCell::new(),
+            knowledge: Mutex::default(),
+            trial: tokio::sync::Mutex::default(),
+        }
     }
 
     async fn client(&self) -> Result<&bollard::Docker, SandboxError> {
@@ -123,24 +141,6 @@ impl DockerSandbox {
         self.host_cpus.get_or_try_init(async || Ok(cpus(&self.system().await?))).await.copied()
     }
 
-    /// The id that the configured image has now.
-    async fn image_id(&self) -> Result<String, SandboxError> {
-        let (limit, action) = (self.settings.timeouts.query, "look up the worker image");
-        let image = &self.settings.image;
-        let lookup = self.client().await?.inspect_image(image);
-        let found = match timeout(limit, lookup).await {
-            Err(_) => return Err(SandboxError::TimedOut(limit, action)),
-            Ok(Err(error)) if is_status(&error, 404) => return Err(SandboxError::ImageMissing(image.clone())),
-            Ok(answer) => answer.map_err(|error| unanswered(translate(error, action, limit)))?,
-        };
-        let volumes = found.config.and_then(|config| config.volumes).unwrap_or_default();
-        if !volumes.is_empty() {
-            let volumes = volumes.join(", ");
-            return Err(SandboxError::ImageHasVolumes { image: image.clone(), volumes });
-        }
-        found.id.ok_or_else(|| SandboxError::ImageMissing(image.clone()))
-    }
-
     async fn incarnation(&self, engine_id: &str) -> Result<String, SandboxError> {
         if let Some(process) = incarnation::process(self.socket().as_deref()).await {
             return Ok(process);
@@ -152,6 +152,25 @@ impl DockerSandbox {
             Ok(Err(error)) if is_status(&error, 404) => Ok(format!("engine {engine_id}")),
             Ok(Err(error)) => Err(unanswered(translate(error, "describe its networks", limit))),
             Ok(Ok(network)) => Ok(format!("engine {engine_id}, networks of {}", network.created.unwrap_or_default())),
+        }
+    }
+
+    /// The container as the engine shows it, with what is not for everybody to see.
+    async fn look(&self, name: &ContainerName) -> Result<Option<Seen>, SandboxError> {
+        let (limit, action) = (self.settings.timeouts.query, "inspect a container");
+        let inspect = self.client().await?.inspect_container(&name.0, None::<InspectContainerOptions>);
+        match bounded_for(name, limit, action, inspect).await {
+            Err(SandboxError::NoContainer(_)) => Ok(None),
+            Err(error) => Err(unanswered(error)),
+            Ok(answer) => match found::read(answer) {
+                Ok(seen) => Ok(Some(seen)),
+                Err(Lack::Label(lack)) => {
+                    Err(SandboxError::Refused { action, message: format!("`{name}` is not ours: {lack}") })
+                }
+                Err(Lack::Part(lack)) => {
+                    Err(SandboxError::Unreachable(format!("its answer about `{name}` is not whole: {lack}")))
+                }
+            },
         }
     }
 
@@ -182,86 +201,51 @@ impl DockerSandbox {
 impl Sandbox for DockerSandbox {
     async fn probe(&self) -> Result<EngineInfo, SandboxError> {
         let system = self.system().await?;
-        let image = match self.image_id().await {
+        let image = match self.image().await {
             Err(error) if error.leaves_doubt() => return Err(error),
             known => known,
+        };
+        let incarnation = self.incarnation(system.id.as_deref().unwrap_or_default()).await?;
+        let access = {
+            let now = self.circumstances_of(&system, incarnation.clone(), image.as_ref().ok());
+            let mut knowledge = self.knowledge();
+            knowledge.is_about(now);
+            knowledge.access()
         };
         let runtime = isolation::runtime(&system, self.settings.runtime.as_deref());
         Ok(EngineInfo {
             engine: format!("docker {}", system.server_version.as_deref().unwrap_or("of an unknown version")),
-            incarnation: self.incarnation(system.id.as_deref().unwrap_or_default()).await?,
+            incarnation,
             cpus: cpus(&system),
             memory_bytes: system.mem_total.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0),
             folder: system.docker_root_dir.as_ref().map(PathBuf::from),
-            image,
+            image: image.map(|image| image.id),
             isolation: isolation::isolation(&system, runtime.as_deref().ok())?,
             runtime,
+            gpus: access,
         })
     }
 
+    async fn try_injectors(&self) -> bool {
+        self.find_injector().await
+    }
+
     async fn create(&self, launch: &Launch) -> Result<(), SandboxError> {
-        let (limit, action) = (self.settings.timeouts.change, "create a container");
-        let resolved = host_config::Resolved {
-            sources: resolve_sources(&launch.mounts, &self.settings.mount_roots)?,
-            image: self.image_id().await?,
-            host_cpus: self.host_cpus().await?,
+        let injector = match launch.gpus.is_empty() {
+            true => None,
+            false => Some(self.injector().await?),
         };
-        let body = host_config::body(launch, &self.settings, &resolved);
-        let options = CreateContainerOptions { name: Some(launch.name.0.clone()), ..Default::default() };
-        match timeout(limit, self.client().await?.create_container(Some(options), body)).await {
-            Err(_) => Err(SandboxError::TimedOut(limit, action)),
-            Ok(Err(error)) if is_status(&error, 409) => Err(SandboxError::NameTaken(launch.name.clone())),
-            Ok(Err(error)) => Err(match &self.settings.runtime {
-                Some(runtime) if speaks_of_no_runtime(&error) => SandboxError::RuntimeMissing(runtime.clone()),
-                _ if is_status(&error, 404) => SandboxError::ImageMissing(self.settings.image.clone()),
-                _ => translate(error, action, limit),
-            }),
-            Ok(Ok(created)) => {
-                for warning in created.warnings {
-                    tracing::warn!(container = %launch.name, warning, "the engine does not hold a limit");
-                }
-                Ok(())
-            }
-        }
+        self.heed(self.create_by(launch, injector).await)
     }
 
     async fn start(&self, name: &ContainerName) -> Result<(), SandboxError> {
-        let action = "start a container";
-        match self.inspect(name).await?.map(|found| found.status) {
-            None => Err(SandboxError::NoContainer(name.clone())),
-            // An earlier start whose reply was lost.
-            Some(Status::Running | Status::Lifeless) => Ok(()),
-            Some(Status::Exited(exit)) => {
-                let message = format!("`{name}` has run already and ended with code {}", exit.code);
-                Err(SandboxError::Refused { action, message })
-            }
-            Some(Status::Created { .. }) => {
-                let limit = self.settings.timeouts.change;
-                let start = self.client().await?.start_container(&name.0, None::<StartContainerOptions>);
-                bounded_for(name, limit, action, start).await
-            }
-        }
+        self.heed(self.start_once(name).await)
     }
 
     async fn inspect(&self, name: &ContainerName) -> Result<Option<Found>, SandboxError> {
-        let (limit, action) = (self.settings.timeouts.query, "inspect a container");
-        let inspect = self.client().await?.inspect_container(&name.0, None::<InspectContainerOptions>);
-        match bounded_for(name, limit, action, inspect).await {
-            Err(SandboxError::NoContainer(_)) => Ok(None),
-            Err(error) => Err(unanswered(error)),
-            Ok(answer) => match found::read(answer) {
-                Ok((mut found, process)) => {
-                    found.status = seen_by_the_kernel(found.status, process).await;
-                    Ok(Some(found))
-                }
-                Err(Lack::Label(lack)) => {
-                    Err(SandboxError::Refused { action, message: format!("`{name}` is not ours: {lack}") })
-                }
-                Err(Lack::Part(lack)) => {
-                    Err(SandboxError::Unreachable(format!("its answer about `{name}` is not whole: {lack}")))
-                }
-            },
-        }
+        let Some(Seen { mut found, process, .. }) = self.look(name).await? else { return Ok(None) };
+        found.status = seen_by_the_kernel(found.status, process).await;
+        Ok(Some(found))
     }
 
     async fn wait(&self, name: &ContainerName, limit: Duration) -> Result<(), SandboxError> {

@@ -130,7 +130,6 @@ pub(super) const COLUMNS: &str = "id, owner, trace_id, spec, inputs, limits, pri
 
 pub(super) fn job(row: &SqliteRow) -> Result<Job, StoreError> {
     let number: i64 = row.try_get("attempt")?;
-    let priority: i64 = row.try_get("priority")?;
     Ok(Job {
         id: job_id(row.try_get("id")?)?,
         owner: Owner(row.try_get("owner")?),
@@ -139,10 +138,7 @@ pub(super) fn job(row: &SqliteRow) -> Result<Job, StoreError> {
         inputs: json(row.try_get("inputs")?)?,
         limits: json(row.try_get("limits")?)?,
         estimate: row.try_get::<Option<&str>, _>("estimate")?.map(json).transpose()?,
-        priority: i8::try_from(priority)
-            .ok()
-            .and_then(|value| Priority::new(value).ok())
-            .ok_or_else(|| StoreError::Corrupt(format!("priority {priority}")))?,
+        priority: priority(row.try_get("priority")?)?,
         state: state(row.try_get("state")?, number, row.try_get("failure")?)?,
         attempt: attempt(number)?,
         last_seq: row.try_get("last_seq")?,
@@ -157,6 +153,11 @@ pub(super) fn job(row: &SqliteRow) -> Result<Job, StoreError> {
         remedy_of: row.try_get::<Option<&str>, _>("remedy_of")?.map(job_id).transpose()?,
         resumes: row.try_get("resumes")?,
     })
+}
+
+pub(super) fn priority(number: i64) -> Result<Priority, StoreError> {
+    let priority = i8::try_from(number).ok().and_then(|value| Priority::new(value).ok());
+    priority.ok_or_else(|| StoreError::Corrupt(format!("priority {number}")))
 }
 
 impl Store {
@@ -276,24 +277,6 @@ impl Store {
         let more = rows.len() > filter.limit as usize;
         let jobs = rows.iter().take(filter.limit as usize).map(job).collect::<Result<_, _>>()?;
         Ok(Page { jobs, more })
-    }
-
-    /// The first `limit` jobs in line: by priority, then in order of submission, in which a job that is tried again keeps
-    /// its place. Left out are retries that still wait, and jobs that wait for others. A retry that would wait for
-    /// longer than any has to was written down before the host's clock was set back, and waits no more.
-    pub async fn queue(&self, limit: u32) -> Result<Vec<Job>, StoreError> {
-        let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
-            "-- store::jobs::queue
-             SELECT {COLUMNS} FROM jobs
-             WHERE state = 'queued' AND awaited = 'there' AND (not_before_ms <= $1 OR not_before_ms > $1 + $3)
-             ORDER BY priority DESC, position LIMIT $2"
-        )))
-        .bind(self.clock.now_ms())
-        .bind(i64::from(limit))
-        .bind(LONGEST_WAIT_MS)
-        .fetch_all(&self.pool)
-        .await?;
-        rows.iter().map(job).collect()
     }
 
     /// The newest jobs of a kind that have succeeded, the newest first.

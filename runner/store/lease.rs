@@ -13,6 +13,7 @@ use sqlx::{Row, Sqlite, Transaction};
 use super::awaited::first_awaited;
 use super::failures::FailureRecord;
 use super::jobs::{Job, apply, read};
+use super::line::{may_have, note_oldest};
 use super::rows::{attempt, job_id, json, signed, to_json};
 use super::{Store, StoreError};
 
@@ -101,12 +102,13 @@ impl Store {
         self.claim_on(id, holder, &[]).await
     }
 
-    /// The same for these GPUs and MIG slices, by their UUIDs.
+    /// The same for these GPUs and MIG slices, by their UUIDs. `None` also if they are not as many as the job asks for, or
+    /// somebody else has one of them.
     pub async fn claim_on(&self, id: JobId, holder: &Holder, gpus: &[String]) -> Result<Option<Lease>, StoreError> {
         let mut tx = self.write().await?;
         let before = read(&mut tx, id).await?;
         let JobState::Queued { next } = before.state else { return Ok(None) };
-        if first_awaited(&mut tx, id).await?.is_some() {
+        if first_awaited(&mut tx, id).await?.is_some() || !may_have(&mut tx, &before.limits, gpus).await? {
             return Ok(None);
         }
         let now = self.clock.now_ms();
@@ -127,6 +129,7 @@ impl Store {
         .bind(to_json(&gpus)?)
         .execute(&mut *tx)
         .await?;
+        note_oldest(&mut tx, &job, now).await?;
         let row = attempt_row(&mut tx, id, next).await?;
         tx.commit().await?;
         self.announce(&job);
@@ -295,6 +298,18 @@ impl Lease {
         );
         self.still_ours(statement.bind(now).execute(&self.store.pool).await?)?;
         self.row.starting_ms = Some(now);
+        Ok(())
+    }
+
+    /// Takes back that the container was about to be started: it was not, and another one will be.
+    pub async fn not_started(&mut self) -> Result<(), StoreError> {
+        let statement = self.statement(
+            "-- store::lease::not_started
+             UPDATE attempts SET starting_ms = NULL
+             WHERE job_id = $1 AND attempt = $2 AND token = $3 AND ended_ms IS NULL",
+        );
+        self.still_ours(statement.execute(&self.store.pool).await?)?;
+        self.row.starting_ms = None;
         Ok(())
     }
 

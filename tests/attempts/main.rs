@@ -10,6 +10,7 @@ mod gpus;
 #[path = "../harness/harness.rs"]
 mod harness;
 mod hostile;
+mod injection;
 mod kinds;
 mod learning;
 mod remedies;
@@ -324,23 +325,36 @@ async fn a_worker_that_has_spoken_is_not_started_again_though_the_engine_forgot_
 }
 
 #[tokio::test]
-async fn the_line_waits_for_memory_and_says_so() {
-    let world = World::with(scripted([halfway(), halfway()])).await;
-    let large = Limits { memory_bytes: 9 << 30, ..limits() };
-    let first = world.submit(large).await;
+async fn a_job_waits_for_memory_and_says_so_and_is_overtaken_only_by_what_leaves_it_as_much() {
+    let world = World::with(scripted([halfway(), halfway(), halfway()])).await;
+    let gib = |gib: u64| Limits { memory_bytes: gib << 30, ..limits() };
+    let first = world.submit(gib(9)).await;
     world.until(first, |job| job.progress.is_some()).await;
-    let second = world.submit(large).await;
-    let small = world.submit(limits()).await;
+    let second = world.submit(gib(11)).await;
     let waits = world.until(second, |job| matches!(job.waits_for, Some(WaitsFor::Memory { .. }))).await;
-    assert!(waits.summary.starts_with("queued: needs 9.0 GiB of memory"), "{}", waits.summary);
-    assert_eq!(world.job(small).await.waits_for, Some(WaitsFor::JobsAhead { jobs: 1 }), "nobody is overtaken");
-    world.engine.go_on();
-    // Whichever of the two got the script with the pause in it has reached it then.
-    world.until(second, |job| job.progress.is_some()).await;
+    assert!(waits.summary.starts_with("queued: needs 11.0 GiB of memory"), "{}", waits.summary);
+    assert!(waits.summary.contains("; expected to start by "), "{}", waits.summary);
+    assert!(waits.starts_by_ms.is_some());
+    // There is room for both, but with the one the second could not start when the first has ended.
+    let kept = world.submit(gib(2)).await;
+    let small = world.submit(gib(1)).await;
     world.until(small, |job| job.progress.is_some()).await;
-    world.engine.go_on();
-    for id in [first, second, small] {
-        assert_eq!(world.until_done(id).await.state, "succeeded");
+    let waits = world.job(kept).await;
+    assert!(matches!(waits.waits_for, Some(WaitsFor::Kept { job, .. }) if job == second), "{waits:#?}");
+    assert!(waits.summary.contains(&format!("kept for job {second}")), "{}", waits.summary);
+    for id in [first, second, kept, small] {
+        let done = async |id| world.until_done(id).await;
+        let going = async {
+            loop {
+                world.engine.go_on();
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        };
+        let done = tokio::select! {
+            done = done(id) => done,
+            () = going => unreachable!(),
+        };
+        assert_eq!(done.state, "succeeded");
     }
 }
 

@@ -38,7 +38,7 @@ async fn a_job_whose_output_has_no_room_waits_and_is_not_overtaken() {
     let small = world.submit(limits()).await;
     let job = world.until(large, |job| matches!(job.waits_for, Some(WaitsFor::Disk { .. }))).await;
     assert!(job.summary.contains("its output may take 1.0 EiB"), "{}", job.summary);
-    assert_eq!(world.job(small).await.waits_for, Some(WaitsFor::JobsAhead { jobs: 1 }));
+    assert_eq!(world.job(small).await.waits_for, Some(WaitsFor::Kept { job: large, from_ms: None }));
     world.house.desk.cancel(large).await.unwrap();
     assert_eq!(world.until_done(small).await.state, "succeeded");
 }

@@ -33,6 +33,7 @@ impl Sandbox for Idle {
             image: Ok("sha256:0".into()),
             runtime: Ok("idle".into()),
             isolation: Isolation::default(),
+            gpus: Default::default(),
         })
     }
 

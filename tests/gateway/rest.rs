@@ -75,7 +75,7 @@ async fn a_page_says_of_each_job_what_is_said_of_it_alone() {
     let (_, page) = house.get("/v1/jobs").await;
     let jobs = page["jobs"].as_array().unwrap();
     let reasons: Vec<_> = jobs.iter().map(|job| job["waits_for"]["reason"].as_str().unwrap_or("none")).collect();
-    assert_eq!(reasons, ["jobs_ahead", "job", "dispatch", "none", "none", "retry"]);
+    assert_eq!(reasons, ["dispatch", "job", "dispatch", "none", "none", "retry"]);
     assert!(jobs[5]["summary"].as_str().unwrap().contains("gone"), "{page:#}");
     for job in jobs {
         let (_, alone) = house.get(&format!("/v1/jobs/{}", job["id"].as_str().unwrap())).await;

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use drydock::sandbox::gpus::{GpuAccess, Injector};
 use drydock::sandbox::{ContainerName, EngineInfo, Exit, Found, Isolation, Launch, Sandbox, SandboxError, Status};
 use drydock_spec::contract::{EVENTS_PATH, OUTPUT_PATH};
 use drydock_spec::report::{Finished, Started};
@@ -80,6 +81,10 @@ struct World {
     incarnation: u32,
     /// Starts are not answered and take no effect.
     refuse_starts: bool,
+    /// The next starts of this many leave containers without their GPUs.
+    lose_gpus: u32,
+    /// No container with GPUs can be made.
+    no_injector: bool,
     /// The next calls of this many that change something take effect, and the reply is lost.
     lose_replies: u32,
     containers: BTreeMap<ContainerName, Container>,
@@ -151,6 +156,16 @@ impl Scripted {
     /// Whether starts are left without an answer and without effect.
     pub fn refuse_starts(&self, refuse: bool) {
         self.world().refuse_starts = refuse;
+    }
+
+    /// The next `count` starts fail: the injector does not do its part.
+    pub fn lose_gpus(&self, count: u32) {
+        self.world().lose_gpus = count;
+    }
+
+    /// Whether no injector works.
+    pub fn no_injector(&self, none: bool) {
+        self.world().no_injector = none;
     }
 
     /// The engine dies and takes every container with it.
@@ -340,10 +355,19 @@ impl Sandbox for Scripted {
             image: Ok("sha256:scripted".into()),
             runtime: Ok("scripted".into()),
             isolation: Isolation::default(),
+            gpus: GpuAccess {
+                units: 1,
+                cuda: true,
+                injection: if world.no_injector { Err("no injector works here".into()) } else { Ok(Injector::Cdi) },
+                refused: Vec::new(),
+            },
         })
     }
 
     async fn create(&self, launch: &Launch) -> Result<(), SandboxError> {
+        if self.ask()?.no_injector {
+            return Err(SandboxError::NoInjector("no injector works here".into()));
+        }
         self.change(|world| {
             if world.containers.contains_key(&launch.name) {
                 return Err(SandboxError::NameTaken(launch.name.clone()));
@@ -371,6 +395,12 @@ impl Sandbox for Scripted {
         if self.ask()?.refuse_starts {
             return Err(SandboxError::TimedOut(Duration::from_secs(1), "start the container"));
         }
+        let mut world = self.ask()?;
+        if let Some(left) = world.lose_gpus.checked_sub(1) {
+            world.lose_gpus = left;
+            return Err(SandboxError::NoInjection { injector: Injector::Nvidia, message: "driver not loaded".into() });
+        }
+        drop(world);
         self.change(|world| {
             *world.starts.entry(name.clone()).or_default() += 1;
             let container = world.containers.get_mut(name).ok_or(SandboxError::NoContainer(name.clone()))?;

@@ -54,6 +54,7 @@ fn engine(memory_bytes: u64) -> EngineWatch {
         image,
         runtime: Ok("scripted".into()),
         isolation: Isolation::default(),
+        gpus: Default::default(),
     }))
 }
 

@@ -41,11 +41,16 @@ fn tell_who_it_is() {
         unsafe { libc::getrlimit(which, &mut limit) };
         tell(&format!("limit {name}"), &limit.rlim_max.to_string());
     }
-    let mut names: Vec<_> = std::env::vars().map(|(name, value)| format!("{name}={value}")).collect();
-    names.sort();
-    tell("environment", &names.join(" "));
+    tell("environment", &environment());
     tell("kernel", fs::read_to_string("/proc/version").unwrap_or_default().trim());
     tell("first process", fs::read_to_string("/proc/1/comm").unwrap_or_default().trim());
+}
+
+/// Every variable with its value.
+pub(crate) fn environment() -> String {
+    let mut names: Vec<_> = std::env::vars().map(|(name, value)| format!("{name}={value}")).collect();
+    names.sort();
+    names.join(" ")
 }
 
 /// Every input: what its file says, and whether another can be put beside it.

@@ -64,7 +64,7 @@ fn make(case: &str, what: impl FnOnce(&str) -> io::Result<()>) {
     tell(&format!("make {case}"), &outcome(made));
 }
 
-fn make_node(path: &str, kind: libc::mode_t, device: libc::dev_t) -> io::Result<()> {
+pub(crate) fn make_node(path: &str, kind: libc::mode_t, device: libc::dev_t) -> io::Result<()> {
     let path = CString::new(path)?;
     // SAFETY: the path is a C string that lives on.
     checked(unsafe { libc::syscall(libc::SYS_mknodat, libc::AT_FDCWD, path.as_ptr(), kind | 0o666, device) }).map(drop)

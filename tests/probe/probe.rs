@@ -2,6 +2,7 @@
 //! container must not be able to do and appends what came of it to the events file, one JSON object a line:
 //! `{"fact": "socket 2", "value": "EPERM"}`.
 
+mod devices;
 mod doom;
 mod greed;
 mod inspect;
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
     match arguments[..] {
         ["run", spec] => return worker::work(spec),
         ["inspect", host_socket] => inspect::inspect(host_socket),
+        ["look-for-gpus", ref paths @ ..] => devices::look_for_gpus(paths),
         ["exit", code] => return code.parse::<u8>().map_or(ExitCode::FAILURE, ExitCode::from),
         ["raise", signal] => raise(signal.parse().unwrap_or(0)),
         ["eat-memory"] => eat_memory(),

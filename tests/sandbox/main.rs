@@ -6,6 +6,7 @@
 
 mod ends;
 mod engine;
+mod gpus;
 mod greed;
 mod image;
 mod kernel;
@@ -13,6 +14,7 @@ mod life;
 mod log;
 mod other_engines;
 mod outputs;
+mod own_engine;
 mod stage;
 mod told;
 mod walls;

@@ -34,7 +34,8 @@ async fn the_environment_holds_nothing_of_the_hosts() {
     let told = Told::from_inside().await;
     let names: Vec<_> =
         told.get("environment").split(' ').map(|variable| variable.split('=').next().unwrap()).collect();
-    assert_eq!(names, ["HOME", "HOSTNAME", "PATH", "TMPDIR"]);
+    assert_eq!(names, ["HOME", "HOSTNAME", "NVIDIA_VISIBLE_DEVICES", "PATH", "TMPDIR"]);
+    assert!(told.get("environment").contains("NVIDIA_VISIBLE_DEVICES=void"), "which is none, to NVIDIA's runtime");
 }
 
 #[tokio::test]

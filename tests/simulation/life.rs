@@ -12,15 +12,19 @@ use drydock::house::House;
 use drydock::plan::{AdapterInput, DatasetInput, ModelInput, ModelSource, ResolvedInputs};
 use drydock::sandbox::attempt_dir::OutputCap;
 use drydock::store::{Filter, Job, NewJob, Store};
+use drydock_gpu::inventory::{Gpu, Inventory, Memory};
 use drydock_spec::{FinetuneArgs, JobArgs, JobId, Limits, OnFailure, Owner, Priority, TraceId};
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 use tokio::runtime::Runtime;
 
 use crate::harness::scripted::Scripted;
-use crate::ops::{Op, Story};
+use crate::ops::{Gpus, Op, Story};
 
 /// Longer than anything may wait: retries, leases, silence, time limits.
 const AGE_MS: i64 = 700_000;
+/// GPUs of the host, and the memory of each.
+pub(crate) const GPUS: usize = 3;
+pub(crate) const GPU_BYTES: u64 = 80;
 
 pub(crate) struct World {
     pub(crate) folder: tempfile::TempDir,
@@ -35,6 +39,8 @@ pub(crate) struct World {
     pub(crate) cancelled: Vec<JobId>,
     /// Whether somebody took containers away, so that nobody can know how they ended.
     pub(crate) forgotten: bool,
+    /// Which of the host's GPUs no job gets.
+    cordoned: Option<usize>,
 }
 
 /// The file of a database that is up to date and empty.
@@ -96,6 +102,7 @@ impl World {
             seen: BTreeMap::new(),
             cancelled: Vec::new(),
             forgotten: false,
+            cordoned: None,
         };
         world.engine.usually(Story::Success.steps());
         world.begin_life();
@@ -125,6 +132,7 @@ impl World {
         self.life = Some(Life { runtime, house });
         // Where the test runs there may be little.
         self.disk(false);
+        self.gpus();
     }
 
     pub(crate) fn state(&self) -> std::path::PathBuf {
@@ -142,7 +150,7 @@ impl World {
         match op {
             Op::Crash { polls } => return self.crash(polls),
             Op::Restart => return self.restart(),
-            Op::Submit { story, reads, large, attempts } => self.submit(story, reads, large, attempts),
+            Op::Submit { story, reads, large, attempts, gpus } => self.submit(story, reads, (large, gpus), attempts),
             Op::Cancel(index) => {
                 if let Some(&id) = self.ids.get(index % self.ids.len().max(1)) {
                     self.cancelled.push(id);
@@ -171,6 +179,10 @@ impl World {
             }
             Op::RefuseStarts(refuse) => self.engine.refuse_starts(refuse),
             Op::DiskFull(full) => self.disk(full),
+            Op::Cordon(which) => {
+                self.cordoned = which;
+                self.gpus();
+            }
         }
         self.settle();
     }
@@ -203,7 +215,22 @@ impl World {
         self.with(async |house| settle(&house.desk.store).await);
     }
 
-    fn submit(&mut self, story: Story, reads: Option<usize>, large: bool, attempts: u32) {
+    /// Tells the runner which GPUs the host has.
+    fn gpus(&mut self) {
+        let memory = Memory { total_bytes: GPU_BYTES, reserved_bytes: 0, free_bytes: GPU_BYTES };
+        let gpu = |index: usize| Gpu {
+            index: index as u32,
+            uuid: format!("GPU-{index}"),
+            name: "scripted".into(),
+            memory,
+            cordoned: (self.cordoned == Some(index)).then(|| "has told of Xid 79".into()),
+            ..Gpu::default()
+        };
+        let inventory = Inventory { gpus: (0..GPUS).map(gpu).collect(), ..Inventory::default() };
+        self.with(async |house| drop(house.gpus.send_replace(inventory)));
+    }
+
+    fn submit(&mut self, story: Story, reads: Option<usize>, (large, gpus): (bool, Gpus), attempts: u32) {
         let reads = reads.and_then(|index| self.ids.get(index % self.ids.len().max(1)).copied());
         let id = JobId::from_parts(self.clock.now_ms(), self.ids.len() as u128);
         // Attempts come to the engine in no fixed order, so that a story belongs to its job: every second one has it in
@@ -233,8 +260,15 @@ impl World {
                 silence_ms: 300_000,
                 grace_ms: 10_000,
                 max_attempts: attempts,
-                gpus: 0,
-                gpu_memory_bytes: None,
+                gpus: match gpus {
+                    Gpus::None => 0,
+                    Gpus::Own(count) => count,
+                    Gpus::Share(_) => 1,
+                },
+                gpu_memory_bytes: match gpus {
+                    Gpus::Share(bytes) => Some(bytes),
+                    Gpus::None | Gpus::Own(_) => None,
+                },
             },
             estimate: None,
             priority: Priority::default(),
@@ -280,6 +314,7 @@ impl World {
         self.engine.lose_replies(0);
         self.engine.refuse_starts(false);
         self.disk(false);
+        self.happen(Op::Cordon(None));
         for _ in 0..60 {
             self.happen(Op::Probe);
             self.happen(Op::Adopt);

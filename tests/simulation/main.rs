@@ -88,7 +88,8 @@ fn what_once_went_wrong_goes_right() {
 fn a_job_over_which_one_gateway_after_the_other_dies_is_given_up() {
     life::be_nobody_special();
     let mut world = life::World::new();
-    world.happen(Op::Submit { story: ops::Story::Silent, reads: None, large: false, attempts: 1 });
+    let gpus = ops::Gpus::Own(1);
+    world.happen(Op::Submit { story: ops::Story::Silent, reads: None, large: false, attempts: 1, gpus });
     world.happen(Op::Dispatch);
     for _ in 0..49 {
         world.happen(Op::Crash { polls: 0 });
@@ -107,6 +108,13 @@ fn a_sequence_takes_the_same_course_again() {
         let mut course = Vec::new();
         for op in [
             Op::submit(ops::Story::Lost),
+            Op::Submit {
+                story: ops::Story::Success,
+                reads: None,
+                large: false,
+                attempts: 2,
+                gpus: ops::Gpus::Share(30),
+            },
             Op::submit(ops::Story::Success),
             Op::Dispatch,
             Op::GoOn,

@@ -16,6 +16,7 @@ pub(crate) enum Op {
         reads: Option<usize>,
         large: bool,
         attempts: u32,
+        gpus: Gpus,
     },
     Cancel(usize),
     /// The passes of the runner.
@@ -41,6 +42,8 @@ pub(crate) enum Op {
     RefuseStarts(bool),
     /// The disk is full, or has room again.
     DiskFull(bool),
+    /// One of the host's GPUs is cordoned, or none.
+    Cordon(Option<usize>),
     /// The runner is killed after its threads have got so far, and started again.
     Crash {
         polls: u32,
@@ -73,9 +76,19 @@ pub(crate) enum Story {
     CrashesUnseen,
 }
 
+/// What a job wants of the host's GPUs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Gpus {
+    None,
+    /// So many to itself.
+    Own(u32),
+    /// A part of one, in the scripted host's bytes.
+    Share(u64),
+}
+
 impl Op {
     pub(crate) fn submit(story: Story) -> Self {
-        Self::Submit { story, reads: None, large: false, attempts: 3 }
+        Self::Submit { story, reads: None, large: false, attempts: 3, gpus: Gpus::None }
     }
 }
 
@@ -140,8 +153,13 @@ pub(crate) fn drawn(Weights { crashes, engine, time }: Weights) -> impl Strategy
         Story::VanishesUnseen,
         Story::CrashesUnseen,
     ]);
-    let submit = (story, proptest::option::weighted(0.3, 0..6usize), proptest::bool::weighted(0.2), 1..4u32)
-        .prop_map(|(story, reads, large, attempts)| Op::Submit { story, reads, large, attempts });
+    let gpus = prop_oneof![
+        4 => Just(Gpus::None),
+        4 => (1..4u32).prop_map(Gpus::Own),
+        2 => (1..80u64).prop_map(Gpus::Share),
+    ];
+    let submit = (story, proptest::option::weighted(0.3, 0..6usize), proptest::bool::weighted(0.2), 1..4u32, gpus)
+        .prop_map(|(story, reads, large, attempts, gpus)| Op::Submit { story, reads, large, attempts, gpus });
     let trouble = prop_oneof![
         3 => (1..5u32).prop_map(Op::LoseReplies),
         2 => Just(Op::EngineDown),
@@ -156,6 +174,7 @@ pub(crate) fn drawn(Weights { crashes, engine, time }: Weights) -> impl Strategy
         2 => (20_000..400_000i64).prop_map(Op::Advance),
         1 => (-7_200_000..7_200_000i64).prop_map(Op::SetClock),
         1 => any::<bool>().prop_map(Op::DiskFull),
+        1 => proptest::option::of(0..crate::life::GPUS).prop_map(Op::Cordon),
     ];
     let end = prop_oneof![3 => (0..40u32).prop_map(|polls| Op::Crash { polls }), 1 => Just(Op::Restart)];
     prop_oneof![
@@ -196,7 +215,7 @@ pub(crate) fn once_broken() -> Vec<Vec<Op>> {
         // would have been started a second time.
         vec![
             Op::LoseReplies(2),
-            Op::Submit { story: Story::Mute, reads: None, large: false, attempts: 1 },
+            Op::Submit { story: Story::Mute, reads: None, large: false, attempts: 1, gpus: Gpus::None },
             Op::Dispatch,
             Op::Advance(500),
             Op::Forget,

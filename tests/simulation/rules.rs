@@ -6,7 +6,7 @@ use drydock::sandbox::{ContainerName, Status};
 use drydock::store::{Entry, Job, LogLine};
 use drydock_spec::{Attempt, FailureKind, JobEvent, JobId, JobState, Outcome, Report};
 
-use crate::life::World;
+use crate::life::{GPU_BYTES, World};
 
 /// CPU (thousandths) and memory (bytes) that the scripted engine's jobs may use.
 const CAPACITY: (u64, u64) = (4_000, (16 << 30) / 5 * 4);
@@ -38,6 +38,7 @@ pub(crate) fn check(world: &mut World) {
     assert!(world.engine.starts().iter().all(|starts| *starts == 1), "a container was started a second time");
     let reserved = world.with(async |house| house.desk.store.reserved().await.unwrap());
     assert!(reserved.0 <= CAPACITY.0 && reserved.1 <= CAPACITY.1, "{reserved:?} is more than {CAPACITY:?}");
+    no_gpu_is_held_by_two(world, &jobs);
     world.seen = jobs;
 }
 
@@ -134,6 +135,24 @@ fn the_end_is_the_true_one(world: &World, jobs: &BTreeMap<JobId, Job>, Account {
 fn has_finished(log: &[LogLine]) -> bool {
     log.iter()
         .any(|line| matches!(&line.entry, Entry::Report { line, .. } if matches!(line.report, Report::Finished(_))))
+}
+
+/// But for those that all share it, and then no more of its memory than it has.
+fn no_gpu_is_held_by_two(world: &World, jobs: &BTreeMap<JobId, Job>) {
+    let under_way = world.with(async |house| house.desk.store.attempts_under_way().await.unwrap());
+    let mut holders: BTreeMap<String, Vec<Option<u64>>> = BTreeMap::new();
+    for row in under_way {
+        let limits = jobs[&row.job].limits;
+        assert_eq!(row.gpus.len(), limits.gpus as usize, "{} asks for as many", row.job);
+        for gpu in row.gpus {
+            holders.entry(gpu).or_default().push(limits.gpu_memory_bytes);
+        }
+    }
+    for (gpu, held) in holders {
+        let shared: Option<Vec<u64>> = held.iter().copied().collect();
+        let room = shared.is_some_and(|bytes| bytes.iter().sum::<u64>() <= GPU_BYTES && bytes.len() <= 4);
+        assert!(held.len() == 1 || room, "{gpu} is held by {held:?}");
+    }
 }
 
 fn an_attempt_is_under_way_exactly_while_its_job_runs(world: &World, jobs: &BTreeMap<JobId, Job>) {

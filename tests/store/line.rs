@@ -14,15 +14,14 @@ async fn a_clock_that_is_set_back_makes_no_job_wait_for_longer_than_the_longest_
     let id = house.submit(1, 0).await;
     let retry = house.clock.now_ms() + 4_000;
     house.claim(id).await.finish(failed(FailureKind::EngineLost), &[], retry).await.unwrap();
-    assert!(house.store.queue(1).await.unwrap().is_empty());
+    assert!(house.store.front(1).await.unwrap().jobs.is_empty());
     house.clock.step(-86_400_000);
-    let line = house.store.queue(1).await.unwrap();
-    assert_eq!(line[0].id, id);
-    assert_eq!(line[0].waits_ms(house.clock.now_ms()), 0);
+    assert_eq!(house.store.front(1).await.unwrap().jobs[0].id, id);
+    assert_eq!(house.store.job(id).await.unwrap().waits_ms(house.clock.now_ms()), 0);
     // One that was submitted before the clock was set waits for nothing, either.
     let second = house.submit(2, 0).await;
     house.clock.step(-60_000);
-    assert_eq!(house.store.queue(2).await.unwrap()[1].id, second);
+    assert_eq!(house.store.front(2).await.unwrap().jobs[1].id, second);
 }
 
 #[tokio::test]
@@ -51,7 +50,7 @@ async fn what_waits_for_two_results_is_in_line_when_both_are_there_and_lost_with
     new.inputs = inputs;
     new.priority = Priority::new(-1).unwrap();
     let unlucky = house.store.submit(new).await.unwrap().job.id;
-    let line = async || house.store.queue(9).await.unwrap().into_iter().map(|job| job.id).collect::<Vec<_>>();
+    let line = async || house.store.front(9).await.unwrap().jobs.into_iter().map(|job| job.id).collect::<Vec<_>>();
     house.claim(one).await.finish(Outcome::Succeeded, &[], 0).await.unwrap();
     assert_eq!(line().await, [other]);
     house.claim(other).await.finish(Outcome::Succeeded, &[], 0).await.unwrap();
@@ -106,7 +105,7 @@ proptest! {
                     }
                     Turn::Advance(ms) => house.clock.advance(ms),
                     Turn::Lose(wait) => {
-                        let Some(first) = house.store.queue(1).await.unwrap().into_iter().next() else { continue };
+                        let Some(first) = house.store.front(1).await.unwrap().jobs.into_iter().next() else { continue };
                         let lease = house.store.claim(first.id, &holder("a")).await.unwrap().unwrap();
                         let retry = house.clock.now_ms() + wait;
                         lease.finish(failed(FailureKind::EngineLost), &[], retry).await.unwrap();
@@ -116,11 +115,11 @@ proptest! {
                     }
                 }
                 let due = house.clock.now_ms() >= free_at && attempts < 10;
-                let first = house.store.queue(1).await.unwrap().first().map(|job| job.id);
+                let first = house.store.front(1).await.unwrap().jobs.first().map(|job| job.id);
                 prop_assert_eq!(first == Some(victim), due);
             }
             house.clock.advance(LONGEST_WAIT_MS);
-            let first = house.store.queue(1).await.unwrap().first().map(|job| job.id);
+            let first = house.store.front(1).await.unwrap().jobs.first().map(|job| job.id);
             prop_assert_eq!(first == Some(victim), attempts < 10);
             Ok(())
         })?;

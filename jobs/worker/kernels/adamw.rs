@@ -44,14 +44,42 @@ pub struct AdamW {
 
 /// What one step comes to for each value; see [`AdamW::step`].
 #[derive(Debug, Clone, Copy)]
-struct Coefficients {
-    beta1: f32,
-    beta2: f32,
-    epsilon: f32,
-    gradient: f32,
-    decay: f32,
-    rate: f32,
-    second: f32,
+pub struct Coefficients {
+    pub beta1: f32,
+    pub beta2: f32,
+    pub epsilon: f32,
+    /// What gradients are multiplied by first.
+    pub gradient: f32,
+    /// What is left of a value that decays.
+    pub decay: f32,
+    /// The learning rate, with the first moment's correction.
+    pub rate: f32,
+    /// The second moment's correction, of its root.
+    pub second: f32,
+}
+
+impl Constants {
+    /// For the step of this number, counted from 1.
+    pub fn coefficients(&self, step: i32, learning_rate: f64, gradient_scale: f64) -> Coefficients {
+        let Self { beta1, beta2, epsilon, weight_decay } = *self;
+        Coefficients {
+            beta1: beta1 as f32,
+            beta2: beta2 as f32,
+            epsilon: epsilon as f32,
+            gradient: gradient_scale as f32,
+            decay: (1.0 - learning_rate * weight_decay) as f32,
+            // The moments start at zero; both corrections take that bias out.
+            rate: (learning_rate / (1.0 - beta1.powi(step))) as f32,
+            second: (1.0 / (1.0 - beta2.powi(step)).sqrt()) as f32,
+        }
+    }
+}
+
+impl Coefficients {
+    /// For a stretch of values, which may not decay.
+    pub fn of(self, stretch: Stretch) -> Self {
+        Self { decay: if stretch.decays { self.decay } else { 1.0 }, ..self }
+    }
 }
 
 dispatched! {
@@ -84,8 +112,7 @@ impl InplaceOp1 for Update<'_> {
         let mut from = 0;
         for stretch in self.stretches {
             let range = from..from + stretch.len;
-            let decay = if stretch.decays { self.coefficients.decay } else { 1.0 };
-            let coefficients = Coefficients { decay, ..self.coefficients };
+            let coefficients = self.coefficients.of(*stretch);
             let (first, second) = (&mut moments.first[range.clone()], &mut moments.second[range.clone()]);
             let moments = first.par_chunks_mut(PIECE).zip(second.par_chunks_mut(PIECE));
             let pieces = values[range.clone()].par_chunks_mut(PIECE).zip(self.gradient[range].par_chunks(PIECE));
@@ -130,17 +157,7 @@ impl AdamW {
         gradient_scale: f64,
     ) -> Result<()> {
         self.steps += 1;
-        let Constants { beta1, beta2, epsilon, weight_decay } = self.constants;
-        let coefficients = Coefficients {
-            beta1: beta1 as f32,
-            beta2: beta2 as f32,
-            epsilon: epsilon as f32,
-            gradient: gradient_scale as f32,
-            decay: (1.0 - learning_rate * weight_decay) as f32,
-            // The moments start at zero; both corrections take that bias out.
-            rate: (learning_rate / (1.0 - beta1.powi(self.steps))) as f32,
-            second: (1.0 / (1.0 - beta2.powi(self.steps)).sqrt()) as f32,
-        };
+        let coefficients = self.constants.coefficients(self.steps, learning_rate, gradient_scale);
         let groups = gradients.iter().zip(&self.stretches).zip(&mut self.moments);
         for (var, ((gradient, stretches), moments)) in variables.iter().zip(groups) {
             var.inplace_op1(&Update { gradient, stretches, moments: moments.into(), coefficients })?;

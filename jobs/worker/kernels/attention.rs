@@ -72,7 +72,7 @@ impl Scoring {
     }
 
     /// The keys that a block of queries sees altogether.
-    fn span(self, block: &Range<usize>) -> Range<usize> {
+    pub(crate) fn span(self, block: &Range<usize>) -> Range<usize> {
         self.first_seen(block.start)..block.end
     }
 

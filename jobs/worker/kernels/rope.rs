@@ -28,6 +28,15 @@ pub(super) struct Table {
     half: usize,
 }
 
+/// See [`Rope::angles`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct Angles {
+    pub cosines: Vec<f32>,
+    pub sines: Vec<f32>,
+    /// Values in a row of either.
+    pub half: usize,
+}
+
 /// Which way to turn: backward passes turn gradients back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Turn {
@@ -72,6 +81,22 @@ impl Rope {
     /// Positions that the tables reach.
     pub fn positions(&self) -> usize {
         self.long.as_ref().map_or(&self.usual, |(_, long)| long).positions()
+    }
+
+    /// All angles, for somebody who turns elsewhere: cosines and sines `[rows, half]` times the factor, first the usual
+    /// ones and below them those of long rows.
+    pub fn angles(&self) -> Angles {
+        let tables = || std::iter::once(&self.usual).chain(self.long.as_ref().map(|(_, long)| long));
+        Angles {
+            cosines: tables().flat_map(|table| table.cosines.iter().copied()).collect(),
+            sines: tables().flat_map(|table| table.sines.iter().copied()).collect(),
+            half: self.usual.half,
+        }
+    }
+
+    /// Which row of the [`Rope::angles`] turns the first token of a row of so many.
+    pub fn first_angle(&self, tokens: usize) -> usize {
+        if self.is_long(tokens) { self.usual.positions() } else { 0 }
     }
 
     /// What turns a row of so many tokens.

@@ -28,9 +28,9 @@ pub struct Decoder {
     /// What scoring and answering compute with; a training pass says so itself.
     pub scoring: Precision,
     /// `[vocabulary, hidden]`
-    pub(super) embedding: Parameter,
-    pub(super) layers: Vec<Layer>,
-    pub(super) last: LastLayer,
+    pub(crate) embedding: Parameter,
+    pub(crate) layers: Vec<Layer>,
+    pub(crate) last: LastLayer,
     /// What is trained: the embedding's group, one for each layer, and the last layer's. None while all is frozen.
     groups: Vec<Trainable>,
     pub(super) rope: Arc<Rope>,
@@ -39,13 +39,13 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    pub(super) const EMBEDDING_GROUP: usize = 0;
+    pub(crate) const EMBEDDING_GROUP: usize = 0;
 
-    pub(super) fn layer_group(&self, index: usize) -> usize {
+    pub(crate) fn layer_group(&self, index: usize) -> usize {
         1 + index
     }
 
-    pub(super) fn last_group(&self) -> usize {
+    pub(crate) fn last_group(&self) -> usize {
         1 + self.layers.len()
     }
 
@@ -221,7 +221,7 @@ impl Decoder {
         Attention { heads: self.config.heads, scoring: self.config.scoring(layer), rope, bounds: bounds.clone() }
     }
 
-    pub(super) fn rope_of(&self, layer: usize) -> &Arc<Rope> {
+    pub(crate) fn rope_of(&self, layer: usize) -> &Arc<Rope> {
         self.window_rope.as_ref().filter(|_| self.config.turns_as_window(layer)).unwrap_or(&self.rope)
     }
 

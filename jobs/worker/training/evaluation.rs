@@ -4,11 +4,10 @@ use drydock_spec::Recipe;
 use drydock_spec::finetune::Objective;
 use drydock_spec::report::Preferences;
 
-use super::objective::{Aim, Material, Rewards};
+use super::objective::{Aim, Material, Rewards, Score};
 use super::order::{Pass, grouped};
 use crate::data::lesson::Lesson;
 use crate::ending::Result;
-use crate::model::decoder::Decoder;
 
 /// Tokens in one forward pass where no gradient is asked for.
 const SCORING_TOKENS: usize = 1024;
@@ -25,7 +24,7 @@ pub struct HeldOut {
 
 /// Measures the passes; `done` hears before each how many lessons are done.
 pub fn measure(
-    decoder: &Decoder,
+    score: &mut Score<'_>,
     material: &Material<'_>,
     aim: Aim,
     passes: &[Pass],
@@ -36,7 +35,8 @@ pub fn measure(
     for pass in passes {
         done(lessons)?;
         let portion = material.portion(aim, pass);
-        let weighed = portion.weigh(aim, decoder, &decoder.target_losses(&portion.batch)?)?;
+        let losses = score(&portion.batch)?;
+        let weighed = portion.weigh(aim, &losses, score)?;
         loss += weighed.loss;
         counted += portion.counted(aim);
         rewards.add(weighed.rewards);

@@ -13,7 +13,6 @@ use crate::data::batch::Batch;
 use crate::data::lesson::{Lesson, Matter};
 use crate::data::rows::Row;
 use crate::ending::Result;
-use crate::model::decoder::Decoder;
 
 /// An objective with what it needs to know.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -31,6 +30,9 @@ impl Aim {
         matches!(self.objective, Objective::Dpo | Objective::Kto)
     }
 }
+
+/// Says how likely the model, as it is now, finds each of a batch's targets: as [`super::engine::Engine::target_losses`].
+pub type Score<'a> = dyn FnMut(&Batch) -> Result<Vec<f64>> + 'a;
 
 /// Lessons that the model is asked about at once, before it is trained.
 const ASKED_AT_ONCE: usize = 8;
@@ -94,16 +96,16 @@ impl<'a> Material<'a> {
     }
 
     /// Asks the model, as it is now, how likely it finds each lesson's answers.
-    pub fn refer(&mut self, decoder: &Decoder, aim: Aim, mut done: impl FnMut(usize) -> Result<()>) -> Result<()> {
+    pub fn refer(&mut self, aim: Aim, score: &mut Score<'_>, mut done: impl FnMut(usize) -> Result<()>) -> Result<()> {
         let mut reference = Vec::with_capacity(self.lessons.len());
         let indices: Vec<usize> = (0..self.lessons.len()).collect();
         for some in indices.chunks(ASKED_AT_ONCE) {
             done(some[0])?;
             let portion = self.portion(aim, some);
-            let sums = sums_by_row(&portion.batch, &decoder.target_losses(&portion.batch)?);
+            let sums = sums_by_row(&portion.batch, &score(&portion.batch)?);
             match &portion.mismatched {
                 Some(mismatched) => {
-                    let others = sums_by_row(mismatched, &decoder.target_losses(mismatched)?);
+                    let others = sums_by_row(mismatched, &score(mismatched)?);
                     reference.extend(sums.into_iter().zip(others).map(|(sum, other)| [-sum, -other]));
                 }
                 None => reference.extend(sums.chunks_exact(2).map(|pair| [-pair[0], -pair[1]])),
@@ -174,8 +176,8 @@ impl Portion {
         self.batch.ids.len() + self.mismatched.as_ref().map_or(0, |batch| batch.ids.len())
     }
 
-    /// What the losses of the targets come to.
-    pub fn weigh(&self, aim: Aim, decoder: &Decoder, losses: &[f64]) -> Result<Weighed> {
+    /// What the losses of the targets come to; `score` is asked about what nothing is learnt from.
+    pub fn weigh(&self, aim: Aim, losses: &[f64], score: &mut Score<'_>) -> Result<Weighed> {
         let mut weighed = match aim.objective {
             Objective::Sft => return Ok(Weighed::evenly(losses)),
             // ORPO also says the chosen answer: a mean over the tokens of the pass, once for each lesson.
@@ -184,7 +186,7 @@ impl Portion {
         };
         let drift = match &self.mismatched {
             Some(batch) => {
-                let policy = sums_by_row(batch, &decoder.target_losses(batch)?).into_iter().map(|sum| -sum);
+                let policy = sums_by_row(batch, &score(batch)?).into_iter().map(|sum| -sum);
                 let reference: Vec<f64> = self.reference.iter().map(|reference| reference[1]).collect();
                 drift(&policy.collect::<Vec<_>>(), &reference)
             }

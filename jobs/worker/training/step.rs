@@ -1,26 +1,20 @@
 //! One optimizer step: gradients summed up over several forward passes, clipped, and applied.
 
-use candle_core::Var;
 use drydock_spec::finetune::Objective;
 use drydock_spec::{FailureKind, Recipe};
 
+use super::engine::{Engine, Sums};
 use super::objective::{Aim, Portion, Rewards};
 use crate::ending::{Result, failed};
-use crate::kernels::adamw::{AdamW, Constants, global_norm};
 use crate::kernels::linear::mix;
-use crate::model::decoder::Decoder;
-use crate::model::parameter::{Gradients, Trainable};
-use crate::model::tape::{Pass, Tape};
+use crate::model::tape::Pass;
 
-/// Takes steps: the model's trained values, their gradients and the optimizer's moments.
+/// Takes steps.
 pub struct Stepper<'a> {
-    pub decoder: &'a Decoder,
+    /// The model's trained values, their gradients and the optimizer's moments.
+    pub engine: Box<dyn Engine + 'a>,
     recipe: &'a Recipe,
     aim: Aim,
-    variables: Vec<Var>,
-    /// Sums over the forward passes of a step.
-    gradients: Gradients,
-    pub optimizer: AdamW,
 }
 
 /// What the passes of a step came to, before anything is changed.
@@ -50,16 +44,8 @@ impl Measured {
 }
 
 impl<'a> Stepper<'a> {
-    pub fn new(decoder: &'a Decoder, recipe: &'a Recipe, aim: Aim, trainables: &[Trainable]) -> Self {
-        let variables: Vec<Var> = trainables.iter().map(|trainable| trainable.var.clone()).collect();
-        let constants = Constants {
-            beta1: recipe.adam_beta1,
-            beta2: recipe.adam_beta2,
-            epsilon: recipe.adam_epsilon,
-            weight_decay: recipe.weight_decay,
-        };
-        let optimizer = AdamW::new(constants, trainables.iter().map(Trainable::stretches).collect());
-        Self { decoder, recipe, aim, gradients: Gradients::of(trainables), optimizer, variables }
+    pub fn new(engine: Box<dyn Engine + 'a>, recipe: &'a Recipe, aim: Aim) -> Self {
+        Self { engine, recipe, aim }
     }
 
     /// The gradients of the mean loss over all passes of a step, counted from 0; several small passes are one big one.
@@ -74,47 +60,41 @@ impl<'a> Stepper<'a> {
         if counted == 0 {
             return failed(FailureKind::NothingToLearn, format!("no token of step {} counts for the loss", step + 1));
         }
-        self.gradients.clear();
-        let (mut loss, mut rewards, mut losses) = (0.0, Rewards::default(), Vec::with_capacity(passes.len()));
+        self.engine.clear()?;
+        let (mut weighed_loss, mut rewards) = (0.0, Rewards::default());
         for (index, pass) in passes.iter().enumerate() {
             before_each()?;
             let dropout_seed = mix(self.recipe.seed ^ mix(step ^ mix(index as u64)));
-            let mut tape = Tape::record(self.decoder, &pass.batch, Pass::new(self.recipe, dropout_seed))?;
+            let mut recorded = self.engine.record(&pass.batch, Pass::new(self.recipe, dropout_seed))?;
             before_each()?;
             if self.aim.objective == Objective::Sft {
                 let scales = vec![(1.0 / counted as f64) as f32; pass.batch.targets.len()];
-                losses.push(tape.backward(&scales, &mut self.gradients)?);
-                loss += losses[index].iter().sum::<f64>();
+                recorded.backward(&scales)?;
                 continue;
             }
-            let weighed = pass.weigh(self.aim, self.decoder, &tape.losses()?)?;
+            let losses = recorded.losses()?;
+            let weighed = pass.weigh(self.aim, &losses, &mut |batch| recorded.target_losses(batch))?;
             let scales: Vec<f32> = weighed.scales.iter().map(|scale| scale / counted as f32).collect();
-            losses.push(tape.backward(&scales, &mut self.gradients)?);
-            loss += weighed.loss;
+            recorded.backward(&scales)?;
+            weighed_loss += weighed.loss;
             rewards.add(weighed.rewards);
         }
-        let grad_norm = global_norm(self.gradients.groups());
+        let Sums { losses, grad_norm } = self.engine.sums()?;
+        let loss = match self.aim.objective {
+            Objective::Sft => losses.iter().map(|losses| losses.iter().sum::<f64>()).sum(),
+            Objective::Dpo | Objective::Orpo | Objective::Kto => weighed_loss,
+        };
         let tokens = passes.iter().map(Portion::tokens).sum();
         Ok(Measured { loss, counted, tokens, grad_norm, rewards, losses })
     }
 
     /// Changes the trained values by what was measured last.
     pub fn apply(&mut self, measured: &Measured, learning_rate: f64) -> Result<()> {
-        let clip = self.clip(measured.grad_norm);
-        Ok(self.optimizer.step(&self.variables, self.gradients.groups(), learning_rate, clip)?)
+        self.engine.step(learning_rate, self.clip(measured.grad_norm))
     }
 
     /// What gradients are multiplied by, so that their norm is at most `max_grad_norm`; as PyTorch does it.
     fn clip(&self, grad_norm: f64) -> f64 {
         if self.recipe.max_grad_norm == 0.0 { 1.0 } else { (self.recipe.max_grad_norm / (grad_norm + 1e-6)).min(1.0) }
-    }
-
-    /// The gradients that were measured last, before clipping, in the order of the groups.
-    pub fn gradients(&self) -> &[Vec<f32>] {
-        self.gradients.groups()
-    }
-
-    pub fn variables(&self) -> &[Var] {
-        &self.variables
     }
 }

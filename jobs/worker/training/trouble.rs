@@ -32,12 +32,13 @@ impl Trainer<'_> {
             return self.roll_back(since);
         }
         let what = self.what_happened(since, measured);
+        let gradients = self.stepper.engine.gradients()?;
         let scene = Scene {
             lessons: self.train.lessons,
             passes,
             portions,
             measured,
-            gradients: self.stepper.gradients(),
+            gradients: &gradients,
             trainables: self.course.trainables,
         };
         let step = self.state.steps + 1;

@@ -7,6 +7,8 @@ use bollard::models::{ContainerInspectResponse, ContainerState, ContainerStateSt
 use drydock_spec::{Attempt, TraceId};
 
 use super::error::{speaks_of_a_full_disk, speaks_of_a_lost_runtime};
+use super::gpus::speaks_of_injection;
+use crate::sandbox::gpus::Injector;
 use crate::sandbox::{ContainerName, Exit, Found, Labels, Status};
 
 const INSTANCE: &str = "drydock.instance";
@@ -14,6 +16,8 @@ const JOB: &str = "drydock.job";
 const ATTEMPT: &str = "drydock.attempt";
 const FENCE: &str = "drydock.fence";
 const TRACE_ID: &str = "drydock.trace-id";
+const INJECTOR: &str = "drydock.injector";
+const GPUS: &str = "drydock.gpus";
 
 /// How the engine writes "never".
 const NEVER: &str = "0001-01-01T00:00:00Z";
@@ -27,6 +31,11 @@ pub(super) fn label_map(labels: &Labels) -> HashMap<String, String> {
         (FENCE.to_owned(), labels.fence.clone()),
         (TRACE_ID.to_owned(), labels.trace_id.to_string()),
     ])
+}
+
+/// The labels of a container that was given GPUs.
+pub(super) fn gpu_labels(injector: Injector, gpus: &[String]) -> [(String, String); 2] {
+    [(INJECTOR.to_owned(), injector.word().to_owned()), (GPUS.to_owned(), gpus.join(","))]
 }
 
 /// The filter that selects the containers of an installation.
@@ -58,8 +67,24 @@ pub(super) struct FirstProcess {
     pub(super) pid: i64,
 }
 
+/// The GPUs that a container was given.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Given {
+    pub(super) injector: Injector,
+    /// UUIDs of GPUs and slices.
+    pub(super) gpus: Vec<String>,
+}
+
+/// A container as the engine shows it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Seen {
+    pub(super) found: Found,
+    pub(super) process: FirstProcess,
+    pub(super) gpus: Option<Given>,
+}
+
 /// The container as it is, or what is missing in the answer to recognise it as one of ours.
-pub(super) fn read(answer: ContainerInspectResponse) -> Result<(Found, FirstProcess), Lack> {
+pub(super) fn read(answer: ContainerInspectResponse) -> Result<Seen, Lack> {
     let name = answer.name.ok_or("no name")?;
     let created = answer.created.ok_or("no creation time")?;
     let created =
@@ -67,14 +92,20 @@ pub(super) fn read(answer: ContainerInspectResponse) -> Result<(Found, FirstProc
     let labels = answer.config.and_then(|config| config.labels).unwrap_or_default();
     let state = answer.state.ok_or("no state")?;
     let process = FirstProcess { container: answer.id.unwrap_or_default(), pid: state.pid.unwrap_or_default() };
+    let gpus = read_gpus(&labels);
     let found = Found {
         // The engine writes a slash before the name.
         name: ContainerName(name.trim_start_matches('/').to_owned()),
         labels: read_labels(&labels)?,
-        status: read_status(state)?,
+        status: read_status(state, gpus.is_some())?,
         created_ms: created.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64),
     };
-    Ok((found, process))
+    Ok(Seen { found, process, gpus })
+}
+
+fn read_gpus(labels: &HashMap<String, String>) -> Option<Given> {
+    let injector = Injector::of_word(labels.get(INJECTOR)?)?;
+    Some(Given { injector, gpus: labels.get(GPUS)?.split(',').map(str::to_owned).collect() })
 }
 
 fn read_labels(labels: &HashMap<String, String>) -> Result<Labels, Lack> {
@@ -88,15 +119,20 @@ fn read_labels(labels: &HashMap<String, String>) -> Result<Labels, Lack> {
     })
 }
 
-fn read_status(state: ContainerState) -> Result<Status, Lack> {
+fn read_status(state: ContainerState, with_gpus: bool) -> Result<Status, Lack> {
     use ContainerStateStatusEnum as Engine;
     let never_started = state.started_at.as_deref().is_none_or(|at| at == NEVER);
     Ok(match state.status.ok_or("no status")? {
         Engine::RUNNING | Engine::PAUSED | Engine::RESTARTING | Engine::STOPPING => Status::Running,
         // One whose start failed, or that is being removed, was not necessarily ever running.
         Engine::CREATED | Engine::EXITED | Engine::REMOVING | Engine::DEAD if never_started => {
-            // What failed for want of room or of the runtime below the engine can be tried again when that is back.
-            let passes = |error: &str| speaks_of_a_lost_runtime(error) || speaks_of_a_full_disk(error);
+            // What failed for want of room or of the runtime below the engine can be tried again when that is back, and
+            // so can what failed for want of its GPUs: then it shows once more that these are what is wanting.
+            let passes = |error: &str| {
+                speaks_of_a_lost_runtime(error)
+                    || speaks_of_a_full_disk(error)
+                    || with_gpus && speaks_of_injection(error)
+            };
             let error = state.error.filter(|error| !error.is_empty() && !passes(error));
             Status::Created { error }
         }
@@ -144,7 +180,7 @@ mod tests {
 
     #[test]
     fn an_exited_container_is_read_whole() {
-        let (found, _) = read(answer(ContainerStateStatusEnum::EXITED, "2026-11-20T04:00:01Z")).unwrap();
+        let Seen { found, .. } = read(answer(ContainerStateStatusEnum::EXITED, "2026-11-20T04:00:01Z")).unwrap();
         assert_eq!(
             found,
             Found {
@@ -160,9 +196,9 @@ mod tests {
     fn a_container_that_never_started_has_not_exited() {
         let mut failed = answer(ContainerStateStatusEnum::EXITED, NEVER);
         failed.state.as_mut().unwrap().error = Some("no such runtime".into());
-        let (failed, _) = read(failed).unwrap();
+        let Seen { found: failed, .. } = read(failed).unwrap();
         assert_eq!(failed.status, Status::Created { error: Some("no such runtime".into()) });
-        let (created, _) = read(answer(ContainerStateStatusEnum::CREATED, NEVER)).unwrap();
+        let Seen { found: created, .. } = read(answer(ContainerStateStatusEnum::CREATED, NEVER)).unwrap();
         assert_eq!(created.status, Status::Created { error: None });
     }
 
@@ -185,7 +221,22 @@ mod tests {
         for error in ["failed to create shim task: ttrpc: closed: unknown", "write /run/x: no space left on device"] {
             let mut failed = answer(ContainerStateStatusEnum::CREATED, NEVER);
             failed.state.as_mut().unwrap().error = Some(error.into());
-            assert_eq!(read(failed).unwrap().0.status, Status::Created { error: None }, "{error}");
+            assert_eq!(read(failed).unwrap().found.status, Status::Created { error: None }, "{error}");
         }
+    }
+
+    #[test]
+    fn a_start_that_failed_for_want_of_a_gpu_can_be_tried_again_by_a_container_that_was_to_have_one() {
+        let error = r#"could not select device driver "nvidia" with capabilities: [[gpu compute utility]]"#;
+        let mut failed = answer(ContainerStateStatusEnum::CREATED, NEVER);
+        failed.state.as_mut().unwrap().error = Some(error.into());
+        let mut with_gpus = failed.clone();
+        let labels = with_gpus.config.as_mut().unwrap().labels.as_mut().unwrap();
+        labels.extend(gpu_labels(Injector::Nvidia, &["GPU-a".into(), "MIG-b".into()]));
+        let seen = read(with_gpus).unwrap();
+        assert_eq!(seen.found.status, Status::Created { error: None });
+        let gpus = vec!["GPU-a".to_owned(), "MIG-b".to_owned()];
+        assert_eq!(seen.gpus, Some(Given { injector: Injector::Nvidia, gpus }));
+        assert_eq!(read(failed).unwrap().found.status, Status::Created { error: Some(error.into()) });
     }
 }

@@ -9,6 +9,7 @@ use bollard::models::{
     RestartPolicyNameEnum,
 };
 
+use super::gpus::GpuRequest;
 use super::{DockerSettings, found, seccomp};
 use crate::sandbox::{Access, Launch};
 
@@ -53,16 +54,22 @@ pub(super) struct Resolved {
     pub(super) host_cpus: u32,
     /// The sources of the launch's mounts, in its order, checked and free of symbolic links.
     pub(super) sources: Vec<PathBuf>,
+    /// How it gets its GPUs, or that it has none.
+    pub(super) gpus: GpuRequest,
 }
 
 /// The body of a create request.
-pub(super) fn body(launch: &Launch, settings: &DockerSettings, resolved: &Resolved) -> ContainerCreateBody {
+pub(super) fn body(launch: &Launch, settings: &DockerSettings, mut resolved: Resolved) -> ContainerCreateBody {
+    let environment =
+        ["HOME=/tmp", "TMPDIR=/tmp"].map(str::to_owned).into_iter().chain(std::mem::take(&mut resolved.gpus.env));
+    let mut labels = found::label_map(&launch.labels);
+    labels.extend(resolved.gpus.injector.into_iter().flat_map(|injector| found::gpu_labels(injector, &launch.gpus)));
     ContainerCreateBody {
         image: Some(resolved.image.clone()),
         cmd: Some(launch.args.clone()),
         user: Some(format!("{}:{}", launch.user.0, launch.user.1)),
         hostname: Some("drydock".to_owned()),
-        env: Some(vec!["HOME=/tmp".to_owned(), "TMPDIR=/tmp".to_owned()]),
+        env: Some(environment.collect()),
         working_dir: Some("/".to_owned()),
         network_disabled: Some(true),
         attach_stdin: Some(false),
@@ -70,13 +77,15 @@ pub(super) fn body(launch: &Launch, settings: &DockerSettings, resolved: &Resolv
         tty: Some(false),
         // The image's own would have the engine start programs in the container, again and again.
         healthcheck: Some(HealthConfig { test: Some(vec!["NONE".to_owned()]), ..Default::default() }),
-        labels: Some(found::label_map(&launch.labels)),
+        labels: Some(labels),
         host_config: Some(host_config(launch, settings, resolved)),
         ..Default::default()
     }
 }
 
-fn host_config(launch: &Launch, settings: &DockerSettings, resolved: &Resolved) -> HostConfig {
+fn host_config(launch: &Launch, settings: &DockerSettings, resolved: Resolved) -> HostConfig {
+    let own = launch.mounts.iter().zip(&resolved.sources).map(|(mount, source)| bind(mount, source));
+    let gpus = resolved.gpus;
     let memory = as_i64(launch.limits.memory_bytes);
     HostConfig {
         // What it may use.
@@ -92,10 +101,12 @@ fn host_config(launch: &Launch, settings: &DockerSettings, resolved: &Resolved) 
         // When the host itself runs out of memory, a job goes before the engine and the gateway.
         oom_score_adj: Some(500),
         // What it sees.
-        mounts: Some(launch.mounts.iter().zip(&resolved.sources).map(|(mount, source)| bind(mount, source)).collect()),
+        mounts: Some(own.chain(gpus.mounts).collect()),
         tmpfs: Some(HashMap::from([("/tmp".to_owned(), tmpfs_options(launch, settings))])),
         readonly_rootfs: Some(true),
         masked_paths: Some(MASKED.map(str::to_owned).to_vec()),
+        devices: (!gpus.devices.is_empty()).then_some(gpus.devices),
+        device_requests: (!gpus.device_requests.is_empty()).then_some(gpus.device_requests),
         network_mode: Some("none".to_owned()),
         ipc_mode: Some("private".to_owned()),
         cgroupns_mode: Some(HostConfigCgroupnsModeEnum::PRIVATE),
@@ -164,6 +175,7 @@ mod tests {
     use drydock_spec::{Attempt, JobId, Limits, TraceId};
 
     use super::*;
+    use crate::sandbox::gpus::Injector;
     use crate::sandbox::{ContainerName, Labels};
 
     fn launch() -> Launch {
@@ -210,8 +222,9 @@ mod tests {
             image: "sha256:abc".into(),
             host_cpus: 2,
             sources: vec!["/real/spec.json".into(), "/real/out".into()],
+            gpus: GpuRequest::none(),
         };
-        body(&launch(), &settings, &resolved)
+        body(&launch(), &settings, resolved)
     }
 
     fn host() -> HostConfig {
@@ -225,9 +238,40 @@ mod tests {
         assert_eq!(body.user.as_deref(), Some("65532:65533"));
         assert_eq!(body.cmd.unwrap(), ["run", "/job/spec.json"]);
         assert_eq!(body.entrypoint, None, "the image's own");
-        assert_eq!(body.env.unwrap(), ["HOME=/tmp", "TMPDIR=/tmp"]);
+        assert_eq!(body.env.unwrap(), ["HOME=/tmp", "TMPDIR=/tmp", "NVIDIA_VISIBLE_DEVICES=void"]);
         assert_eq!(body.labels.unwrap()["drydock.attempt"], "1");
         assert_eq!(body.healthcheck.unwrap().test.unwrap(), ["NONE"]);
+    }
+
+    #[test]
+    fn gpus_change_nothing_but_what_gives_them() {
+        let device = bollard::models::DeviceMapping { path_on_host: Some("/dev/nvidia0".into()), ..Default::default() };
+        let request = bollard::models::DeviceRequest { driver: Some("cdi".into()), ..Default::default() };
+        let library = Mount { target: Some("/usr/local/nvidia/lib64/libcuda.so.1".into()), ..Default::default() };
+        let gpus = GpuRequest {
+            env: vec!["NVIDIA_VISIBLE_DEVICES=void".into(), "LD_LIBRARY_PATH=/usr/local/nvidia/lib64".into()],
+            devices: vec![device.clone()],
+            device_requests: vec![request.clone()],
+            mounts: vec![library.clone()],
+            injector: Some(Injector::Devices),
+        };
+        let settings = DockerSettings::new("worker", "test", vec!["/state".into()]);
+        let with = |gpus| {
+            let sources = vec!["/real/spec.json".into(), "/real/out".into()];
+            let resolved = Resolved { image: "sha256:abc".into(), host_cpus: 2, sources, gpus };
+            body(&Launch { gpus: vec!["GPU-a".into(), "MIG-b".into()], ..launch() }, &settings, resolved)
+        };
+        let mut expected = with(GpuRequest::none());
+        expected.env.as_mut().unwrap().push("LD_LIBRARY_PATH=/usr/local/nvidia/lib64".into());
+        let labels = expected.labels.as_mut().unwrap();
+        labels.insert("drydock.injector".into(), "devices".into());
+        labels.insert("drydock.gpus".into(), "GPU-a,MIG-b".into());
+        let host = expected.host_config.as_mut().unwrap();
+        host.devices = Some(vec![device]);
+        host.device_requests = Some(vec![request]);
+        host.mounts.as_mut().unwrap().push(library);
+        assert_eq!(with(gpus), expected);
+        assert_eq!(expected.host_config.unwrap().privileged, Some(false));
     }
 
     #[test]

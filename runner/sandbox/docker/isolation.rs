@@ -1,6 +1,6 @@
 //! What the engine says of its own walls: its runtimes, and whom it takes a container's users for.
 
-use bollard::models::{SystemInfo, SystemInfoCgroupVersionEnum};
+use bollard::models::{SystemInfo, SystemInfoCgroupDriverEnum, SystemInfoCgroupVersionEnum};
 
 use crate::sandbox::users::IdMap;
 use crate::sandbox::{Isolation, SandboxError};
@@ -40,6 +40,7 @@ pub(super) fn isolation(system: &SystemInfo, runtime: Option<&str>) -> Result<Is
             Some(SystemInfoCgroupVersionEnum::_2) => "2".to_owned(),
             Some(SystemInfoCgroupVersionEnum::EMPTY) | None => "unknown".to_owned(),
         },
+        systemd: system.cgroup_driver == Some(SystemInfoCgroupDriverEnum::SYSTEMD),
     })
 }
 

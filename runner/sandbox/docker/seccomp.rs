@@ -107,6 +107,38 @@ mod tests {
         }
     }
 
+    /// As far as it is known without a GPU: what a driver's user space, threads and pinned memory take.
+    #[test]
+    fn what_computing_on_a_gpu_asks_of_the_kernel_is_let_through() {
+        let allowed = allowed();
+        for name in [
+            "ioctl",
+            "mmap",
+            "munmap",
+            "mprotect",
+            "madvise",
+            "mlock",
+            "openat",
+            "readlink",
+            "poll",
+            "ppoll",
+            "eventfd2",
+            "pipe2",
+            "futex",
+            "sched_getaffinity",
+            "sched_setaffinity",
+            "sched_yield",
+            "memfd_create",
+            "sysinfo",
+            "bind",
+            "recvmsg",
+            "sendmsg",
+            "prctl",
+        ] {
+            assert!(allowed.contains_key(name), "{name} is not allowed");
+        }
+    }
+
     #[test]
     fn only_unix_sockets_can_be_made() {
         let unix = json!([{ "index": 0, "value": 1, "op": "SCMP_CMP_EQ" }]);

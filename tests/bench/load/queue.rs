@@ -144,8 +144,10 @@ async fn claim(store: &Store) -> Duration {
     let began = Instant::now();
     let holder = Holder { name: "load".into(), lease_ms: 60_000 };
     assert_eq!(store.fail_orphans_once().await.unwrap(), 0);
-    store.reserved().await.unwrap();
-    let line = store.queue(64).await.unwrap();
+    store.count_ended_once(|standing, _, _, _| standing).await.unwrap();
+    let line = store.front(64).await.unwrap().jobs;
+    store.under_way().await.unwrap();
+    store.owners().await.unwrap();
     let lease = store.claim(line[0].id, &holder).await.unwrap().unwrap();
     store.next_retry_ms().await.unwrap();
     let took = began.elapsed();

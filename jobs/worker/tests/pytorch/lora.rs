@@ -72,7 +72,7 @@ fn several_small_batches_are_one_big_one() {
         let case = case("tied");
         let mut stepper = case.stepper();
         let taken = measure(&mut stepper, 0, &case.passes(size));
-        (taken.mean_loss(), stepper.gradients().concat())
+        (taken.mean_loss(), stepper.engine.gradients().unwrap().concat())
     };
     let (big_loss, big) = losses_and_gradients(6);
     for size in [1, 2, 4] {

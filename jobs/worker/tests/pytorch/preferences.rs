@@ -7,6 +7,7 @@ use drydock_spec::FinetuneArgs;
 use drydock_spec::finetune::Objective;
 use drydock_worker::data::lesson::{Lesson, Matter};
 use drydock_worker::data::rows::Row;
+use drydock_worker::training::engine::Cpu;
 use drydock_worker::training::objective::{Aim, Material};
 use drydock_worker::training::step::Stepper;
 use serde::Deserialize;
@@ -64,14 +65,13 @@ fn assert_as_trl(objective: Objective, name: &str) {
     let mut material = Material::new(&lessons, aim, std::slice::from_ref(&pass), 128);
     // What preferences are compared with is the model without its adapter.
     if aim.needs_reference() {
-        material
-            .refer(&crate::reference::Case::open("llama_lora", "tied", "lora.safetensors").decoder, aim, |_| Ok(()))
-            .unwrap();
+        let decoder = crate::reference::Case::open("llama_lora", "tied", "lora.safetensors").decoder;
+        material.refer(aim, &mut |batch| Ok(decoder.target_losses(batch)?), |_| Ok(())).unwrap();
     }
     let case = case("tied");
     let args = FinetuneArgs { model: "m".into(), dataset: "d".into(), ..FinetuneArgs::default() };
     let recipe = args.parse().unwrap().recipe;
-    let mut stepper = Stepper::new(&case.decoder, &recipe, aim, &case.trainables);
+    let mut stepper = Stepper::new(Box::new(Cpu::new(&case.decoder, &recipe, &case.trainables)), &recipe, aim);
     let measured = stepper.measure(0, &[material.portion(aim, &pass)], || Ok(())).unwrap();
     let loss = measured.mean_loss();
     assert!((loss - reference.loss).abs() < 1e-5 * reference.loss, "{name}: {loss}, not {}", reference.loss);
@@ -80,7 +80,7 @@ fn assert_as_trl(objective: Objective, name: &str) {
         let (got, want) = (rewards[what].as_f64().unwrap(), want.as_f64().unwrap());
         assert!((got - want).abs() < 1e-4, "{name}: {what} is {got}, not {want}");
     }
-    for (trainable, group) in case.trainables.iter().zip(stepper.gradients()) {
+    for (trainable, group) in case.trainables.iter().zip(&*stepper.engine.gradients().unwrap()) {
         for tensor in &trainable.tensors {
             let want = gradients[&format!("{name}.{}", tensor.name)].flatten_all().unwrap().to_vec1::<f32>().unwrap();
             let error = relative_error(&group[tensor.range.clone()], &want);

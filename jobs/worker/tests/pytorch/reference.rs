@@ -11,6 +11,7 @@ use drydock_worker::model::ModelFiles;
 use drydock_worker::model::decoder::Decoder;
 use drydock_worker::model::parameter::{Trainable, TrainedTensor};
 use drydock_worker::schedule::Schedule;
+use drydock_worker::training::engine::Cpu;
 use drydock_worker::training::objective::{Aim, Material, Portion};
 use drydock_worker::training::step::{Measured, Stepper};
 use serde::Deserialize;
@@ -67,7 +68,8 @@ impl Case {
     }
 
     pub(crate) fn stepper(&self) -> Stepper<'_> {
-        Stepper::new(&self.decoder, &self.spec.recipe, Aim::TEXT, &self.trainables)
+        let recipe = &self.spec.recipe;
+        Stepper::new(Box::new(Cpu::new(&self.decoder, recipe, &self.trainables)), recipe, Aim::TEXT)
     }
 
     /// All rows, in passes of so many.
@@ -99,7 +101,7 @@ impl Case {
     pub(crate) fn assert_first_gradients(&self, batch_size: usize) {
         let mut stepper = self.stepper();
         measure(&mut stepper, 0, &self.passes(batch_size));
-        self.assert_gradients(stepper.gradients());
+        self.assert_gradients(&stepper.engine.gradients().unwrap());
     }
 
     pub(crate) fn assert_steps(&self) {

@@ -1,0 +1,146 @@
+//! The small models that are trained, and how.
+
+use candle_core::{Device as CandleDevice, Tensor};
+use drydock_spec::recipe::DType;
+use drydock_spec::{FinetuneArgs, Recipe};
+use serde_json::{Value, json};
+
+use super::{Batch, Decoder, Pass, Result, Trainable, read};
+use crate::data::rows::Row;
+use crate::model::ModelFiles;
+use crate::model::config::Config;
+use crate::model::lora::{AdapterStart, LoraShape, start_values};
+use crate::random::{Chance, Purpose};
+
+/// Tokens of the rows of the batches, which lie end to end.
+const ROWS: [&[usize]; 2] = [&[7, 1, 21], &[40, 2]];
+const VOCABULARY: usize = 97;
+
+/// What is trained of a model.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Trains {
+    Everything,
+    /// Some tensors: neighbours of one product of which one is trained and another is not.
+    Some,
+    Lora {
+        dropout: f32,
+    },
+}
+
+/// A training.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Case {
+    pub(super) model: &'static str,
+    pub(super) trains: Trains,
+    pub(super) dtype: DType,
+    pub(super) checkpointing: bool,
+}
+
+/// Every kind of model, and on the first of them every kind of training.
+pub(super) fn cases() -> Vec<Case> {
+    use Trains::{Everything, Lora, Some};
+    let trainings = [
+        ("llama", Everything, false),
+        ("llama", Some, false),
+        ("llama", Lora { dropout: 0.0 }, false),
+        ("llama", Lora { dropout: 0.3 }, true),
+        ("qwen2", Everything, true),
+        ("qwen3", Everything, false),
+        ("qwen3", Lora { dropout: 0.0 }, false),
+        ("gemma2", Everything, true),
+        ("gemma2", Some, false),
+    ];
+    let case = |dtype| trainings.map(|(model, trains, checkpointing)| Case { model, trains, dtype, checkpointing });
+    [DType::F32, DType::Bf16].into_iter().flat_map(case).collect()
+}
+
+impl Case {
+    pub(super) fn name(&self) -> String {
+        let trains = match self.trains {
+            Trains::Everything => "full".to_owned(),
+            Trains::Some => "some tensors".to_owned(),
+            Trains::Lora { dropout: 0.0 } => "lora".to_owned(),
+            Trains::Lora { dropout } => format!("lora, dropout {dropout}"),
+        };
+        let dtype = match self.dtype {
+            DType::F32 => "f32",
+            DType::Bf16 => "bf16",
+        };
+        let again = if self.checkpointing { ", again" } else { "" };
+        format!("{} {dtype} {trains}{again}", self.model)
+    }
+
+    pub(super) fn recipe(&self) -> Recipe {
+        let args = FinetuneArgs { model: "selfcheck".into(), dataset: "selfcheck".into(), ..FinetuneArgs::default() };
+        let recipe = args.parse().expect("the default options are valid").recipe;
+        // Not the usual 1e-8: where a gradient is all but zero, its rounding would decide on a whole step.
+        Recipe { dtype: self.dtype, gradient_checkpointing: self.checkpointing, adam_epsilon: 1e-3, ..recipe }
+    }
+
+    /// The CPU's part of it is always in f32.
+    pub(super) fn pass(&self, number: u64) -> Pass {
+        Pass { gradient_checkpointing: self.checkpointing, dropout_seed: number, ..Pass::default() }
+    }
+
+    pub(super) fn batches(&self) -> Vec<Batch> {
+        let mut chance = Chance::new(7, Purpose::Bootstrap);
+        let mut row = |tokens: &usize| {
+            let ids = (0..*tokens).map(|_| chance.below(VOCABULARY) as u32).collect();
+            Row { ids, counts: (0..*tokens).map(|_| chance.below(3) > 0).collect() }
+        };
+        ROWS.iter().map(|rows| Batch::of(&rows.iter().map(&mut row).collect::<Vec<_>>())).collect()
+    }
+
+    /// The same each time, with values that no training would start from: none of them hides a mistake.
+    pub(super) fn model(&self) -> Result<(Decoder, Vec<Trainable>)> {
+        let files = ModelFiles::start(Config::from_hf(&config(self.model))?, 3);
+        let mut decoder = Decoder::load(&files, 80, |_| Ok(()))?;
+        let mut chance = Chance::new(5, Purpose::Adapter);
+        let trainables = match self.trains {
+            Trains::Lora { dropout } => {
+                let targets = ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"].map(str::to_owned).to_vec();
+                let shape = LoraShape { rank: 4, alpha: 6.0, dropout, dora: false, targets };
+                decoder.adapt(&shape, |_, [rank, width, out]| {
+                    let AdapterStart { a, magnitude, .. } = start_values(&mut chance, rank, width, out)?;
+                    let b = (0..out * rank).map(|_| chance.uniform(0.2)).collect::<Vec<_>>();
+                    Ok(AdapterStart { a, b: Tensor::from_vec(b, (out, rank), &CandleDevice::Cpu)?, magnitude })
+                })?
+            }
+            Trains::Everything | Trains::Some => {
+                let all = decoder.tensors().map(|tensor| tensor.name.clone());
+                let some = |name: &String| ["k_proj", "layernorm", "up_proj"].iter().any(|part| name.contains(part));
+                let names: Vec<String> = all.filter(|name| self.trains == Trains::Everything || some(name)).collect();
+                decoder.train(&names)?
+            }
+        };
+        if !matches!(self.trains, Trains::Lora { .. }) {
+            for trainable in &trainables {
+                let values = read(&trainable.var, |values| Ok(values.to_vec()))?;
+                let values: Vec<f32> = values.iter().map(|value| value * 2.0 + chance.uniform(0.05)).collect();
+                let len = values.len();
+                if len > 0 {
+                    trainable.var.set(&Tensor::from_vec(values, len, &CandleDevice::Cpu)?)?;
+                }
+            }
+        }
+        Ok((decoder, trainables))
+    }
+}
+
+/// `config.json` of a small model of an architecture.
+fn config(model: &str) -> Value {
+    let mut config = json!({
+        "model_type": model, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 40, "vocab_size": VOCABULARY,
+        "max_position_embeddings": 128, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+        "tie_word_embeddings": model != "llama",
+    });
+    if model == "gemma2" {
+        config["query_pre_attn_scalar"] = json!(12);
+        config["sliding_window"] = json!(9);
+        config["attn_logit_softcapping"] = json!(2.0);
+        config["final_logit_softcapping"] = json!(3.0);
+        config["hidden_activation"] = json!("gelu_pytorch_tanh");
+    }
+    config
+}

@@ -1,0 +1,50 @@
+//! The worker image as it is now: its id, and what it says of itself.
+
+use tokio::time::timeout;
+
+use super::DockerSandbox;
+use super::error::{is_status, translate, unanswered};
+use crate::sandbox::SandboxError;
+
+/// What is known of the worker image.
+pub(super) struct Image {
+    pub(super) id: String,
+    /// What it computes on, by its label [`DEVICES`].
+    devices: String,
+    /// What it has in `LD_LIBRARY_PATH`.
+    pub(super) library_path: Option<String>,
+}
+
+/// The label by which an image says what it computes on, such as `cpu,cuda`.
+const DEVICES: &str = "drydock.devices";
+
+impl Image {
+    pub(super) fn computes_on_gpus(&self) -> bool {
+        self.devices.split(',').any(|device| device.trim() == "cuda")
+    }
+}
+
+impl DockerSandbox {
+    /// The image that is configured, as it is now.
+    pub(super) async fn image(&self) -> Result<Image, SandboxError> {
+        let (limit, action) = (self.settings.timeouts.query, "look up the worker image");
+        let name = &self.settings.image;
+        let lookup = self.client().await?.inspect_image(name);
+        let found = match timeout(limit, lookup).await {
+            Err(_) => return Err(SandboxError::TimedOut(limit, action)),
+            Ok(Err(error)) if is_status(&error, 404) => return Err(SandboxError::ImageMissing(name.clone())),
+            Ok(answer) => answer.map_err(|error| unanswered(translate(error, action, limit)))?,
+        };
+        let config = found.config.unwrap_or_default();
+        let volumes = config.volumes.unwrap_or_default();
+        if !volumes.is_empty() {
+            return Err(SandboxError::ImageHasVolumes { image: name.clone(), volumes: volumes.join(", ") });
+        }
+        let environment = config.env.unwrap_or_default();
+        Ok(Image {
+            id: found.id.ok_or_else(|| SandboxError::ImageMissing(name.clone()))?,
+            devices: config.labels.unwrap_or_default().remove(DEVICES).unwrap_or_default(),
+            library_path: environment.iter().find_map(|set| Some(set.strip_prefix("LD_LIBRARY_PATH=")?.to_owned())),
+        })
+    }
+}

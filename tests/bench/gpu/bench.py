@@ -1,0 +1,235 @@
+"""Measures drydock's worker on an NVIDIA GPU beside PyTorch + PEFT (eager, bf16), in the same run, and prints a table.
+
+    bench.py WORKER FOLDER [--shapes 135m,1b,8b] [--repeats 3] [--steps 12] [--emulated LIBRARIES]
+
+The worker does whole jobs, as a user's would be, and tells its speed itself; the peer's program is peer.py. The two
+sides take turns. A model's weights are random. Speed is in tokens a second, medians of steps without the first two;
+MFU is the share of the products that the GPU could have done by its data sheet, and beside it stands the share of what
+it did in the same minutes in one large product. Memory is what the GPU's driver says that it gave, minus what it had
+given before. What cannot be measured is listed in words with the reason.
+
+With --emulated the worker computes on the tests' GPU made of the CPU, at a toy's size, and the peer on the CPU: that
+tells whether this program works, and nothing about speed.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from models import SHAPES, Shape, make_model, make_rows
+
+HERE = Path(__file__).parent
+
+# Dense bf16 products a second by NVIDIA's data sheets.
+SHEETS = {"B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "A100": 312e12,
+          "L40S": 362e12, "L4": 121e12, "A10": 125e12, "RTX 4090": 165e12, "RTX 3090": 71e12}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One piece of work for both sides."""
+
+    shape: Shape
+    method: str
+    batch: int
+    length: int
+    checkpointing: bool = False
+
+    def title(self) -> str:
+        extra = ", checkpointing" if self.checkpointing else ""
+        return f"{self.shape.name} {self.method}, {self.batch}x{self.length}{extra}"
+
+
+def rows(names: list[str]) -> list[Row]:
+    sizes = {"135m": [(16, 1024, False)], "1b": [(8, 2048, False)], "8b": [(4, 2048, False), (4, 2048, True)],
+             "toy": [(2, 48, False), (2, 48, True)]}
+    return [Row(SHAPES[name], method, batch, length, checkpointing)
+            for name in names for method in ["lora", "full", "evaluate"]
+            for batch, length, checkpointing in sizes[name] if not (checkpointing and method == "evaluate")]
+
+
+class Unmeasured(Exception):
+    """Why there is no number."""
+
+
+class GpuMemory:
+    """The most that the driver gave to anybody while something ran, in bytes above what it had given before."""
+
+    def __init__(self, watched: bool):
+        self.watched, self.peak, self.over = watched, 0, threading.Event()
+
+    def used(self) -> int:
+        query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "-i", "0"]
+        return int(subprocess.run(query, capture_output=True, text=True, check=True).stdout) << 20
+
+    def watch(self) -> None:
+        while not self.over.wait(0.1):
+            self.peak = max(self.peak, self.used() - self.before)
+
+    def __enter__(self):
+        if self.watched:
+            self.before, self.thread = self.used(), threading.Thread(target=self.watch)
+            self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.over.set()
+        if self.watched:
+            self.thread.join()
+
+
+class Bench:
+    def __init__(self, args: argparse.Namespace):
+        self.worker, self.folder, self.steps = args.worker.resolve(), args.folder, args.steps
+        self.emulated = args.emulated
+        self.threads = os.cpu_count() or 1
+
+    def ours(self, row: Row) -> dict:
+        model = make_model(row.shape, self.folder / row.shape.name)
+        data = make_rows(self.folder / f"rows-{row.length}", self.steps * row.batch, row.length)
+        recipe = {"model": "random", "dataset": "rows", "dtype": "bf16", "max_seq_length": row.length}
+        if row.method == "evaluate":
+            spec = {"evaluate": {"model": "random", "dataset": "rows", "measures": ["perplexity"], "dtype": "bf16",
+                                 "batch_size": row.batch, "max_seq_length": row.length}}
+        else:
+            method = {"method": row.method} | ({"lora_r": 16, "lora_alpha": 32.0} if row.method == "lora" else {})
+            spec = {"finetune": recipe | method | {
+                "per_device_train_batch_size": row.batch, "max_steps": self.steps, "logging_steps": 1, "test_size": 0.0,
+                "gradient_checkpointing": row.checkpointing, "learning_rate": 1e-4, "lr_scheduler_type": "constant",
+                "sample_prompts": []}}
+        with tempfile.TemporaryDirectory(dir=self.folder) as scratch, GpuMemory(not self.emulated) as memory:
+            reports, seconds = self.job(spec, {"model": {"path": str(model), "name": "random"}, "dataset": str(data)}, Path(scratch))
+        started = next(report for report in reports if report["type"] == "started")
+        if not started["device"].startswith("cuda"):
+            raise Unmeasured(f"the worker computed on {started['device']}")
+        metrics = [report for report in reports if report["type"] == "metrics"]
+        rates = sorted(report["tokens_per_second"] for report in (metrics[2:] or metrics))
+        if not rates:
+            # An evaluation tells no pace: the whole job counts, with loading.
+            rates = [self.steps * row.batch * row.length / seconds]
+        return {"tokens_per_second": statistics.median(rates), "range": [rates[0], rates[-1]], "job_seconds": seconds,
+                "losses": [report["loss"] for report in metrics], "peak_gpu_bytes": memory.peak or None}
+
+    def job(self, spec: dict, inputs: dict, folder: Path) -> tuple[list[dict], float]:
+        (folder / "out").mkdir()
+        events, attempt = folder / "events.jsonl", folder / "spec.json"
+        attempt.write_text(json.dumps({
+            "contract": 1, "job": "01JD3Z7M8K4W5V6X7Y8Z9A0B1C", "attempt": 1, "trace_id": "0" * 32, "spec": spec,
+            "inputs": inputs, "output": str(folder / "out"), "events": str(events), "threads": self.threads, "gpus": 1}))
+        environment = dict(os.environ)
+        if self.emulated:
+            environment["LD_LIBRARY_PATH"] = str(self.emulated)
+        started = time.perf_counter()
+        done = subprocess.run([self.worker, "run", str(attempt)], capture_output=True, text=True, env=environment)
+        reports = [json.loads(line) for line in events.read_text().splitlines()] if events.exists() else []
+        if done.returncode != 0:
+            last = reports[-1] if reports and reports[-1]["type"] == "failed" else {"message": done.stderr[-500:]}
+            raise Unmeasured(f"the worker failed: {last['message']}")
+        return reports, time.perf_counter() - started
+
+    def peer(self, row: Row) -> dict:
+        work = ["evaluate"] if row.method == "evaluate" else ["train", "--method", row.method]
+        if row.checkpointing:
+            work.append("--checkpointing")
+        inputs = ["--model", str(self.folder / row.shape.name), "--rows", str(self.folder / f"rows-{row.length}" / "rows.jsonl")]
+        sizes = ["--batch", str(row.batch), "--length", str(row.length), "--steps", str(self.steps)]
+        with GpuMemory(not self.emulated) as memory:
+            result = peer([*work, *inputs, *sizes])
+        return result | {"peak_gpu_bytes": memory.peak or result["peak_gpu_bytes"]}
+
+
+def peer(work: list[str]) -> dict:
+    done = subprocess.run([sys.executable, str(HERE / "peer.py"), *work], capture_output=True, text=True)
+    if done.returncode != 0:
+        why = done.stderr.strip().splitlines() or ["it said nothing"]
+        raise Unmeasured(f"the peer failed: {why[-1][:300]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def measure(bench: Bench, row: Row, repeats: int, could: dict) -> dict:
+    """Both sides of a row in turns; a side that fails is told, and the other still counts."""
+    sides, why = {"drydock": [], "peer": []}, {}
+    for _ in range(repeats):
+        for side, work in [("drydock", bench.ours), ("peer", bench.peer)]:
+            if side not in why:
+                try:
+                    sides[side].append(work(row))
+                except Unmeasured as reason:
+                    why[side] = str(reason)
+    result = {"title": row.title(), "unmeasured": why}
+    for side, measured in sides.items():
+        if measured:
+            speed = statistics.median(run["tokens_per_second"] for run in measured)
+            done = speed * row.shape.flops(row.length, row.method)
+            result[side] = {"tokens_per_second": speed, "flops": done, "mfu": done / could["sheet"] if could["sheet"] else None,
+                            "of_products": done / could["products_flops"], "peak_gpu_bytes": measured[0]["peak_gpu_bytes"],
+                            "losses": measured[0]["losses"], "runs": measured}
+    if len(sides["drydock"]) == len(sides["peer"]) > 0:
+        ratios = sorted(a["tokens_per_second"] / b["tokens_per_second"] for a, b in zip(sides["drydock"], sides["peer"]))
+        result |= {"ratio": statistics.median(ratios), "ratios": ratios}
+    return result
+
+
+def side(result: dict | None) -> str:
+    if not result:
+        return f"{'-':>10} {'-':>6} {'-':>6} {'-':>8}"
+    mfu = f"{result['mfu']:.0%}" if result["mfu"] else "-"
+    memory = f"{result['peak_gpu_bytes'] / 1e9:.1f} GB" if result["peak_gpu_bytes"] else "-"
+    return f"{result['tokens_per_second']:>10,.0f} {mfu:>6} {result['of_products']:>6.0%} {memory:>8}"
+
+
+def line(result: dict) -> str:
+    ratio = f"{result['ratio']:.2f}x ({result['ratios'][0]:.2f}-{result['ratios'][-1]:.2f})" if "ratio" in result else "-"
+    return f"{result['title']:<34} {side(result.get('drydock'))}  {side(result.get('peer'))}  {ratio}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("worker", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--shapes", default=None)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--emulated", type=Path)
+    args = parser.parse_args()
+    there = shutil.which("nvidia-smi") and subprocess.run(["nvidia-smi", "-L"], capture_output=True).returncode == 0
+    if not there and not args.emulated:
+        print("skipped: no NVIDIA GPU answers here (`nvidia-smi -L`), and nothing was measured: neither tokens a second, "
+              "MFU and memory of LoRA, full finetunes and evaluations at 135M, 1B and 8B, nor PyTorch's beside them. "
+              "`make bench-gpu BENCH=--emulated` tries this program itself.")
+        return
+    names = (args.shapes or ("toy" if args.emulated else "135m,1b,8b")).split(",")
+    args.folder.mkdir(parents=True, exist_ok=True)
+    could = peer(["limits"])
+    could["sheet"] = next((flops for name, flops in SHEETS.items() if name in could["device"]), None)
+    print(f"bench: peer on {could['device']}: one large product {could['products_flops'] / 1e12:.1f} TFLOP/s, "
+          f"copying {could['copy_bytes_per_second'] / 1e9:.0f} GB/s; median of {args.repeats}", flush=True)
+    columns = f"{'tokens/s':>10} {'MFU':>6} {'limit':>6} {'memory':>8}"
+    print(f"{'':<34} {'drydock':>33}  {'PyTorch + PEFT':>33}\n{'':<34} {columns}  {columns}  ratio", flush=True)
+    bench, results = Bench(args), []
+    for row in rows(names):
+        results.append(measure(bench, row, args.repeats, could))
+        print(line(results[-1]), flush=True)
+    unmeasured = [f"{result['title']}, {who}: {why}" for result in results for who, why in result["unmeasured"].items()]
+    unmeasured.append("quantize: it computes on the CPU, also where a GPU is; see `make bench`")
+    if not could["sheet"]:
+        unmeasured.append(f"MFU: there is no data sheet of `{could['device']}` in {Path(__file__).name}")
+    if args.emulated:
+        unmeasured.append("GPU memory: an emulated GPU has no nvidia-smi")
+    print("not measured:\n" + "\n".join(f"  {why}" for why in unmeasured))
+    (args.folder / "results.json").write_text(json.dumps({"could": could, "rows": results, "unmeasured": unmeasured}, indent=2))
+    if args.emulated and any("drydock" in result["unmeasured"] for result in results if "evaluate" not in result["title"]):
+        sys.exit("bench: a training on the emulated GPU failed")
+
+
+if __name__ == "__main__":
+    main()
