@@ -16,6 +16,7 @@ mod quantize;
 mod rows;
 mod shipped;
 mod training;
+mod work;
 
 pub use base::Base;
 pub use evaluate::{Answering, evaluate_memory};
@@ -26,6 +27,7 @@ pub use quantize::{file_bytes, quantize_memory};
 pub use rows::Rows;
 pub use shipped::shipped_memory;
 pub use training::{Fit, Training, shrink};
+pub use work::{Phase, Tokens, Traffic, Work};
 
 /// The shape of a Llama-like decoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
