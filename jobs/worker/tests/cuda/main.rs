@@ -5,3 +5,9 @@ mod emulated_gpu;
 
 mod device;
 mod error;
+#[allow(dead_code, reason = "the tests of the whole worker use all of it")]
+#[path = "../run/scene.rs"]
+mod scene;
+#[path = "../fixture/tiny.rs"]
+mod tiny;
+mod training;

@@ -1,5 +1,6 @@
 //! An attempt on disk, and its worker as a process.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -20,6 +21,8 @@ pub(crate) const CHATML: &str = "{% for message in messages %}{{'<|im_start|>' +
 pub(crate) struct Scene {
     folder: tempfile::TempDir,
     pub(crate) spec: Value,
+    /// What the worker finds in its environment besides ours.
+    pub(crate) environment: Vec<(&'static str, OsString)>,
 }
 
 impl Scene {
@@ -59,7 +62,7 @@ impl Scene {
             "events": path("events.jsonl"),
             "threads": 1,
         });
-        let scene = Self { folder, spec };
+        let scene = Self { folder, spec, environment: Vec::new() };
         scene.write_dataset(rows);
         scene
     }
@@ -88,6 +91,7 @@ impl Scene {
         Command::new(WORKER)
             .arg(command)
             .arg(self.path("spec.json"))
+            .envs(self.environment.iter().cloned())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
