@@ -20,7 +20,7 @@ mod remedies;
 pub use failures::{BestRemedy, Explanation, FailureGroupView, FailureList, LastGood, ModelWords, SimilarFailure};
 pub use gc::{GcReport, GcRequest, Taken, TakenKind};
 pub use knowledge::ImportedKnowledge;
-pub use plans::{Estimate, PlanView, RenderedRow, RowsPreview};
+pub use plans::{Estimate, Need, PlanView, RenderedRow, RowsPreview};
 pub use remedies::{
     AdviceList, AdviceView, Advise, ApplyRemedy, JoinFingerprints, JoinedFingerprint, RemedyList, RemedyView, TrialView,
 };

@@ -109,7 +109,8 @@ impl Planner {
     pub async fn plan(&self, job: JobArgs, limits: &LimitArgs) -> Result<Plan, PlanError> {
         let asked = if let JobArgs::Finetune(args) = &job { Some(args.clone()) } else { None };
         let spec = both(job.parse(), limits.check())?;
-        let past = self.store.forecasts(spec.kind(), forecast::method_of(&spec)).await?;
+        let method = forecast::method_of(&spec, limits.gpus.unwrap_or(0));
+        let past = self.store.forecasts(spec.kind(), method.as_deref()).await?;
         let terms = self.terms(&spec, limits, &past).await?;
         // Boxed: each holds models and rows, and a request would hold the largest of them to its end.
         let draft = match spec {
@@ -163,10 +164,13 @@ impl Planner {
     /// What a job is planned under, by how well those of the same kind and method were predicted.
     async fn terms(&self, spec: &JobSpec, asked: &LimitArgs, past: &[Forecast]) -> Result<Terms, StoreError> {
         let of_kind = self.store.forecasts_of_kind(spec.kind()).await?;
-        let shipped = shipped_memory(spec.kind(), forecast::method_of(spec));
+        let shipped = shipped_memory(spec.kind(), forecast::method_of(spec, 0).as_deref());
         Ok(Terms {
             margin: Margin::learnt(Quantity::Memory, past, &of_kind, &shipped),
-            threads: limits::cpu_millis(asked, &self.config.limits, &self.host()).div_ceil(1000),
+            pace: Margin::learnt(Quantity::Time, past, &of_kind, &[]),
+            gpu: Margin::learnt(Quantity::GpuMemory, past, &of_kind, &[]),
+            cpu_millis: limits::cpu_millis(asked, &self.config.limits, &self.host()),
+            gpus: asked.gpus.unwrap_or(0),
         })
     }
 

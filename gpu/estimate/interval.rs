@@ -13,6 +13,9 @@ pub const CONFIDENCE_PERCENT: u32 = 90;
 /// Ratios from which on both ends of the interval exist: with fewer, the 95th of 100 is above all of them.
 pub const ENOUGH: usize = 19;
 
+/// Ratios with which there is an interval at all: half of the jobs are expected within.
+const LEAST: usize = 3;
+
 /// Ratios of what was measured to what was predicted, of jobs like the next one as far as there are enough.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Ratios {
@@ -29,6 +32,8 @@ pub struct Interval {
     pub high: f64,
     /// The largest ratio of all.
     pub most: f64,
+    /// Jobs of 100 that are expected within.
+    pub of_100: u32,
     /// Jobs of this installation that it was learnt from; where they are fewer than [`ENOUGH`], others stand in.
     pub jobs: usize,
 }
@@ -48,13 +53,15 @@ impl Ratios {
         Self { ratios, own }
     }
 
-    /// Nothing where there are too few to tell.
+    /// Nothing where there are fewer than three. Where there are too few for [`CONFIDENCE_PERCENT`], it is from the
+    /// smallest to the largest, and so sure as that is.
     #[must_use]
     pub fn interval(&self) -> Option<Interval> {
         let n = self.ratios.len();
-        if n < ENOUGH {
+        if n < LEAST {
             return None;
         }
+        let of_100 = (100 * (n - 1) / (n + 1)) as u32;
         let outside = f64::from(100 - CONFIDENCE_PERCENT) / 200.0;
         // Ranks count from 1; the small number is below what a rank differs by, and above what rounding does.
         let low = (outside * (n + 1) as f64 + 1e-9).floor().max(1.0) as usize;
@@ -64,6 +71,7 @@ impl Ratios {
             median: self.ratios[n / 2],
             high: self.ratios[high - 1],
             most: self.ratios[n - 1],
+            of_100: of_100.min(CONFIDENCE_PERCENT),
             jobs: self.own,
         })
     }
@@ -113,8 +121,9 @@ mod tests {
             ratios in proptest::collection::vec(0.01..100.0f64, 0..60),
         ) {
             let interval = Ratios::new(&ratios, []).interval();
-            prop_assert_eq!(interval.is_some(), ratios.len() >= ENOUGH);
-            if let Some(Interval { low, median, high, most, jobs }) = interval {
+            prop_assert_eq!(interval.is_some(), ratios.len() >= LEAST);
+            if let Some(Interval { low, median, high, most, of_100, jobs }) = interval {
+                prop_assert_eq!(of_100 == CONFIDENCE_PERCENT, jobs >= ENOUGH);
                 prop_assert!(low <= median && median <= high && high <= most);
                 prop_assert!([low, median, high, most].iter().all(|end| ratios.contains(end)));
                 prop_assert_eq!(jobs, ratios.len());

@@ -1,7 +1,8 @@
 //! What a finetune or a training from nothing needs.
 
+use drydock_spec::device::{DeviceTraining, WORKSPACE_BYTES};
 use drydock_spec::finetune::{FinetuneSpec, Method, Objective, TargetModule};
-use drydock_spec::recipe::{OnDivergence, Recipe};
+use drydock_spec::recipe::{DType, OnDivergence, Recipe};
 use drydock_spec::tape::LayerWidths;
 
 use super::names::{matches, tensors};
@@ -16,6 +17,9 @@ pub struct Fit {
     pub max_seq_length: u32,
 }
 
+/// What a GPU's driver, its context and the libraries' kernels take for a process: about half a GiB, as NVIDIA's tools
+/// show it for others' programs; ours was not measured on a GPU yet.
+const CONTEXT_BYTES: u64 = 512 << 20;
 /// A trained number in a checkpoint: itself and two moments.
 const CHECKPOINTED: u64 = 3 * F32;
 /// Rows are not cut shorter than this by a suggestion; what is left would teach nothing.
@@ -43,6 +47,9 @@ pub struct Training {
     /// Rows of a batch at least: KTO compares them.
     least_rows: u32,
     checkpointed: bool,
+    dtype: DType,
+    /// Whether adapters drop some of what they see.
+    drops: bool,
     /// What is left behind, checkpoints aside.
     kept_bytes: u64,
     checkpoints: u64,
@@ -70,6 +77,8 @@ impl Training {
             },
             least_rows: if spec.objective == Objective::Kto { 2 } else { 1 },
             checkpointed: spec.recipe.gradient_checkpointing,
+            dtype: spec.recipe.dtype,
+            drops: spec.method.has_adapter() && spec.lora_dropout > 0.0,
             kept_bytes: sum_of([adapter, merged, model.tokenizer(), SMALL_FILES]),
             checkpoints: checkpoints(&spec.recipe),
         }
@@ -91,6 +100,8 @@ impl Training {
             sides: 1,
             least_rows: 1,
             checkpointed: recipe.gradient_checkpointing,
+            dtype: recipe.dtype,
+            drops: false,
             kept_bytes: sum_of([weights, model.tokenizer(), SMALL_FILES]),
             checkpoints: checkpoints(recipe),
         }
@@ -174,6 +185,38 @@ impl Training {
         let losses = Needs::default().with(Part::Logits, logits).with(Part::Workspace, head);
         let way_back = Needs::default().with(Part::Activations, again).with(Part::Workspace, layer);
         Needs::largest([losses, way_back])
+    }
+
+    /// Peak memory on a GPU, by the formula that the worker's engine is tested against
+    /// ([`drydock_spec::device::DeviceTraining`]); and what the driver takes for a process, about (not measured by us on
+    /// a GPU yet).
+    #[must_use]
+    pub fn gpu_memory(&self, batch: Batch) -> Needs {
+        let on_device = DeviceTraining {
+            dtype: self.dtype,
+            widths: self.model.widths(),
+            layers: self.model.layers.into(),
+            query_heads: self.model.heads.into(),
+            vocabulary: self.model.vocabulary.into(),
+            frozen: if self.frozen == [0, 0] { 0 } else { self.model.parameters() },
+            trained: self.trained,
+            tokens: batch.tokens().saturating_mul(self.sides),
+            longest_row: batch.length.into(),
+            gradient_checkpointing: self.checkpointed,
+            dropout: self.drops,
+        };
+        let copy = if self.dtype == DType::Bf16 { 2 } else { 0 };
+        let values = F32.saturating_mul(self.trained);
+        let weights = on_device.weights();
+        let step = on_device.bytes().saturating_sub(weights).saturating_sub(WORKSPACE_BYTES);
+        Needs::default()
+            .with(Part::Weights, weights.saturating_sub(self.trained.saturating_mul(16 + copy)))
+            .with(Part::Trained, self.trained.saturating_mul(4 + copy))
+            .with(Part::Gradients, values)
+            .with(Part::Moments, values.saturating_mul(2))
+            .with(Part::Activations, step)
+            .with(Part::Workspace, WORKSPACE_BYTES)
+            .with(Part::Context, CONTEXT_BYTES)
     }
 
     /// Size of what is left behind in bytes, with the checkpoints that lie beside it on the way.

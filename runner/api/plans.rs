@@ -1,6 +1,7 @@
 //! Plans, as whoever is about to submit a job sees them.
 
-use drydock_gpu::estimate::Needs;
+use std::collections::BTreeMap;
+
 use drydock_spec::dataset::Format;
 use drydock_spec::report::DatasetReport;
 use drydock_spec::{JobSpec, Limits};
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::plan::ResolvedInputs;
 use crate::plan::before::Foreseen;
 use crate::plan::cut::CutRows;
+use crate::plan::forecast::Quantity;
 use crate::plan::margin::Range;
 
 /// What would be done for a submission.
@@ -41,20 +43,39 @@ pub struct PlanView {
 /// What a job is expected to need.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Estimate {
-    /// Peak memory of the worker, in bytes: the sum of its parts.
+    /// Peak memory of the worker, in bytes.
     pub memory_bytes: u64,
-    /// What it is made of.
-    #[serde(default)]
-    #[schemars(with = "std::collections::BTreeMap<String, u64>")]
-    pub memory_parts: Needs,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub memory_range: Option<Range>,
     /// Size of the artifacts, and of what lies beside them on the way, in bytes.
     pub disk_bytes: u64,
     /// What must be fetched first, in bytes.
     pub download_bytes: u64,
     /// Numbers that are trained; 0 where nothing is.
     pub trainable_parameters: u64,
+    /// Milliseconds of a nominal machine, by which jobs are compared.
+    #[serde(default)]
+    pub work_ms: u64,
+    /// By part and with their ranges: memory and GPU memory in bytes, time in milliseconds.
+    #[serde(default)]
+    #[schemars(with = "BTreeMap<String, Need>")]
+    pub needs: BTreeMap<Quantity, Need>,
+}
+
+impl Estimate {
+    /// Where a quantity is expected to lie.
+    #[must_use]
+    pub fn range(&self, quantity: Quantity) -> Option<Range> {
+        self.needs.get(&quantity).and_then(|need| need.range)
+    }
+}
+
+/// What a job is expected to need of something.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Need {
+    pub expected: u64,
+    /// Where it should lie; absent where nothing like it was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub range: Option<Range>,
+    pub parts: BTreeMap<String, u64>,
 }
 
 /// Rows as the worker would train on them.

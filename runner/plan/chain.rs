@@ -106,8 +106,7 @@ mod tests {
     use drydock_spec::{InvalidOption, JobArgs};
     use serde_json::json;
 
-    use super::super::margin::Margin;
-    use super::super::needs::Saving;
+    use super::super::needs::{Saving, Terms};
     use super::*;
 
     fn spec(job: serde_json::Value) -> JobSpec {
@@ -115,7 +114,7 @@ mod tests {
     }
 
     fn needs(mib: u64) -> Needs {
-        Needs::new(Default::default(), Margin::default(), [mib * MIB, 0, 0], |_, _| InvalidOption::new("", "", "", ""))
+        Needs::new(Default::default(), &Default::default(), Terms::default(), [mib * MIB, 0, 0], |_, _| InvalidOption::new("", "", "", ""))
     }
 
     fn limits(disk_mib: u64) -> Limits {

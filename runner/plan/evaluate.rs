@@ -1,6 +1,6 @@
 //! Whether an evaluation can work with its models and rows, and what it needs: pure rules.
 
-use drydock_gpu::estimate::{self, Answering, Batch, evaluate_memory};
+use drydock_gpu::estimate::{self, Answering, Batch, Tokens, Traffic, Work, evaluate_memory};
 use drydock_spec::evaluate::{EvaluateSpec, Measure};
 use drydock_spec::option::Complaints;
 use drydock_spec::recipe::{DEFAULT_MAX_SEQ_LENGTH, DType};
@@ -58,9 +58,9 @@ pub(super) fn needs(spec: &EvaluateSpec, models: &[Resolved], data: &Data, terms
                 let answering = Answering { batch: Batch::new(rows, length), new_tokens, in_integers };
                 let decoder = &model.facts.decoder;
                 held.then(
-                    evaluate_memory(decoder, needs::base(model), answering, terms.threads),
+                    evaluate_memory(decoder, needs::base(model), answering, terms.threads()),
                     decoder,
-                    terms.threads,
+                    terms.threads(),
                 )
             };
             estimate::Needs::largest(models.iter().map(one))
@@ -69,9 +69,14 @@ pub(super) fn needs(spec: &EvaluateSpec, models: &[Resolved], data: &Data, terms
     let kept = u64::from(spec.log_samples) * (u64::from(longest) + u64::from(new_tokens)) * CHARACTERS_A_TOKEN;
     let (memory, rows) = (of(spec.batch_size), spec.batch_size);
     let model_bytes = models.iter().map(|model| 4 * model.facts.decoder.parameters()).max().unwrap_or(0);
+    let read = data.rows();
+    let tokens = Tokens::of(read.count.min(spec.limit.map_or(u64::MAX, u64::from)), read.text_bytes, longest);
+    let traffic = Traffic { weights: model_bytes, text: read.text_bytes, saved: 0 };
+    let work = models.first().map(|model| Work::forward(&model.facts.decoder, tokens, traffic)).unwrap_or_default();
     Needs::new(
         memory,
-        terms.margin,
+        &work,
+        terms,
         [
             (kept + RESULTS_BYTES).saturating_mul(models.len() as u64),
             models.iter().map(|model| model.download_bytes).sum(),

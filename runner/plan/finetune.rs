@@ -1,6 +1,6 @@
 //! Whether a finetune can work with its model and rows, and what it needs: pure rules.
 
-use drydock_gpu::estimate::{Batch, Training, matches};
+use drydock_gpu::estimate::{Batch, Tokens, Traffic, Training, Work, matches};
 use drydock_spec::finetune::{FinetuneArgs, FinetuneSpec, Keep, Method};
 use drydock_spec::option::Complaints;
 use drydock_spec::recipe::{OnDivergence, Recipe};
@@ -96,11 +96,22 @@ pub(super) fn needs(spec: &FinetuneSpec, model: &Resolved, data: &Data, terms: T
     };
     Needs::new(
         room.memory(&training, batch),
-        terms.margin,
+        &work(spec, model, data, length, training.disk()),
+        terms,
         [training.disk(), model.download_bytes, training.trained()],
         move |budget, needed| room.refusal(budget, needed),
     )
     .or_less(saving(spec, model))
+    .on_gpu((terms.gpus > 0).then(|| training.gpu_memory(batch)), terms.gpu)
+}
+
+/// What it costs in time.
+fn work(spec: &FinetuneSpec, model: &Resolved, data: &Data, length: u32, saved: u64) -> Work {
+    let rows = data.rows();
+    let tokens = Tokens::of(rows.count, rows.text_bytes, length);
+    let tokens = if spec.recipe.packing { tokens.packed(length) } else { tokens };
+    let traffic = Traffic { weights: needs::base(model).bytes(), text: rows.text_bytes, saved };
+    Work::finetune(&model.facts.decoder, spec, tokens, spec.test_size, traffic)
 }
 
 /// What is not asked for by everybody who gets it: a whole model beside the adapter, and checkpoints on the way.

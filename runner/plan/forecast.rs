@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use drydock_spec::{FailureKind, JobSpec, Limits, Outcome, Report};
+use drydock_spec::{Attempt, FailureKind, JobSpec, Limits, Outcome, Report};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::api::Estimate;
 
-/// Something that is predicted of a job, in bytes.
+/// Something that is predicted of a job, in bytes; time in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Quantity {
@@ -16,6 +16,10 @@ pub enum Quantity {
     Memory,
     /// Artifacts, with the checkpoints that lay beside them on the way.
     Disk,
+    /// Largest memory on one GPU.
+    GpuMemory,
+    /// From the start of the worker to its last report. What is predicted of it is work; see `drydock_gpu::estimate::Work`.
+    Time,
 }
 
 /// What an attempt came to, in bytes.
@@ -78,6 +82,8 @@ impl Quantity {
         match self {
             Self::Memory => "memory",
             Self::Disk => "disk",
+            Self::GpuMemory => "gpu_memory",
+            Self::Time => "time",
         }
     }
 
@@ -87,17 +93,31 @@ impl Quantity {
         match self {
             Self::Memory => estimate.memory_bytes,
             Self::Disk => estimate.disk_bytes,
+            Self::GpuMemory => estimate.needs.get(&self).map_or(0, |need| need.expected),
+            Self::Time => estimate.work_ms,
         }
     }
 }
 
-/// How a finetune trains: predictions differ by that.
+/// How a finetune trains, and whether a job computes on GPUs: predictions differ by both.
 #[must_use]
-pub fn method_of(spec: &JobSpec) -> Option<&'static str> {
-    match spec {
+pub fn method_of(spec: &JobSpec, gpus: u32) -> Option<String> {
+    let method = match spec {
         JobSpec::Finetune(spec) => Some(spec.method.name()),
         JobSpec::Train(_) | JobSpec::Quantize(_) | JobSpec::Evaluate(_) => None,
+    };
+    match (method, gpus) {
+        (method, 0) => method.map(str::to_owned),
+        (method, _) => Some(format!("{} on gpu", method.unwrap_or("all")).trim_start_matches("all ").to_owned()),
     }
+}
+
+/// How long a job took whose worker spoke for the last time `elapsed_ms` after its start. Of one that went on from a
+/// checkpoint, or failed, nobody knows.
+#[must_use]
+pub fn took(outcome: &Outcome, attempt: Attempt, elapsed_ms: Option<u64>) -> Option<(Quantity, Measured)> {
+    let whole = *outcome == Outcome::Succeeded && attempt.0 == 1;
+    elapsed_ms.filter(|ms| whole && *ms > 0).map(|ms| (Quantity::Time, Measured::Exactly(ms)))
 }
 
 /// What an attempt that ended so can be measured by. `said` are its final report and its last two checkpoints,
@@ -134,7 +154,8 @@ pub fn measured(outcome: &Outcome, limits: &Limits, said: &[Report], artifact_by
 #[must_use]
 pub fn judge(forecasts: &[Forecast]) -> Vec<Accuracy> {
     let mut groups: BTreeMap<_, Vec<&Forecast>> = BTreeMap::new();
-    for forecast in forecasts {
+    // Work is no time: what is predicted of it is not meant to be what is measured.
+    for forecast in forecasts.iter().filter(|forecast| forecast.quantity != Quantity::Time) {
         groups.entry((&forecast.kind, &forecast.method, forecast.quantity)).or_default().push(forecast);
     }
     groups.into_iter().map(|((kind, method, quantity), group)| accuracy(kind, method, quantity, &group)).collect()

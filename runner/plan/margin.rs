@@ -1,6 +1,6 @@
 //! How far an estimate is believed: by what jobs like this one came to before. Pure rules.
 
-use drydock_gpu::estimate::{CONFIDENCE_PERCENT, ENOUGH, Interval, Ratios, limit_for};
+use drydock_gpu::estimate::{ENOUGH, Interval, Ratios, limit_for};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -52,9 +52,14 @@ impl Margin {
 
     /// Where a value is expected that is predicted to be so much.
     pub(super) fn range(&self, predicted: u64) -> Option<Range> {
-        let Interval { low, high, jobs, .. } = self.0?;
+        let Interval { low, high, of_100, jobs, .. } = self.0?;
         let (low, high) = (times(predicted, low), times(predicted, high));
-        Some(Range { low, high, of_100: CONFIDENCE_PERCENT, jobs: jobs as u64 })
+        Some(Range { low, high, of_100, jobs: jobs as u64 })
+    }
+
+    /// What is as likely to be too little as too much.
+    pub(super) fn middle(&self, predicted: u64) -> Option<u64> {
+        Some(times(predicted, self.0?.median))
     }
 
     /// The memory limit of a job that is predicted to need so much: with it, none of those before would have run out.

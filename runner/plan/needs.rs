@@ -1,13 +1,15 @@
 //! What a job needs, and what to say when that is too much.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
-use drydock_gpu::estimate::{self, Base};
+use drydock_gpu::estimate::{self, Base, Phase, Work};
 use drydock_spec::InvalidOption;
 use drydock_spec::quantize::{QuantType, TensorType};
 
+use super::forecast::Quantity;
 use super::margin::Margin;
-use crate::api::Estimate;
+use crate::api::{Estimate, Need};
 use crate::models::{Facts, Resolved};
 
 /// What a job needs, and how it could need less.
@@ -40,20 +42,18 @@ impl fmt::Debug for Needs {
 impl Needs {
     pub(super) fn new(
         memory: estimate::Needs,
-        margin: Margin,
+        work: &Work,
+        terms: Terms,
         [disk_bytes, download_bytes, trainable_parameters]: [u64; 3],
         refuse: impl Fn(u64, u64) -> InvalidOption + Send + 'static,
     ) -> Self {
-        let memory_bytes = memory.total();
-        let memory_range = margin.range(memory_bytes);
-        let estimate = Estimate {
-            memory_bytes,
-            memory_parts: memory,
-            memory_range,
-            disk_bytes,
-            download_bytes,
-            trainable_parameters,
-        };
+        let (memory_bytes, margin) = (memory.total(), terms.margin);
+        let phases = work.milliseconds(f64::from(terms.cpu_millis) / 1e3);
+        let work_ms = phases.iter().map(|(_, ms)| *ms).fold(0, u64::saturating_add);
+        let mut needs = BTreeMap::from([(Quantity::Memory, need(&memory, margin))]);
+        needs.extend(time(&phases, work_ms, terms.pace).map(|time| (Quantity::Time, time)));
+        let estimate =
+            Estimate { memory_bytes, disk_bytes, download_bytes, trainable_parameters, work_ms, needs };
         Self { estimate, saving: None, model_bytes: 0, margin, refuse: Box::new(refuse) }
     }
 
@@ -69,6 +69,13 @@ impl Needs {
         Self { model_bytes, ..self }
     }
 
+    /// The same of a job that computes on a GPU, which it needs so much of.
+    #[must_use]
+    pub(super) fn on_gpu(mut self, memory: Option<estimate::Needs>, margin: Margin) -> Self {
+        self.estimate.needs.extend(memory.map(|memory| (Quantity::GpuMemory, need(&memory, margin))));
+        self
+    }
+
     /// The memory limit of the job where none is asked for.
     pub(super) fn memory_limit(&self) -> u64 {
         self.margin.limit(self.estimate.memory_bytes)
@@ -80,11 +87,37 @@ impl Needs {
     }
 }
 
-/// What a job is planned under: how far estimates are believed, and with how many threads the worker will compute.
-#[derive(Debug, Clone, Copy)]
+/// What a job is planned under: how far estimates are believed, and what the worker will compute with.
+#[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Terms {
+    /// Of memory.
     pub(super) margin: Margin,
-    pub(super) threads: u32,
+    /// What work takes here.
+    pub(super) pace: Margin,
+    /// Of a GPU's memory.
+    pub(super) gpu: Margin,
+    pub(super) cpu_millis: u32,
+    pub(super) gpus: u32,
+}
+
+impl Terms {
+    /// Threads that the worker computes with.
+    pub(super) fn threads(&self) -> u32 {
+        self.cpu_millis.div_ceil(1000)
+    }
+}
+
+/// An estimate by part, with its range.
+pub(super) fn need(parts: &estimate::Needs, margin: Margin) -> Need {
+    let parts_by_name = parts.iter().map(|(part, bytes)| (part.name().to_owned(), bytes)).collect();
+    Need { expected: parts.total(), range: margin.range(parts.total()), parts: parts_by_name }
+}
+
+/// The time that so much work will take; nothing before anything was measured.
+fn time(phases: &[(Phase, u64)], work_ms: u64, pace: Margin) -> Option<Need> {
+    let range = Some(pace.range(work_ms)?);
+    let parts = phases.iter().map(|(phase, ms)| Some((phase.name().to_owned(), pace.middle(*ms)?)));
+    Some(Need { expected: pace.middle(work_ms)?, range, parts: parts.collect::<Option<_>>()? })
 }
 
 /// The type that a quantized model's matrices are in, where they are in one that the worker computes with as it is.

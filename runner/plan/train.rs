@@ -1,6 +1,6 @@
 //! Whether a training from nothing can work with its rows, and what it needs: pure rules.
 
-use drydock_gpu::estimate::{Batch, Training};
+use drydock_gpu::estimate::{Batch, Tokens, Traffic, Training, Work};
 use drydock_spec::InvalidOptions;
 use drydock_spec::option::Complaints;
 use drydock_spec::train::TrainSpec;
@@ -33,11 +33,16 @@ pub(super) fn needs(spec: &TrainSpec, tokenizer: Option<&Resolved>, data: &Data,
         terms,
         length,
     };
+    let rows = data.rows();
+    let tokens = Tokens::of(1, rows.text_bytes, u32::MAX).packed(length);
+    let traffic = Traffic { weights: 0, text: rows.text_bytes, saved: training.disk() };
     let batch = Batch::new(spec.recipe.per_device_train_batch_size, length);
     Needs::new(
         room.memory(&training, batch),
-        terms.margin,
+        &Work::from_nothing(&decoder, &spec.recipe, tokens, spec.test_size, traffic),
+        terms,
         [training.disk(), tokenizer.map_or(0, |tokenizer| tokenizer.download_bytes), training.trained()],
         move |budget, needed| room.refusal(budget, needed),
     )
+    .on_gpu((terms.gpus > 0).then(|| training.gpu_memory(batch)), terms.gpu)
 }

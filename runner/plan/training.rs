@@ -77,7 +77,7 @@ impl Room {
 
     /// What the job needs with this batch, rows included.
     pub(super) fn memory(&self, training: &Training, batch: Batch) -> estimate::Needs {
-        let (needs, threads) = (training.memory(batch, self.terms.threads), self.terms.threads);
+        let (needs, threads) = (training.memory(batch, self.terms.threads()), self.terms.threads());
         match self.learns_tokenizer {
             true => self.rows.learnt_then(needs, &self.decoder, threads),
             false => self.rows.then(needs, &self.decoder, threads),

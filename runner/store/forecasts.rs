@@ -75,9 +75,12 @@ pub(super) async fn keep(
     artifacts: &[Artifact],
 ) -> Result<(), StoreError> {
     let Some(estimate) = &job.estimate else { return Ok(()) };
-    let said = said(tx, job, number).await?;
+    let lines = said(tx, job, number).await?;
+    let elapsed = lines.iter().find(|line| matches!(line.report, Report::Finished(_))).map(|line| line.elapsed_ms);
+    let said: Vec<Report> = lines.into_iter().map(|line| line.report).collect();
     let artifact_bytes = artifacts.iter().map(|artifact| artifact.bytes).sum();
-    for (quantity, measured) in forecast::measured(outcome, &job.limits, &said, artifact_bytes) {
+    let measured = forecast::measured(outcome, &job.limits, &said, artifact_bytes);
+    for (quantity, measured) in measured.into_iter().chain(forecast::took(outcome, number, elapsed)) {
         let predicted = quantity.of(estimate);
         if predicted == 0 {
             continue;
@@ -95,7 +98,7 @@ pub(super) async fn keep(
         .bind(i64::from(number.0))
         .bind(at_ms)
         .bind(job.spec.kind())
-        .bind(forecast::method_of(&job.spec).unwrap_or_default())
+        .bind(forecast::method_of(&job.spec, job.limits.gpus).unwrap_or_default())
         .bind(quantity.name())
         .bind(signed(predicted))
         .bind(signed(bytes))
@@ -107,7 +110,7 @@ pub(super) async fn keep(
 }
 
 /// The attempt's final report, and its last two checkpoints: so many lie on the disk at once.
-async fn said(tx: &mut Transaction<'_, Sqlite>, job: &Job, number: Attempt) -> Result<Vec<Report>, StoreError> {
+async fn said(tx: &mut Transaction<'_, Sqlite>, job: &Job, number: Attempt) -> Result<Vec<ReportLine>, StoreError> {
     let mut said = Vec::new();
     for (kind, most) in [("finished", 1), ("checkpoint", 2)] {
         let texts: Vec<String> = sqlx::query_scalar(
@@ -121,7 +124,7 @@ async fn said(tx: &mut Transaction<'_, Sqlite>, job: &Job, number: Attempt) -> R
         .fetch_all(&mut **tx)
         .await?;
         for text in texts {
-            said.push(json::<ReportLine>(&text)?.report);
+            said.push(json::<ReportLine>(&text)?);
         }
     }
     Ok(said)
@@ -132,7 +135,7 @@ fn some(method: String) -> Option<String> {
 }
 
 fn quantity(name: &str) -> Result<Quantity, StoreError> {
-    [Quantity::Memory, Quantity::Disk]
+    [Quantity::Memory, Quantity::Disk, Quantity::GpuMemory, Quantity::Time]
         .into_iter()
         .find(|quantity| quantity.name() == name)
         .ok_or_else(|| StoreError::Corrupt(format!("quantity `{name}`")))

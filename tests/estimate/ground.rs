@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use drydock::engine::EngineWatch;
 use drydock::plan::Planner;
+use drydock::plan::forecast::Quantity;
 use drydock::sandbox::{EngineInfo, Isolation};
 use drydock_spec::{JobArgs, LimitArgs, Report, ReportLine};
 use serde_json::{Value, json};
@@ -82,8 +83,8 @@ impl Ground {
         let args: JobArgs = serde_json::from_value(job).unwrap();
         let plan = Box::pin(self.planner.plan(args, &LimitArgs::default())).await.unwrap();
         let (peak, seen) = self.attempt(&json!(plan.spec), &inputs).1;
-        let parts = plan.estimate.memory_parts.iter();
-        let parts: Vec<_> = parts.map(|(part, bytes)| format!("{} {:.0}", part.name(), mib(bytes))).collect();
+        let parts = plan.estimate.needs[&Quantity::Memory].parts.iter();
+        let parts: Vec<_> = parts.map(|(part, bytes)| format!("{part} {:.0}", mib(*bytes))).collect();
         Measured { estimated: plan.estimate.memory_bytes, peak, parts: parts.join(", "), seen }
     }
 

@@ -1,5 +1,6 @@
 //! What plans know from jobs that went before.
 
+use drydock::plan::forecast::Quantity;
 use drydock_spec::evaluate::Measure;
 use drydock_spec::finetune::Keep;
 use drydock_spec::quantize::QuantType;
@@ -34,7 +35,7 @@ async fn a_plan_says_where_the_peak_will_lie_by_what_jobs_of_its_kind_came_to() 
     for ratio in [1.3, 1.25, 1.35] {
         peak(&house, ratio).await;
     }
-    let (plan_now, range) = (expected().await, expected().await.estimate.memory_range.unwrap());
+    let (plan_now, range) = (expected().await, expected().await.estimate.range(Quantity::Memory).unwrap());
     assert_eq!((range.jobs, plan_now.forecasts[0].jobs), (3, 3));
     let ratio = range.high as f64 / plan_now.estimate.memory_bytes as f64;
     assert!((1.29..1.36).contains(&ratio), "the first few pull the upper end towards them: {range:?}");
@@ -42,12 +43,12 @@ async fn a_plan_says_where_the_peak_will_lie_by_what_jobs_of_its_kind_came_to() 
     for _ in 0..19 {
         peak(&house, 1.3).await;
     }
-    let range = expected().await.estimate.memory_range.unwrap();
+    let range = expected().await.estimate.range(Quantity::Memory).unwrap();
     assert!(range.low > plan_now.estimate.memory_bytes * 6 / 5, "enough of them are all there is: {range:?}");
     let full = FinetuneArgs { method: Some(drydock_spec::finetune::Method::Full), lora_r: None, ..wide() };
     let full = plan(&house, full).await.unwrap();
-    assert_eq!((full.forecasts.len(), full.estimate.memory_range.unwrap().jobs), (0, 0), "another method is another");
-    assert!(full.estimate.memory_range.unwrap().high > full.estimate.memory_bytes * 6 / 5, "but of the same kind");
+    assert_eq!((full.forecasts.len(), full.estimate.range(Quantity::Memory).unwrap().jobs), (0, 0), "another method is another");
+    assert!(full.estimate.range(Quantity::Memory).unwrap().high > full.estimate.memory_bytes * 6 / 5, "but of the same kind");
 }
 
 #[tokio::test]

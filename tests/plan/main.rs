@@ -16,6 +16,7 @@ use std::sync::Arc;
 use bytesize::ByteSize;
 use drydock::api::LoadDataset;
 use drydock::engine::EngineWatch;
+use drydock::plan::forecast::Quantity;
 use drydock::plan::{ModelSource, Plan, PlanError, Planner};
 use drydock::sandbox::{EngineInfo, Isolation, SandboxError};
 use drydock_spec::dataset::Columns;
@@ -95,10 +96,12 @@ async fn a_plan_fixes_inputs_and_fills_in_every_limit() {
     assert_eq!((plan.limits.cpu_millis, plan.limits.pids, plan.limits.max_attempts), (4000, 512, 3));
     assert_eq!(plan.limits.memory_bytes % (1 << 20), 0);
     assert!(plan.limits.memory_bytes > plan.estimate.memory_bytes + (64 << 20));
-    assert_eq!(plan.estimate.memory_parts.total(), plan.estimate.memory_bytes);
-    let range = plan.estimate.memory_range.unwrap();
+    let parts = &plan.estimate.needs[&Quantity::Memory].parts;
+    assert_eq!(parts.values().sum::<u64>(), plan.estimate.memory_bytes);
+    let range = plan.estimate.range(Quantity::Memory).unwrap();
     assert!((range.low..=range.high).contains(&plan.estimate.memory_bytes), "{range:?}");
     assert_eq!((range.of_100, range.jobs), (90, 0), "nothing was measured here yet");
+    assert_eq!(plan.estimate.range(Quantity::Time), None, "and nobody knows how fast it is");
     assert_eq!(plan.estimate.trainable_parameters, 2 * 4 * (2 * 16 + 2 * 12 + 3 * 24));
     assert_eq!(plan.warnings, Vec::<String>::new());
 }

@@ -44,7 +44,7 @@ fn refusal(spec: &FinetuneSpec, length: u32, budget: u64) -> String {
         weights_bytes: base().bytes(),
         rows: Rows::default(),
         learns_tokenizer: false,
-        terms: Terms { margin: Margin::default(), threads: 2 },
+        terms: Terms { cpu_millis: 2000, ..Terms::default() },
         length,
         training,
     };
