@@ -85,7 +85,7 @@ impl House {
         let gpu_news = gpus::news();
         let watch = gpu_news.watch();
         let known = KnownGpus::asked(move || watch.inventory());
-        let sandbox = engine.unwrap_or_else(|| Arc::new(DockerSandbox::new(docker(&config, &instance, known))));
+        let sandbox = engine.unwrap_or_else(|| Arc::new(DockerSandbox::new(docker(&config, &instance, known.clone()))));
         let (probe, engine) = EngineProbe::new(Arc::clone(&sandbox));
         let blobs = Blobs::open(&state)?;
         let hub = Hub::open(&config.hub, blobs.clone())?;
@@ -102,7 +102,7 @@ impl House {
         let (disk, room) = DiskProbe::new(Arc::clone(&config), engine.clone());
         let line = Line { store: store.clone(), disk: room.clone(), gpus: line_gpus, config: Arc::clone(&config) };
         let planner =
-            Planner::new(store.clone(), models.clone(), datasets.clone(), engine.clone(), Arc::clone(&config));
+            Planner::new(store.clone(), models.clone(), datasets.clone(), engine.clone(), known, Arc::clone(&config));
         let remedies = Remedies::new(store.clone(), planner.clone());
         let desk = Desk {
             store: store.clone(),

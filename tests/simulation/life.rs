@@ -149,6 +149,8 @@ impl World {
 
     /// Lets something happen, and everything that follows from it before any time passes.
     pub(crate) fn happen(&mut self, op: Op) {
+        // An attempt's end has the driver asked, and where the test runs there may be none.
+        self.gpus();
         match op {
             Op::Crash { polls } => return self.crash(polls),
             Op::Restart => return self.restart(),
@@ -192,7 +194,10 @@ impl World {
     /// The same where the runner's own passes may fail.
     pub(crate) fn happen_or_fail(&mut self, op: Op) {
         match op {
-            Op::Dispatch => drop(self.with(async |house| house.reaper.dispatch.dispatch_once().await)),
+            Op::Dispatch => {
+                self.gpus();
+                drop(self.with(async |house| house.reaper.dispatch.dispatch_once().await));
+            }
             other => return self.happen(other),
         }
         self.settle();
