@@ -1,6 +1,7 @@
 //! From a configuration to a gateway that answers: the house and its faces, opened and closed in order.
 
 use anyhow::Context as _;
+use drydock_gpu::inventory::Inventory;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
@@ -56,8 +57,8 @@ pub async fn bridge(
 }
 
 /// What the configured engine says of itself, and of how containers get GPUs.
-pub async fn probe(config: &Config) -> Result<EngineInfo, SandboxError> {
-    let sandbox = DockerSandbox::new(docker(config, "doctor", KnownGpus::none()));
+pub async fn probe(config: &Config, gpus: Inventory) -> Result<EngineInfo, SandboxError> {
+    let sandbox = DockerSandbox::new(docker(config, "doctor", KnownGpus::asked(move || gpus.clone())));
     let asked = sandbox.probe().await;
     if asked.is_ok() && sandbox.try_injectors().await { sandbox.probe().await } else { asked }
 }
