@@ -89,6 +89,13 @@ pub struct Host {
     pub sharers: u32,
 }
 
+impl Host {
+    /// Whether a job could start if nothing else ran.
+    pub fn takes(&self, need: &Need) -> Result<(), Shortage> {
+        Room::empty(self).place(need).map(drop)
+    }
+}
+
 /// A GPU or slice as jobs find it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostUnit {

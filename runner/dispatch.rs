@@ -52,7 +52,6 @@ impl Dispatch {
                 _ = queue.changed() => {}
                 () = engine.changed() => {}
                 () = disk.changed() => {}
-                // Whoever publishes may be gone; then nothing changes any more.
                 () = gpus.changed() => {}
                 () = pause => {}
                 () = shutdown.cancelled() => return,

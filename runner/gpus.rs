@@ -102,6 +102,9 @@ impl GpuProbe {
 
     /// Looks once: writes down which GPUs have come to be damaged since the last look, and tells the watchers.
     pub async fn look_once(&self) -> Result<(), StoreError> {
+        if !self.can_look() {
+            return Ok(());
+        }
         let mut last = self.last.lock().await;
         let heard = self.host.heard();
         // First what was heard: a GPU that tells of its end may take the driver with it.
@@ -147,6 +150,12 @@ impl GpuProbe {
         self.again().await
     }
 
+    /// Whether there is a driver's library, as far as anybody knows.
+    #[must_use]
+    pub fn can_look(&self) -> bool {
+        !self.host.is_absent()
+    }
+
     /// Tells the watchers anew what the cordons make of the newest look.
     async fn again(&self) -> Result<(), StoreError> {
         let _one = self.last.lock().await;
@@ -183,7 +192,7 @@ impl GpuProbe {
     /// is not looked at again.
     pub async fn run(self, shutdown: CancellationToken) {
         let mut attending = self.attending.subscribe();
-        while !matches!(self.now().gpus, Err(NoGpus::NoLibrary(_))) {
+        while self.can_look() {
             let pace = if *attending.borrow_and_update() > 0 { ATTENDED } else { IDLE };
             tokio::select! {
                 () = tokio::time::sleep(pace) => {}

@@ -82,12 +82,10 @@ impl House {
         let lock = lock(&state).await?;
         let store = Store::open(&state.join("drydock.db"), clock).await?;
         let instance = store.instance(&format!("{:016x}", rand::random::<u64>())).await?;
-        let news = gpus::news();
-        let known = KnownGpus::asked({
-            let gpus = news.watch();
-            move || gpus.inventory()
-        });
-        let sandbox = engine.unwrap_or_else(|| Arc::new(DockerSandbox::new(docker(&config, &instance, known))));
+        let gpu_news = gpus::news();
+        let watch = gpu_news.watch();
+        let known = KnownGpus::asked(move || watch.inventory());
+        let sandbox = engine.unwrap_or_else(|| Arc::new(DockerSandbox::new(docker(&config, &instance, known.clone()))));
         let (probe, engine) = EngineProbe::new(Arc::clone(&sandbox));
         let blobs = Blobs::open(&state)?;
         let hub = Hub::open(&config.hub, blobs.clone())?;
@@ -99,12 +97,12 @@ impl House {
         let tracker = TaskTracker::new();
         let config = Arc::new(config);
         let host = Host::new(config.sandbox.nvml.clone());
-        let watch = news.watch();
-        let gpus = GpuProbe::new(host, store.clone(), Arc::clone(&sandbox), news);
+        let line_gpus = gpu_news.watch();
+        let gpus = GpuProbe::new(host, store.clone(), Arc::clone(&sandbox), gpu_news);
         let (disk, room) = DiskProbe::new(Arc::clone(&config), engine.clone());
-        let line = Line { store: store.clone(), disk: room.clone(), gpus: watch, config: Arc::clone(&config) };
+        let line = Line { store: store.clone(), disk: room.clone(), gpus: line_gpus, config: Arc::clone(&config) };
         let planner =
-            Planner::new(store.clone(), models.clone(), datasets.clone(), engine.clone(), Arc::clone(&config));
+            Planner::new(store.clone(), models.clone(), datasets.clone(), engine.clone(), known, Arc::clone(&config));
         let remedies = Remedies::new(store.clone(), planner.clone());
         let desk = Desk {
             store: store.clone(),
@@ -130,8 +128,8 @@ impl House {
             ),
             engine: engine.clone(),
             disk: room,
-            line: line.clone(),
             gpus: gpus.clone(),
+            line: line.clone(),
             sandbox: Arc::clone(&sandbox),
             config: Arc::clone(&config),
         };
@@ -166,11 +164,12 @@ impl House {
     /// Asks the engine once and looks at the disks and GPUs, so that the desk knows of them before anything else is set
     /// going.
     pub async fn probe_once(&self) {
-        self.probe.probe_once().await;
-        self.disk.probe_once();
+        // The engine is asked how it gives containers those GPUs that there are.
         if let Err(error) = self.gpus.look_once().await {
             tracing::error!(%error, "the GPUs could not be looked at");
         }
+        self.probe.probe_once().await;
+        self.disk.probe_once();
     }
 
     /// Sets everything going: the watch on the engine, the taking over of what was left, and the dispatch.

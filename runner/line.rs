@@ -47,7 +47,10 @@ impl Line {
         Host {
             capacity: self.config.capacity.of(engine),
             disk_bytes: self.disk.now().free_bytes,
-            units: HostUnit::all(&self.gpus.inventory()),
+            units: match engine.gpus.barrier() {
+                None => HostUnit::all(&self.gpus.inventory()),
+                Some(_) => Vec::new(),
+            },
             sharers: self.config.queue.gpu_sharers,
         }
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use drydock_gpu::Capacity;
+use drydock_gpu::assign::HostUnit;
 use drydock_spec::dataset::Columns;
 use drydock_spec::{
     EvaluateSpec, FinetuneArgs, FinetuneSpec, InvalidOptions, JobArgs, JobSpec, JobState, LimitArgs, Limits,
@@ -16,6 +17,7 @@ use crate::datasets::{DatasetError, Datasets};
 use crate::diagnose::fingerprint::{Signature, Witness};
 use crate::engine::EngineWatch;
 use crate::models::{self, ModelError, Models};
+use crate::sandbox::gpus::KnownGpus;
 use crate::store::{Job, Store, StoreError};
 use before::{Foreseen, Past};
 use chain::{Link, Room};
@@ -30,6 +32,7 @@ pub mod cut;
 mod evaluate;
 mod finetune;
 pub mod forecast;
+mod gpus;
 mod inputs;
 mod limits;
 mod needs;
@@ -79,6 +82,7 @@ pub struct Planner {
     models: Models,
     datasets: Datasets,
     engine: EngineWatch,
+    gpus: KnownGpus,
     config: Arc<Config>,
 }
 
@@ -98,15 +102,24 @@ struct Draft {
 }
 
 impl Planner {
-    pub fn new(store: Store, models: Models, datasets: Datasets, engine: EngineWatch, config: Arc<Config>) -> Self {
-        Self { store, models, datasets, engine, config }
+    pub fn new(
+        store: Store,
+        models: Models,
+        datasets: Datasets,
+        engine: EngineWatch,
+        gpus: KnownGpus,
+        config: Arc<Config>,
+    ) -> Self {
+        Self { store, models, datasets, engine, gpus, config }
     }
 
     /// Parses the options, fixes the inputs, estimates the needs, and refuses what cannot work.
     pub async fn plan(&self, job: JobArgs, limits: &LimitArgs) -> Result<Plan, PlanError> {
         let asked = if let JobArgs::Finetune(args) = &job { Some(args.clone()) } else { None };
+        let spec = both(job.parse(), limits.check())?;
+        let limits = &gpus::decided(limits, &spec, self.config.limits.gpus, self.host().gpus.as_ref());
         // Boxed: each holds models and rows, and a request would hold the largest of them to its end.
-        let draft = match both(job.parse(), limits.check())? {
+        let draft = match spec {
             JobSpec::Finetune(spec) => Box::pin(self.finetune(spec, &asked.unwrap_or_default())).await?,
             JobSpec::Train(spec) => Box::pin(self.train(spec)).await?,
             JobSpec::Quantize(spec) => Box::pin(self.quantize(spec)).await?,
@@ -264,6 +277,10 @@ impl Planner {
         let engine = self.engine.now();
         Host {
             capacity: engine.as_ref().map(|info| self.config.capacity.of(info)).map_err(ToString::to_string),
+            gpus: engine
+                .as_ref()
+                .ok()
+                .map(|info| gpus::Offer { units: HostUnit::all(&self.gpus.now()), barrier: info.gpus.barrier() }),
             image: engine.and_then(|info| info.image).map(drop).map_err(|error| error.to_string()),
         }
     }
@@ -289,6 +306,8 @@ fn past(job: Job) -> Option<Past> {
 /// What jobs may use, or why that is not known.
 struct Host {
     capacity: Result<Capacity, String>,
+    /// Nothing where no engine says what its containers can have.
+    gpus: Option<gpus::Offer>,
     /// Why no attempt can start now.
     image: Result<(), String>,
 }

@@ -56,7 +56,7 @@ pub async fn bridge(
     Ok(gateway::stdio::bridge(url, stdin, stdout, shutdown).await?)
 }
 
-/// What the configured engine says of itself, and of how containers get GPUs.
+/// What the configured engine says of itself, and of how containers get those of the host's GPUs that there are.
 pub async fn probe(config: &Config, gpus: Inventory) -> Result<EngineInfo, SandboxError> {
     let sandbox = DockerSandbox::new(docker(config, "doctor", KnownGpus::asked(move || gpus.clone())));
     let asked = sandbox.probe().await;

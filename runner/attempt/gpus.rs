@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use drydock_gpu::nvml::NoGpus;
 use drydock_spec::report::GpuReading;
 use drydock_spec::{Outcome, Report};
 
@@ -49,8 +48,7 @@ impl Attempts {
         let own = &lease.row().gpus;
         // What befalls a GPU while another program computes on it is nothing to a worker on the CPU.
         let is_on_gpu = !own.is_empty() || lease.started().await?.is_some_and(|said| said.device.starts_with("cuda"));
-        let nobody_tells = matches!(self.gpus.now().gpus, Err(NoGpus::NoLibrary(_)));
-        if !is_on_gpu || nobody_tells || diagnose(&ending) == Outcome::Succeeded {
+        if !is_on_gpu || !self.gpus.can_look() || diagnose(&ending) == Outcome::Succeeded {
             return Ok(ending);
         }
         ending.gpus = self.asked(lease, self.gpus.account(&since.mark, own)).await?;

@@ -15,9 +15,9 @@ pub(super) async fn doctor(global: &Global, flags: Vec<Flag>, out: &mut Out) -> 
     let loaded = global.load(flags)?;
     let url = global.named().map_or_else(|| gateway_url(&loaded.config), str::to_owned);
     let client = Client::new(&url)?;
-    let gateway = ask(&client).await.map_err(|error| error.to_string());
     let gpus = Host::new(loaded.config.sandbox.nvml.clone()).look().await;
     let engine = crate::serve::probe(&loaded.config, gpus.clone().unwrap_or_default()).await;
+    let gateway = ask(&client).await.map_err(|error| error.to_string());
     let checks = examine(&loaded, &engine, &gpus, &gateway);
     if out.json {
         out.document(&checks)?;

@@ -79,7 +79,7 @@ fn view(gpu: &Gpu, known: &Known, held: &[AttemptRow]) -> GpuView {
     let is_of_it = |unit: &&String| gpu.uuid == **unit || gpu.slices.iter().any(|slice| slice.uuid == **unit);
     let holder = |row: &AttemptRow| {
         let units: Vec<_> = row.gpus.iter().filter(is_of_it).cloned().collect();
-        (!units.is_empty()).then(|| GpuHolder { job: row.job, attempt: row.attempt.0, units })
+        (!units.is_empty()).then_some(GpuHolder { job: row.job, attempt: row.attempt.0, units })
     };
     let strangers: Vec<_> = gpu.processes.iter().filter(|process| process.job.is_none()).collect();
     let strangers = Strangers {

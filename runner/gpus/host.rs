@@ -28,6 +28,8 @@ struct Inner {
     gpus: Mutex<Option<Arc<Gpus>>>,
     /// Whether a look is under way, or hangs.
     busy: AtomicBool,
+    /// Whether the library was looked for and is not there.
+    absent: AtomicBool,
     heard: Mutex<Heard>,
     /// Told of every event.
     news: Notify,
@@ -52,10 +54,17 @@ impl Host {
             library,
             gpus: Mutex::default(),
             busy: AtomicBool::default(),
+            absent: AtomicBool::default(),
             heard: Mutex::default(),
             news: Notify::new(),
             over: Arc::default(),
         }))
+    }
+
+    /// Whether the library was looked for and is not there: then nobody ever tells anything.
+    #[must_use]
+    pub fn is_absent(&self) -> bool {
+        self.0.absent.load(Ordering::Relaxed)
     }
 
     /// All GPUs as they are now, and who computes on them.
@@ -120,7 +129,9 @@ impl Inner {
         if let Some(gpus) = opened.as_ref() {
             return Ok(Arc::clone(gpus));
         }
-        let gpus = Arc::new(Gpus::open(self.library.as_deref())?);
+        let gpus = Gpus::open(self.library.as_deref());
+        self.absent.store(matches!(gpus, Err(NoGpus::NoLibrary(_))), Ordering::Relaxed);
+        let gpus = Arc::new(gpus?);
         *opened = Some(Arc::clone(&gpus));
         let (inner, listener, over) = (Arc::downgrade(self), Arc::clone(&gpus), Arc::clone(&self.over));
         let listen = move || {
@@ -186,5 +197,6 @@ mod tests {
         for _ in 0..2 {
             assert!(matches!(host.look().await, Err(NoGpus::NoLibrary(why)) if why.contains("/nowhere")));
         }
+        assert!(host.is_absent());
     }
 }

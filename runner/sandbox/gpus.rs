@@ -97,6 +97,20 @@ pub struct RefusedInjector {
     pub why: String,
 }
 
+impl GpuAccess {
+    /// Why no job can compute on a GPU, if that is so.
+    #[must_use]
+    pub fn barrier(&self) -> Option<String> {
+        match &self.injection {
+            Err(why) => Some(format!("no container can have a GPU: {why}")),
+            Ok(_) if !self.cuda => Some(
+                "the worker image computes on the CPU only: its label `drydock.devices` does not say `cuda`".into(),
+            ),
+            Ok(_) => None,
+        }
+    }
+}
+
 impl Default for GpuAccess {
     /// An engine that has none to give.
     fn default() -> Self {

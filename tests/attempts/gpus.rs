@@ -103,7 +103,7 @@ async fn a_gpu_that_fails_ends_its_attempt_at_once_and_another_goes_on_from_the_
         ("count 2\nlost0 1\nevent0 79\n", "Xid 79"),
     ] {
         let (world, fake) = with_gpus(vec![computes(), success()], "count 2\n").await;
-        let id = world.submit(limits()).await;
+        let id = world.submit(Limits { gpus: 1, ..limits() }).await;
         world.begin_on(id, &[FIRST]).await;
         world.until(id, |job| job.progress.as_ref().is_some_and(|progress| progress.checkpoint.is_some())).await;
         fake.says(end);
@@ -133,7 +133,7 @@ async fn a_program_that_dies_of_its_gpu_is_tried_again_on_another_one_and_one_th
         ("count 2\nevent1 79\n", FailureKind::Unexplained),
     ] {
         let (world, fake) = with_gpus(vec![[computes(), vec![exit(1)]].concat()], "count 2\n").await;
-        let id = world.submit(Limits { max_attempts: 1, ..limits() }).await;
+        let id = world.submit(Limits { max_attempts: 1, gpus: 1, ..limits() }).await;
         world.begin_on(id, &[FIRST]).await;
         world.until(id, |job| job.seq >= 4).await;
         fake.says(end);
@@ -166,7 +166,7 @@ async fn a_cordon_outlives_the_gateway_and_what_was_repaired_and_ends_when_a_per
 #[tokio::test]
 async fn a_row_that_waits_for_a_reset_keeps_new_jobs_away_and_lets_what_runs_go_on() {
     let (world, fake) = with_gpus(vec![[computes(), success().split_off(1)].concat()], "count 1\n").await;
-    let id = world.submit(limits()).await;
+    let id = world.submit(Limits { gpus: 1, ..limits() }).await;
     world.begin_on(id, &[FIRST]).await;
     world.until(id, |job| job.seq >= 4).await;
     fake.says("count 1\npending0 1\n");
@@ -181,7 +181,7 @@ async fn a_row_that_waits_for_a_reset_keeps_new_jobs_away_and_lets_what_runs_go_
 #[tokio::test]
 async fn what_an_attempt_holds_of_its_gpu_is_said_on_its_stream_and_the_most_of_it_is_kept() {
     let (world, fake) = with_gpus(vec![[computes(), vec![exit(1)]].concat()], "count 2\nused0 2048\nbusy0 90\n").await;
-    let id = world.submit(Limits { max_attempts: 1, ..limits() }).await;
+    let id = world.submit(Limits { max_attempts: 1, gpus: 1, ..limits() }).await;
     world.begin_on(id, &[FIRST]).await;
     let job = world.until(id, |job| job.progress.as_ref().is_some_and(|progress| !progress.gpus.is_empty())).await;
     let reading = |used: u64, peak: u64| GpuReading {

@@ -100,6 +100,8 @@ pub(crate) async fn whole(config: Config) -> drydock::house::House {
 pub(crate) async fn open_with(change: impl FnOnce(&mut Config)) -> House {
     let folder = tempfile::tempdir().unwrap();
     let mut config = Config { state_dir: folder.path().to_owned(), ..Config::default() };
+    // Where a test runs there may be GPUs.
+    config.sandbox.nvml = Some("/nowhere/libnvidia-ml.so.1".into());
     // Where a test runs there may be little room.
     config.disk.min_free_state = bytesize::ByteSize(0);
     change(&mut config);

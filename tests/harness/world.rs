@@ -205,6 +205,8 @@ fn config(state: &Path) -> Config {
     // The scripted engine's containers run as whoever runs the test.
     config.sandbox.uid = rustix::process::geteuid().as_raw();
     config.sandbox.gid = rustix::process::getegid().as_raw();
+    // Where a test runs there may be GPUs.
+    config.sandbox.nvml = Some("/nowhere/libnvidia-ml.so.1".into());
     // Where a test runs there may be little room.
     config.disk.min_free_state = bytesize::ByteSize(0);
     config

@@ -17,6 +17,7 @@ use bytesize::ByteSize;
 use drydock::api::LoadDataset;
 use drydock::engine::EngineWatch;
 use drydock::plan::{ModelSource, Plan, PlanError, Planner};
+use drydock::sandbox::gpus::KnownGpus;
 use drydock::sandbox::{EngineInfo, Isolation, SandboxError};
 use drydock_spec::dataset::Columns;
 use drydock_spec::finetune::TargetModule;
@@ -68,6 +69,7 @@ async fn plan_job(engine: EngineWatch, house: &House, job: JobArgs, limits: Limi
         house.models.clone(),
         house.datasets.clone(),
         engine,
+        KnownGpus::none(),
         Arc::new(house.config.clone()),
     );
     planner.plan(job, &limits).await

@@ -117,6 +117,8 @@ impl World {
         // What is kept for remedies is to go with everything else, so that nothing is overlooked.
         config.retention.checkpoints_age = Duration::ZERO;
         config.sandbox.output_cap = OutputCap::Watched;
+        // Where a test runs there may be GPUs.
+        config.sandbox.nvml = Some("/nowhere/libnvidia-ml.so.1".into());
         // A way to the hub takes long to open, and nobody goes it.
         config.hub.offline = true;
         config.sandbox.uid = rustix::process::geteuid().as_raw();
@@ -182,15 +184,8 @@ impl World {
             Op::RefuseStarts(refuse) => self.engine.refuse_starts(refuse),
             Op::DiskFull(full) => self.disk(full),
             Op::Cordon(which) => {
-                let (before, now) = (std::mem::replace(&mut self.cordoned, which), which);
-                self.with(async |house| {
-                    if let Some(index) = before {
-                        house.gpus.uncordon(&format!("GPU-{index}")).await.unwrap();
-                    }
-                    if let Some(index) = now {
-                        house.gpus.cordon(&format!("GPU-{index}"), "is to be mended", "root").await.unwrap();
-                    }
-                });
+                self.cordoned = which;
+                self.gpus();
             }
         }
         self.settle();
@@ -238,7 +233,17 @@ impl World {
             ..Gpu::default()
         };
         let inventory = Inventory { gpus: (0..GPUS).map(gpu).collect(), ..Inventory::default() };
-        self.with(async |house| house.gpus.publish(Ok(inventory)).await.unwrap());
+        let cordoned = self.cordoned;
+        self.with(async |house| {
+            house.gpus.publish(Ok(inventory)).await.unwrap();
+            for index in 0..GPUS {
+                let uuid = format!("GPU-{index}");
+                match cordoned == Some(index) {
+                    true => house.gpus.cordon(&uuid, "the fan rattles", "a person").await.unwrap(),
+                    false => house.gpus.uncordon(&uuid).await.unwrap(),
+                }
+            }
+        });
     }
 
     fn submit(&mut self, story: Story, reads: Option<usize>, (large, gpus): (bool, Gpus), attempts: u32) {
