@@ -307,7 +307,7 @@ mod tests {
     use super::*;
 
     fn gpu(index: u32) -> Gpu {
-        let slice = Slice { uuid: format!("MIG-{index}"), profile: None, memory: Default::default() };
+        let slice = Slice { uuid: format!("MIG-{index}"), ..Slice::default() };
         Gpu { index, uuid: format!("GPU-{index}"), name: "H".into(), slices: vec![slice], ..Gpu::default() }
     }
 
