@@ -41,6 +41,7 @@ mod waits;
 pub use knowledge::KnowledgeError;
 pub use remedies::RemedyError;
 pub use view::log_line;
+pub use waits::Foresight;
 
 /// A request cannot be granted. The gateway turns this into a message.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +89,7 @@ pub struct Desk {
     pub engine: EngineWatch,
     pub disk: DiskWatch,
     pub line: Line,
+    pub foresight: Foresight,
     pub sandbox: Arc<dyn Sandbox>,
     pub config: Arc<Config>,
 }

@@ -20,7 +20,7 @@ use crate::checkpoints::Checkpoints;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::datasets::Datasets;
-use crate::desk::Desk;
+use crate::desk::{Desk, Foresight};
 use crate::disk::DiskProbe;
 use crate::dispatch::Dispatch;
 use crate::engine::EngineProbe;
@@ -127,6 +127,7 @@ impl House {
             engine: engine.clone(),
             disk: room,
             line: line.clone(),
+            foresight: Foresight::default(),
             sandbox: Arc::clone(&sandbox),
             config: Arc::clone(&config),
         };
