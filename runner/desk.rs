@@ -21,6 +21,7 @@ use crate::config::Config;
 use crate::datasets::{DatasetError, Datasets};
 use crate::disk::DiskWatch;
 use crate::engine::EngineWatch;
+use crate::gpus::GpuProbe;
 use crate::line::Line;
 use crate::models::{ModelError, Models};
 use crate::plan::forecast::{self, Accuracy};
@@ -32,12 +33,14 @@ use crate::sandbox::{ContainerName, Sandbox, SandboxError};
 use crate::store::{Filter, NewJob, Store, StoreError, Subscription};
 
 mod explain;
+mod gpus;
 mod knowledge;
 mod remedies;
 mod rows;
 mod view;
 mod waits;
 
+pub use gpus::GpuError;
 pub use knowledge::KnowledgeError;
 pub use remedies::RemedyError;
 pub use view::log_line;
@@ -64,6 +67,8 @@ pub enum DeskError {
     Remedy(#[from] RemedyError),
     #[error(transparent)]
     Knowledge(#[from] KnowledgeError),
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
 }
 
 /// What a submission leads to.
@@ -88,6 +93,7 @@ pub struct Desk {
     pub previews: Previews,
     pub engine: EngineWatch,
     pub disk: DiskWatch,
+    pub gpus: GpuProbe,
     pub line: Line,
     pub foresight: Foresight,
     pub sandbox: Arc<dyn Sandbox>,

@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use drydock_gpu::inventory::Inventory;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -22,8 +20,6 @@ const LOOK_AGAIN: Duration = Duration::from_secs(30);
 pub struct Dispatch {
     pub attempts: Attempts,
     pub line: Line,
-    /// Tells when there are other GPUs to give.
-    pub gpus: watch::Receiver<Inventory>,
     pub holder: Holder,
     pub tracker: TaskTracker,
 }
@@ -34,7 +30,7 @@ impl Dispatch {
         let store = self.attempts.store.clone();
         let mut queue = store.changes().queue();
         let mut engine = self.attempts.engine.clone();
-        let (mut disk, mut gpus) = (self.line.disk.clone(), self.gpus.clone());
+        let (mut disk, mut gpus) = (self.line.disk.clone(), self.line.gpus.clone());
         loop {
             queue.mark_unchanged();
             let pause = match self.dispatch_once().await {
@@ -56,8 +52,7 @@ impl Dispatch {
                 _ = queue.changed() => {}
                 () = engine.changed() => {}
                 () = disk.changed() => {}
-                // Whoever publishes may be gone; then nothing changes any more.
-                Ok(()) = gpus.changed() => {}
+                () = gpus.changed() => {}
                 () = pause => {}
                 () = shutdown.cancelled() => return,
             }

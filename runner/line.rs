@@ -11,8 +11,8 @@ use drydock_spec::{JobId, Limits, Owner, Report, ReportLine};
 
 use crate::config::{Config, QueueConfig};
 use crate::disk::DiskWatch;
+use crate::gpus::GpuWatch;
 use crate::sandbox::EngineInfo;
-use crate::sandbox::gpus::KnownGpus;
 use crate::store::{Queued, Store, StoreError, UnderWay};
 
 /// Jobs of an owner that are looked at, the first ones.
@@ -25,7 +25,7 @@ const FORESEEN: usize = 64;
 pub struct Line {
     pub store: Store,
     pub disk: DiskWatch,
-    pub gpus: KnownGpus,
+    pub gpus: GpuWatch,
     pub config: Arc<Config>,
 }
 
@@ -50,7 +50,7 @@ impl Line {
             capacity: self.config.capacity.of(engine),
             disk_bytes: self.disk.now().free_bytes,
             units: match engine.gpus.barrier() {
-                None => HostUnit::all(&self.gpus.now()),
+                None => HostUnit::all(&self.gpus.inventory()),
                 Some(_) => Vec::new(),
             },
             sharers: self.config.queue.gpu_sharers,

@@ -97,8 +97,15 @@ fn job(
 
 /// How far the newest attempt has come; nothing before its worker has spoken.
 fn progress(newest: &[ReportLine], trains: bool) -> Option<Progress> {
-    let mut progress =
-        Progress { stage: None, fraction: 0.0, part: None, metrics: None, dataset: None, checkpoint: None };
+    let mut progress = Progress {
+        stage: None,
+        fraction: 0.0,
+        part: None,
+        metrics: None,
+        dataset: None,
+        checkpoint: None,
+        gpus: vec![],
+    };
     for line in newest {
         match &line.report {
             Report::Stage { stage } => {
@@ -116,6 +123,7 @@ fn progress(newest: &[ReportLine], trains: bool) -> Option<Progress> {
                 progress.fraction = metrics.step as f64 / metrics.total_steps.max(1) as f64;
                 progress.metrics = Some(metrics.clone());
             }
+            Report::Gpus { gpus } => progress.gpus = gpus.clone(),
             Report::Dataset(dataset) => progress.dataset = Some(dataset.clone()),
             Report::Finished(_) => progress.fraction = 1.0,
             _ => {}

@@ -14,6 +14,10 @@ use crate::api::{
 };
 use crate::scores;
 
+mod gpus;
+
+pub(super) use gpus::{gpu_lines, gpus};
+
 /// Bytes of log lines in one answer.
 const LOG_BYTES: usize = 8 * 1024;
 /// Characters of one of them: four bytes each still fit.

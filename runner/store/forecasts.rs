@@ -91,10 +91,11 @@ pub(super) async fn keep(
     Ok(())
 }
 
-/// The attempt's final report, and its last two checkpoints: so many lie on the disk at once.
+/// The attempt's final report, its last two checkpoints, as so many lie on the disk at once, and what the host said last
+/// of its GPUs.
 async fn said(tx: &mut Transaction<'_, Sqlite>, job: &Job, number: Attempt) -> Result<Vec<Report>, StoreError> {
     let mut said = Vec::new();
-    for (kind, most) in [("finished", 1), ("checkpoint", 2)] {
+    for (kind, most) in [("finished", 1), ("checkpoint", 2), ("gpus", 1)] {
         let texts: Vec<String> = sqlx::query_scalar(
             "-- store::forecasts::said
              SELECT report FROM reports WHERE job_id = $1 AND type = $2 AND attempt = $3 ORDER BY seq DESC LIMIT $4",

@@ -335,6 +335,7 @@ impl Container {
     fn found(&self) -> Found {
         Found {
             name: self.launch.name.clone(),
+            id: format!("id-of-{}", self.launch.name),
             labels: self.launch.labels.clone(),
             status: self.status.clone(),
             created_ms: self.created_ms,
