@@ -56,31 +56,28 @@ async fn an_attempt_has_gpus_of_its_own_and_the_next_job_says_how_many_it_lacks(
 #[tokio::test]
 async fn jobs_that_ask_for_memory_of_a_gpu_share_it_and_leave_the_other_one_whole() {
     let (world, _fake) = with_gpus(2).await;
-    let one = world.submit(sharing(1 << 30)).await;
-    let other = world.submit(sharing(1 << 30)).await;
-    for id in [one, other] {
+    let mut held = Vec::new();
+    for limits in [sharing(1 << 30), sharing(1 << 30), on(1)] {
+        let id = world.submit(limits).await;
         world.until(id, |job| job.progress.is_some()).await;
+        let under_way = world.house.desk.store.attempts_under_way().await.unwrap();
+        held.extend(under_way.into_iter().filter(|row| row.job == id).map(|row| row.gpus));
     }
-    let held = world.house.desk.store.attempts_under_way().await.unwrap();
-    assert_eq!(held[0].gpus, held[1].gpus);
-    let whole = world.submit(on(1)).await;
-    world.until(whole, |job| job.progress.is_some()).await;
-    let third = world.engine.launch().unwrap().gpus;
-    assert_ne!(third, held[0].gpus);
+    assert_eq!(held[0], held[1]);
+    assert_ne!(held[0], held[2]);
     let next = world.submit(on(1)).await;
-    let waits = world.until(next, |job| job.waits_for.is_some()).await;
+    let waits = world.until(next, |job| matches!(job.waits_for, Some(WaitsFor::Gpus { .. }))).await;
     assert!(waits.summary.starts_with("queued: needs 1 GPU, 0 are free"), "{}", waits.summary);
 }
 
 #[tokio::test]
-async fn a_host_that_no_container_can_have_a_gpu_of_lets_nobody_start_on_one() {
-    let (world, fake) = with_gpus(1).await;
-    fake.says("count 0\n");
-    world.house.probe_once().await;
+async fn nobody_starts_on_a_gpu_that_is_cordoned_until_it_is_mended() {
+    let (world, _fake) = with_gpus(1).await;
+    let uuid = world.house.gpus.now().each().next().unwrap().uuid.clone();
+    world.house.gpus.cordon(&uuid, "the fan rattles", "a person").await.unwrap();
     let id = world.submit(on(1)).await;
     let waits = world.until(id, |job| matches!(job.waits_for, Some(WaitsFor::Host { .. }))).await;
     assert!(waits.summary.contains("needs 1 GPU, jobs may use 0 here"), "{}", waits.summary);
-    fake.says("count 1\n");
-    world.house.probe_once().await;
+    world.house.gpus.uncordon(&uuid).await.unwrap();
     world.until(id, |job| job.progress.is_some()).await;
 }
