@@ -6,6 +6,7 @@
 pub mod change;
 pub mod contract;
 pub mod dataset;
+pub mod device;
 pub mod evaluate;
 pub mod failure;
 pub mod finetune;

@@ -42,7 +42,7 @@ pub fn carry_out(attempt: AttemptSpec, purpose: Purpose) -> anyhow::Result<i32> 
     report_excess(reporter.clone());
     stop::listen();
     start_threads(attempt.threads)?;
-    let compute = Compute::of(&attempt);
+    let compute = compute(&attempt, purpose);
     reporter.report(Report::Started(Started {
         worker: crate::NAME_AND_VERSION.to_owned(),
         device: compute.as_ref().map_or_else(|_| "none".to_owned(), Compute::name),
@@ -59,10 +59,24 @@ pub fn carry_out(attempt: AttemptSpec, purpose: Purpose) -> anyhow::Result<i32> 
     Ok(work.join().map_or(EXIT_FAILED, |result| last_report(result, &reporter)))
 }
 
+/// Only trainings compute on a GPU.
+fn compute(attempt: &AttemptSpec, purpose: Purpose) -> Result<Compute> {
+    match (purpose, &attempt.spec) {
+        (Purpose::Run, JobSpec::Finetune(_) | JobSpec::Train(_)) => Compute::of(attempt),
+        _ => Ok(Compute::Cpu),
+    }
+}
+
 fn work(attempt: &AttemptSpec, purpose: Purpose, compute: &Compute, reporter: &Reporter) -> Result<Finished> {
     if attempt.contract != VERSION {
         let message = format!("the spec is of contract {}; this worker knows {VERSION}", attempt.contract);
         return Err(Failure::new(FailureKind::ContractBroken, message).into());
+    }
+    if purpose == Purpose::Run && attempt.gpus > 0 && matches!(compute, Compute::Cpu) {
+        let kind = attempt.spec.kind();
+        let message =
+            format!("the worker computes a job of the kind `{kind}` on the CPU, and its GPU has nothing to do");
+        reporter.warn("gpu_unused", message);
     }
     match (purpose, &attempt.spec) {
         (Purpose::Run, JobSpec::Finetune(spec)) => finetune::finetune(attempt, spec, compute, reporter),

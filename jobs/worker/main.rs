@@ -14,11 +14,11 @@ use drydock_worker::process;
 use drydock_worker::save::shards::SavedAs;
 
 const USAGE: &str = "\
-usage: drydock-worker run SPEC.json
+usage: drydock-worker run SPEC.json [--device cpu|cuda]
        drydock-worker preview SPEC.json
        drydock-worker logits --model DIR [--adapter DIR] --ids 1,2,3 --out FILE.safetensors
        drydock-worker merge --model DIR [--adapter DIR] [--dtype f32|f16|bf16] --out DIR
-       drydock-worker selfcheck [--list-devices]
+       drydock-worker selfcheck [--device cuda | --list-devices]
        drydock-worker --version";
 
 fn main() -> ExitCode {
@@ -26,8 +26,10 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let code = match arguments[..] {
-        ["run", spec] => attempt(spec, Purpose::Run),
-        ["preview", spec] => attempt(spec, Purpose::Preview),
+        ["run", spec] => attempt(spec, Purpose::Run, None),
+        ["run", spec, "--device", "cpu"] => attempt(spec, Purpose::Run, Some(0)),
+        ["run", spec, "--device", "cuda"] => attempt(spec, Purpose::Run, Some(1)),
+        ["preview", spec] => attempt(spec, Purpose::Preview, None),
         ["logits", ref options @ ..] => write_logits(options),
         ["merge", ref options @ ..] => write_merged(options),
         ["selfcheck", ref options @ ..] => selfcheck(options),
@@ -44,8 +46,11 @@ fn main() -> ExitCode {
     ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))
 }
 
-fn attempt(spec: &str, purpose: Purpose) -> anyhow::Result<i32> {
-    carry_out(read_spec(Path::new(spec))?, purpose)
+/// `gpus` are those of a run by hand, whatever the spec says.
+fn attempt(spec: &str, purpose: Purpose, gpus: Option<u32>) -> anyhow::Result<i32> {
+    let mut attempt = read_spec(Path::new(spec))?;
+    attempt.gpus = gpus.unwrap_or(attempt.gpus);
+    carry_out(attempt, purpose)
 }
 
 /// For comparing with other software; reports nothing, complains on the standard error.

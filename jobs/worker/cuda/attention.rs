@@ -5,6 +5,8 @@
 
 use std::ops::Range;
 
+use drydock_spec::device::queries_at_once;
+
 use super::batch::OnDevice;
 use super::device::Device;
 use super::error::Result;
@@ -15,11 +17,6 @@ use super::operations::{named, small};
 use super::product::{Matrix, MatrixMut, Mix};
 use super::rows::{Rows, RowsMut};
 use crate::kernels::attention::{Heads, Scoring};
-
-/// Bytes of scores (f32) that are held at once.
-const SCORE_BYTES: usize = 64 << 20;
-/// Queries of a block at least, as far as a row has so many.
-const LEAST_QUERIES: usize = 64;
 
 /// Attention of one layer over a batch.
 #[derive(Clone, Copy)]
@@ -49,16 +46,10 @@ struct Block {
     keys: Range<usize>,
 }
 
-/// Queries that a block may have: as many as the scores have room for.
-fn block_len(heads: Heads, longest: usize) -> usize {
-    let room = SCORE_BYTES / (size_of::<f32>() * heads.query * longest.max(1));
-    (room / LEAST_QUERIES * LEAST_QUERIES).max(LEAST_QUERIES).min(longest.max(1))
-}
-
-/// Scores that exist at once, at most: what a layer's attention takes besides what it is given, twice in f32 and once in
-/// what is computed in.
-pub(super) fn scores_at_once(heads: Heads, longest: usize) -> usize {
-    heads.query * block_len(heads, longest) * longest
+/// Queries of a block, and scores of all heads that exist at once.
+fn at_once(heads: Heads, longest: usize) -> (usize, usize) {
+    let queries = queries_at_once(heads.query as u64, longest as u64) as usize;
+    (queries, heads.query * queries * longest)
 }
 
 impl Attention<'_> {
@@ -68,7 +59,7 @@ impl Attention<'_> {
 
     /// In an order that never changes.
     fn blocks(&self) -> Vec<Block> {
-        let len = block_len(self.heads, self.batch.longest());
+        let (len, _) = at_once(self.heads, self.batch.longest());
         let of_row = |row: Range<usize>| {
             (0..row.len()).step_by(len).map(move |start| {
                 let queries = start..(start + len).min(row.len());
@@ -190,7 +181,8 @@ impl Attention<'_> {
     /// What every token sees, `[tokens, query_width]`.
     pub(super) fn forward<T: Computed>(&self, of: Parts<'_, T>) -> Result<Buffer<T>> {
         let Heads { key_value, dim, .. } = self.heads;
-        let (group, at_once) = (self.group(), scores_at_once(self.heads, self.batch.longest()));
+        let group = self.group();
+        let (_, at_once) = at_once(self.heads, self.batch.longest());
         let queries = self.to_heads(of.q, group, true, self.scoring.scale)?;
         let keys = self.to_heads(of.k, 1, true, 1.0)?;
         let mut seen: Buffer<T> = self.device.buffer(queries.len())?;
@@ -219,7 +211,7 @@ impl Attention<'_> {
     pub(super) fn backward<T: Computed>(&self, of: Parts<'_, T>, dy: &Buffer<T>) -> Result<Gradients<T>> {
         let Heads { key_value, dim, .. } = self.heads;
         let (device, group, tokens) = (self.device, self.group(), self.batch.len);
-        let at_once = scores_at_once(self.heads, self.batch.longest());
+        let (_, at_once) = at_once(self.heads, self.batch.longest());
         let queries = self.to_heads(of.q, group, true, self.scoring.scale)?;
         let keys = self.to_heads(of.k, 1, true, 1.0)?;
         let dseen = self.to_heads(Rows::of(dy, self.heads.query_width()), group, false, 1.0)?;
@@ -293,18 +285,4 @@ fn named_from_sums<T: Computed>() -> &'static str {
 
 fn named_from_heads<T: Computed>() -> &'static str {
     T::kernel("from_heads_f32_f32", "from_heads_bf16_bf16")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn scores_keep_to_their_bytes_and_blocks_to_the_row() {
-        let heads = Heads { query: 32, key_value: 8, dim: 128 };
-        assert_eq!(block_len(heads, 2048), 256);
-        assert_eq!(scores_at_once(heads, 2048) * 4, SCORE_BYTES);
-        assert_eq!(block_len(heads, 40), 40);
-        assert_eq!(block_len(heads, 1 << 20), LEAST_QUERIES);
-    }
 }

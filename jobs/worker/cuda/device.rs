@@ -15,9 +15,8 @@ use super::module::Kernels;
 const CUDA: u32 = 13_000;
 /// The oldest generation that the kernels are built for: the first that multiplies bf16.
 const CAPABILITY: (u32, u32) = (8, 0);
-/// What cuBLAS computes in, bytes: as much as NVIDIA recommends for Hopper. Given by us, it is in the account, and
-/// nothing is allocated inside a product.
-pub const WORKSPACE: usize = 32 << 20;
+/// What cuBLAS computes in, bytes. Given by us, it is in the account, and nothing is allocated inside a product.
+pub const WORKSPACE: usize = drydock_spec::device::WORKSPACE_BYTES as usize;
 
 /// What a GPU is.
 #[derive(Debug, Clone, PartialEq, Eq)]

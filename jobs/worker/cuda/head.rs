@@ -1,6 +1,8 @@
 //! The end of the model on the device, as [`crate::kernels::cross_entropy`]: last norm, head and loss, with logits for a
 //! few tokens at a time only.
 
+use drydock_spec::device::targets_at_once;
+
 use super::batch::OnDevice;
 use super::device::Device;
 use super::error::Result;
@@ -10,9 +12,6 @@ use super::module::{Argument, Shape, arguments};
 use super::operations::{Weighted, named, put_rows, small, take_rows};
 use super::product::Mix;
 use super::rows::{Rows, RowsMut};
-
-/// Bytes of logits (f32) that are held at once.
-const LOGIT_BYTES: usize = 128 << 20;
 
 /// The end of a model.
 pub(super) struct Head<'a, T: Element> {
@@ -33,11 +32,6 @@ pub(super) struct HeadGradient<'a, T: Element> {
     pub weight: Option<RowsMut<'a, f32>>,
 }
 
-/// Targets whose logits are held at once.
-pub(super) fn targets_at_once(vocabulary: usize, targets: usize) -> usize {
-    (LOGIT_BYTES / (size_of::<f32>() * vocabulary)).clamp(1, targets.max(1))
-}
-
 impl<T: Computed> Head<'_, T> {
     /// The negative log likelihood of each target in nats, for the stream `[tokens, hidden]`; with the gradients of
     /// their weighted sum, where they are asked for.
@@ -50,7 +44,7 @@ impl<T: Computed> Head<'_, T> {
         let Self { device, norm, weight, softcap } = *self;
         let (vocabulary, hidden, targets) = (weight.rows, weight.width, batch.targets.len());
         let mut losses = device.buffer(targets)?;
-        let at_once = targets_at_once(vocabulary, targets);
+        let at_once = targets_at_once(vocabulary as u64, targets as u64) as usize;
         let mut logits: Buffer<f32> = device.buffer(at_once * vocabulary)?;
         let mut dlogits: Option<Buffer<T>> = match &gradient {
             Some(_) => Some(device.buffer(at_once * vocabulary)?),

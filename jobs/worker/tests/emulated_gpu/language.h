@@ -1,5 +1,5 @@
 // CUDA C++ as drydock's kernels use it, for a compiler that knows C++ only. What a block's threads share and where they
-// wait for each other is in threads.cpp: a thread is a fiber, and one CPU thread runs a whole block.
+// wait for each other is in threads.cpp: a thread is a fiber, and one CPU thread runs one block after the other.
 #pragma once
 
 #include <cmath>
@@ -17,46 +17,40 @@
 #define __launch_bounds__(...)
 #define __align__(bytes) alignas(bytes)
 #define __constant__ static const
-// One CPU thread runs a block from its beginning to its end, so a variable of its own is shared by the block.
-#define __shared__ static thread_local
+// One block runs at a time, from its beginning to its end.
+#define __shared__ static
 #define __restrict__ __restrict
 
 struct uint3 {
     unsigned x, y, z;
 };
-struct dim3 {
-    unsigned x = 1, y = 1, z = 1;
-};
 
 namespace emulated {
 
 struct Place {
-    uint3 thread, block;
-    dim3 threads, blocks;
+    uint3 thread, block, threads, blocks;
     unsigned lane;
 };
 
 // Where the fiber that runs stands.
-extern thread_local Place here;
+extern Place here;
 
 void wait_for_block();
 void wait_for_warp();
-// Puts down a lane's value; after wait_for_warp() all lanes' values can be read, until the warp's next but one exchange.
+// Where this exchange's values lie, lane by lane; they can be read until the warp's next but one exchange.
 unsigned char (*slots())[16];
+// Whether that lane takes part in this exchange.
+bool gave(unsigned lane);
 [[noreturn]] void fault(int code, const char* why);
 void* dynamic_shared();
-// Whether a lane of this warp has not returned yet.
-bool lane_is_there(unsigned lane);
-
 template <typename T>
 T exchange(unsigned mask, T value, unsigned source) {
     static_assert(sizeof(T) <= 16 && std::is_trivially_copyable_v<T>);
     if (mask != 0xffffffffu) fault(719, "a shuffle's mask is not full");
     unsigned char (*all)[16] = slots();
     std::memcpy(all[here.lane], &value, sizeof value);
-    // Before anybody goes on: a lane that has given its value may be done with the kernel before another reads it.
-    if (!lane_is_there(source)) fault(719, "a shuffle asks a lane that is not there");
     wait_for_warp();
+    if (!gave(source)) fault(719, "a shuffle asks a lane that is not there");
     std::memcpy(&value, all[source], sizeof value);
     return value;
 }
@@ -141,7 +135,7 @@ T __shfl_up_sync(unsigned mask, T value, unsigned by, int width = 32) {
 inline unsigned __ballot_sync(unsigned mask, int holds) {
     unsigned all = 0;
     const unsigned mine = holds ? 1u << emulated::here.lane : 0;
-    for (unsigned lane = 0; lane < 32; lane++) all |= emulated::lane_is_there(lane) ? __shfl_sync(mask, mine, lane) : 0;
+    for (unsigned lane = 0; lane < 32; lane++) all |= __shfl_sync(mask, mine, lane);
     return all;
 }
 inline int __any_sync(unsigned mask, int holds) { return __ballot_sync(mask, holds) != 0; }

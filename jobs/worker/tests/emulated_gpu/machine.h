@@ -41,7 +41,7 @@ void describe(std::uintptr_t address);
 }  // namespace memory
 
 // threads.cpp: runs all blocks of a kernel, and says how that ended.
-Code run(const Kernel& kernel, dim3 blocks, dim3 threads, std::size_t shared_bytes, void** arguments);
+Code run(const Kernel& kernel, uint3 blocks, uint3 threads, std::size_t shared_bytes, void** arguments);
 // Signals that a kernel's mistakes raise are caught from here on.
 void watch();
 

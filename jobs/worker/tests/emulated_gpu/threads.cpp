@@ -1,5 +1,6 @@
 // A block's threads are fibers: each has a stack, and one runs until it waits for the others or returns. Stacks are
 // changed by ten instructions, or by ucontext where nobody wrote those.
+#include <pthread.h>
 #include <sys/mman.h>
 
 #include <csetjmp>
@@ -7,6 +8,7 @@
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
+#include <mutex>
 #include <vector>
 
 #include "machine.h"
@@ -42,7 +44,7 @@ emulated_switch:
 
 namespace emulated {
 
-thread_local Place here;
+Place here;
 Kernel* kernels = nullptr;
 Code fault_so_far = SUCCESS;
 
@@ -77,7 +79,8 @@ struct Warp {
     Barrier barrier;
     // Values of two exchanges: nobody is two exchanges ahead of anybody else.
     unsigned char slots[2][32][16];
-    bool there[32];
+    // The number of the exchange that each value is of.
+    unsigned given[2][32];
 };
 
 #ifdef __x86_64__
@@ -130,6 +133,8 @@ struct Machine {
     Code ended_with;
     const char* why;
     std::uintptr_t touched;
+    // The CPU thread that launched it.
+    pthread_t by;
 
     char* stack() {
         if (!free_stacks.empty()) {
@@ -143,15 +148,14 @@ struct Machine {
     }
 };
 
-// Set while a kernel runs on this CPU thread.
-thread_local Machine* machine = nullptr;
+// Set while a kernel runs: one at a time, whoever launches it.
+Machine* machine = nullptr;
 
 void begin() {
     Machine& m = *machine;
     m.kernel->call(m.kernel->function, m.arguments);
     Fiber& fiber = *m.running;
     fiber.state = Fiber::Returned;
-    fiber.warp->there[here.lane] = false;
     fiber.warp->barrier.leave();
     m.block.leave();
     fiber.context.change_to(m.scheduler);
@@ -182,13 +186,12 @@ void resume(Machine& m, Fiber& fiber) {
     if (fiber.state == Fiber::Returned) m.free_stacks.push_back(fiber.stack);
 }
 
-void prepare(Machine& m, dim3 blocks, dim3 threads, uint3 block) {
+void prepare(Machine& m, uint3 blocks, uint3 threads, uint3 block) {
     const unsigned count = threads.x * threads.y * threads.z;
     m.block = {count, 0, 0};
     for (unsigned i = 0; i < m.warps.size(); i++) {
-        const unsigned lanes = count - i * 32 < 32 ? count - i * 32 : 32;
-        m.warps[i].barrier = {lanes, 0, 0};
-        for (unsigned lane = 0; lane < 32; lane++) m.warps[i].there[lane] = lane < lanes;
+        m.warps[i].barrier = {count - i * 32 < 32 ? count - i * 32 : 32, 0, 0};
+        std::memset(m.warps[i].given, 0, sizeof m.warps[i].given);
     }
     for (unsigned i = 0; i < count; i++) {
         Fiber& fiber = m.fibers[i];
@@ -228,7 +231,7 @@ constexpr int WATCHED[3] = {SIGSEGV, SIGBUS, SIGILL};
 
 // A kernel's mistake ends the kernel; anybody else's is none of ours.
 void caught(int signal, siginfo_t* info, void* context) {
-    if (machine && machine->running) {
+    if (machine && machine->running && pthread_equal(machine->by, pthread_self())) {
         // The stack of a signal is too small to tell about it here.
         if (signal == SIGILL) fault(MISALIGNED_ADDRESS, "a misaligned address, or an index beyond a shared array");
         machine->touched = std::uintptr_t(info->si_addr);
@@ -261,10 +264,15 @@ void wait_for_warp() { wait(machine->running->warp->barrier); }
 
 unsigned char (*slots())[16] {
     Fiber& fiber = *machine->running;
-    return fiber.warp->slots[fiber.exchanges++ % 2];
+    const unsigned at = ++fiber.exchanges % 2;
+    fiber.warp->given[at][here.lane] = fiber.exchanges;
+    return fiber.warp->slots[at];
 }
 
-bool lane_is_there(unsigned lane) { return machine->running->warp->there[lane]; }
+bool gave(unsigned lane) {
+    const Fiber& fiber = *machine->running;
+    return fiber.warp->given[fiber.exchanges % 2][lane] == fiber.exchanges;
+}
 
 void* dynamic_shared() { return machine->dynamic_shared; }
 
@@ -286,10 +294,13 @@ void tell(const Machine& m) {
 
 }  // namespace
 
-Code run(const Kernel& kernel, dim3 blocks, dim3 threads, std::size_t shared_bytes, void** arguments) {
+Code run(const Kernel& kernel, uint3 blocks, uint3 threads, std::size_t shared_bytes, void** arguments) {
     // In both orders comes out the same, or threads race.
     static const bool backwards = std::getenv("EMULATED_GPU_BACKWARDS") != nullptr;
-    static thread_local Machine m;
+    static std::mutex one_at_a_time;
+    const std::lock_guard lock(one_at_a_time);
+    static Machine m;
+    m.by = pthread_self();
     m.kernel = &kernel;
     m.arguments = arguments;
     m.dynamic_shared = nullptr;

@@ -20,6 +20,8 @@ pub(crate) const CHATML: &str = "{% for message in messages %}{{'<|im_start|>' +
 pub(crate) struct Scene {
     folder: tempfile::TempDir,
     pub(crate) spec: Value,
+    /// What the worker has in its environment beside what there is.
+    pub(crate) environment: Vec<(&'static str, String)>,
 }
 
 impl Scene {
@@ -59,7 +61,7 @@ impl Scene {
             "events": path("events.jsonl"),
             "threads": 1,
         });
-        let scene = Self { folder, spec };
+        let scene = Self { folder, spec, environment: Vec::new() };
         scene.write_dataset(rows);
         scene
     }
@@ -88,6 +90,7 @@ impl Scene {
         Command::new(WORKER)
             .arg(command)
             .arg(self.path("spec.json"))
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()

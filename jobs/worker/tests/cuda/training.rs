@@ -1,0 +1,65 @@
+//! What a training on a GPU promises besides what every attempt does.
+
+use std::fs;
+use std::process::Command;
+
+use drydock_spec::FailureKind;
+use drydock_spec::contract::EXIT_FINISHED;
+use serde_json::{Value, json};
+
+use crate::emulated_gpu;
+use crate::scene::{Scene, WORKER};
+
+fn with_a_gpu(mut scene: Scene) -> Scene {
+    scene.spec["gpus"] = json!(1);
+    scene.environment.push(("LD_LIBRARY_PATH", emulated_gpu::folder().to_str().unwrap().to_owned()));
+    scene
+}
+
+fn adapter(scene: &Scene) -> Vec<u8> {
+    fs::read(scene.path("out/adapter/adapter_model.safetensors")).unwrap()
+}
+
+fn finished(scene: &Scene) {
+    let (code, reports) = scene.run("run");
+    assert_eq!(code, EXIT_FINISHED, "{:?}", reports.last());
+}
+
+#[test]
+fn a_selfcheck_finds_that_the_gpu_computes_what_the_cpu_does() {
+    let run = |argument: Option<&str>| {
+        let mut command = Command::new(WORKER);
+        command.arg("selfcheck").args(argument).env("LD_LIBRARY_PATH", emulated_gpu::folder());
+        let output = command.env("RAYON_NUM_THREADS", "1").output().unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+        said
+    };
+    assert!(run(Some("--list-devices")).starts_with("cuda:0  emulated GPU (CPU)"));
+    let table = run(None);
+    assert!(table.contains("90 of 90 comparisons are right"), "{table}");
+}
+
+fn options() -> Value {
+    json!({
+        "learning_rate": 0.01, "max_steps": 5, "dtype": "bf16", "gradient_checkpointing": true, "save_steps": 2,
+        "lora_dropout": 0.1, "logging_steps": 1,
+    })
+}
+
+#[test]
+fn a_training_on_a_gpu_goes_on_from_its_checkpoint_bit_for_bit() {
+    let whole = with_a_gpu(Scene::new(options()));
+    finished(&whole);
+    assert_eq!(whole.checkpoints(), ["step-4"]);
+    let next = with_a_gpu(whole.next_attempt(options()));
+    finished(&next);
+    assert!(adapter(&whole) == adapter(&next), "the last step is another one after a checkpoint");
+}
+
+#[test]
+fn what_a_gpu_cannot_train_is_refused_with_what_it_can() {
+    let failure = with_a_gpu(Scene::new(json!({"method": "dora"}))).failure();
+    assert_eq!(failure.kind, FailureKind::BadOption);
+    assert!(failure.message.contains("method \"lora\" is"), "{}", failure.message);
+}
