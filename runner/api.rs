@@ -22,7 +22,7 @@ pub use failures::{BestRemedy, Explanation, FailureGroupView, FailureList, LastG
 pub use gc::{GcReport, GcRequest, Taken, TakenKind};
 pub use gpus::{CordonGpu, GpuHolder, GpuList, GpuView, Strangers};
 pub use knowledge::ImportedKnowledge;
-pub use plans::{Estimate, PlanView, RenderedRow, RowsPreview};
+pub use plans::{Estimate, Need, PlanView, RenderedRow, RowsPreview};
 pub use remedies::{
     AdviceList, AdviceView, Advise, ApplyRemedy, JoinFingerprints, JoinedFingerprint, RemedyList, RemedyView, TrialView,
 };

@@ -109,11 +109,11 @@ macro_rules! training_args {
             /// Forward passes whose gradients are added up before one optimizer step, 1 to 4096. Default 1.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub gradient_accumulation_steps: Option<u32>,
-            /// Keep only what enters each layer and compute the rest again in the backward pass: about a quarter more
-            /// time for much less memory. Default false.
+            /// Keep only what enters each layer and compute the rest again: about a quarter more time for much less
+            /// memory. Default false.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub gradient_checkpointing: Option<bool>,
-            /// What matrix products are computed in: f32 or bf16 (faster; sums and trained values stay f32). Default f32.
+            /// What products are computed in: f32 or bf16 (sums and trained values stay f32). Default f32.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub dtype: Option<$crate::recipe::DType>,
             /// Peak learning rate, above 0, up to 1. Default: adapters 2e-4, method full 2e-5, on preferences a
