@@ -87,6 +87,9 @@ pub struct JobView {
     /// When a queued job starts at the latest, if none comes before it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub starts_by_ms: Option<i64>,
+    /// When it is expected to, where what runs tells how long it still needs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected_start_ms: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub progress: Option<Progress>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

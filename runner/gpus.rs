@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use drydock_gpu::assign::HostUnit;
 use drydock_gpu::health::{GpuAccount, GpuFacts, Trouble, Xid, between};
 use drydock_gpu::inventory::{Gpu, Inventory};
 use drydock_gpu::nvml::NoGpus;
@@ -259,8 +260,8 @@ fn account(before: &Inventory, after: &Inventory, xids: &[Xid], units: &[String]
 
 impl Known {
     /// What jobs can be given.
-    fn units(&self) -> Vec<drydock_gpu::inventory::Unit> {
-        self.gpus.as_ref().map_or(Vec::new(), Inventory::units)
+    fn units(&self) -> Vec<HostUnit> {
+        self.gpus.as_ref().map_or(Vec::new(), HostUnit::all)
     }
 
     /// The GPUs; none where there are none.
