@@ -8,7 +8,10 @@ use serde::Serialize;
 use super::tools::{LogLines, LogText};
 use drydock_spec::remedy::Meaning;
 
-use crate::api::{ArtifactList, EntryView, Explanation, JobList, JobView, LoadedDataset, LogLineView, Logs, MetricsPoint, ModelList, Need, PlanView, RemedyList, RemedyView};
+use crate::api::{
+    ArtifactList, EntryView, Explanation, JobList, JobView, LoadedDataset, LogLineView, Logs, MetricsPoint, ModelList,
+    Need, PlanView, RemedyList, RemedyView,
+};
 use crate::plan::forecast::Quantity;
 use crate::plan::margin::Range;
 use crate::scores;

@@ -114,7 +114,9 @@ mod tests {
     }
 
     fn needs(mib: u64) -> Needs {
-        Needs::new(Default::default(), &Default::default(), Terms::default(), [mib * MIB, 0, 0], |_, _| InvalidOption::new("", "", "", ""))
+        Needs::new(Default::default(), &Default::default(), Terms::default(), [mib * MIB, 0, 0], |_, _| {
+            InvalidOption::new("", "", "", "")
+        })
     }
 
     fn limits(disk_mib: u64) -> Limits {

@@ -52,8 +52,7 @@ impl Needs {
         let work_ms = phases.iter().map(|(_, ms)| *ms).fold(0, u64::saturating_add);
         let mut needs = BTreeMap::from([(Quantity::Memory, need(&memory, margin))]);
         needs.extend(time(&phases, work_ms, terms.pace).map(|time| (Quantity::Time, time)));
-        let estimate =
-            Estimate { memory_bytes, disk_bytes, download_bytes, trainable_parameters, work_ms, needs };
+        let estimate = Estimate { memory_bytes, disk_bytes, download_bytes, trainable_parameters, work_ms, needs };
         Self { estimate, saving: None, model_bytes: 0, margin, refuse: Box::new(refuse) }
     }
 
@@ -98,6 +97,9 @@ pub(super) struct Terms {
     pub(super) gpu: Margin,
     pub(super) cpu_millis: u32,
     pub(super) gpus: u32,
+    /// What was asked for of memory and of a GPU's.
+    pub(super) memory_bytes: Option<u64>,
+    pub(super) gpu_memory_bytes: Option<u64>,
 }
 
 impl Terms {

@@ -47,8 +47,15 @@ async fn a_plan_says_where_the_peak_will_lie_by_what_jobs_of_its_kind_came_to() 
     assert!(range.low > plan_now.estimate.memory_bytes * 6 / 5, "enough of them are all there is: {range:?}");
     let full = FinetuneArgs { method: Some(drydock_spec::finetune::Method::Full), lora_r: None, ..wide() };
     let full = plan(&house, full).await.unwrap();
-    assert_eq!((full.forecasts.len(), full.estimate.range(Quantity::Memory).unwrap().jobs), (0, 0), "another method is another");
-    assert!(full.estimate.range(Quantity::Memory).unwrap().high > full.estimate.memory_bytes * 6 / 5, "but of the same kind");
+    assert_eq!(
+        (full.forecasts.len(), full.estimate.range(Quantity::Memory).unwrap().jobs),
+        (0, 0),
+        "another method is another"
+    );
+    assert!(
+        full.estimate.range(Quantity::Memory).unwrap().high > full.estimate.memory_bytes * 6 / 5,
+        "but of the same kind"
+    );
 }
 
 #[tokio::test]
