@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use drydock_gpu::assign::HostUnit;
 use drydock_gpu::health::{GpuAccount, GpuFacts, Trouble, Xid, between};
 use drydock_gpu::inventory::{Gpu, Inventory};
 use drydock_gpu::nvml::NoGpus;
@@ -261,8 +262,8 @@ fn account(before: &Inventory, after: &Inventory, xids: &[Xid], units: &[String]
 
 impl Known {
     /// What jobs can be given.
-    fn units(&self) -> Vec<drydock_gpu::inventory::Unit> {
-        self.gpus.as_ref().map_or(Vec::new(), Inventory::units)
+    fn units(&self) -> Vec<HostUnit> {
+        self.gpus.as_ref().map_or(Vec::new(), HostUnit::all)
     }
 
     /// The GPUs; none where there are none.
@@ -309,7 +310,7 @@ mod tests {
     use super::*;
 
     fn gpu(index: u32) -> Gpu {
-        let slice = Slice { uuid: format!("MIG-{index}"), profile: None, memory: Default::default() };
+        let slice = Slice { uuid: format!("MIG-{index}"), ..Slice::default() };
         Gpu { index, uuid: format!("GPU-{index}"), name: "H".into(), slices: vec![slice], ..Gpu::default() }
     }
 
