@@ -38,8 +38,9 @@ pub struct Gpus {
     nvml: Nvml,
 }
 
-/// How long the driver is waited for before anybody looks whether the listening is over, in milliseconds.
-const WAIT_MS: u32 = 1000;
+/// How long the driver is waited for before anybody looks whether the listening is over, in milliseconds. An event does
+/// not wait for it.
+const WAIT_MS: u32 = 5000;
 /// How long nobody listens after the driver has refused to tell.
 const DEAF: Duration = Duration::from_secs(10);
 /// What NVIDIA's catalogue calls an event that older GPUs have for itself: a memory error that cannot be corrected.

@@ -194,7 +194,9 @@ impl GpuProbe {
     pub async fn run(self, shutdown: CancellationToken) {
         let mut attending = self.attending.subscribe();
         while self.can_look() {
-            let pace = if *attending.borrow_and_update() > 0 { ATTENDED } else { IDLE };
+            let attended = *attending.borrow_and_update() > 0;
+            let is_slow = matches!(self.now().gpus, Err(NoGpus::Silent));
+            let pace = if attended || is_slow { ATTENDED } else { IDLE };
             tokio::select! {
                 () = tokio::time::sleep(pace) => {}
                 () = self.host.told() => {}

@@ -15,6 +15,8 @@ use drydock_spec::{
     Stage, TraceId,
 };
 
+#[path = "store/cordons.rs"]
+mod cordons;
 #[path = "store/fold.rs"]
 mod fold;
 #[path = "store/line.rs"]
@@ -264,6 +266,7 @@ async fn a_stale_attempt_cannot_finish_a_job() {
     assert!(lost(stale.renew(1).await.unwrap_err()));
     assert!(lost(stale.launching("x").await.unwrap_err()));
     assert!(lost(stale.terminating(Termination::Silent).await.unwrap_err()));
+    assert!(lost(stale.observe(Report::Gpus { gpus: vec![] }).await.unwrap_err()));
     let batch = ReportBatch { lines: vec![stage_line(1)], end_offset: 10 };
     assert!(lost(stale.record(&batch).await.unwrap_err()));
     assert!(lost(stale.finish(Outcome::Succeeded, &[], 0).await.unwrap_err()));

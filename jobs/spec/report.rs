@@ -226,7 +226,7 @@ pub struct Quantized {
 pub struct GpuReading {
     /// Such as `GPU-5a2e...` or `MIG-41b3...`.
     pub uuid: String,
-    /// Bytes of its memory that the attempt holds; where the driver does not tell them apart, that anybody holds.
+    /// Bytes of its memory that the attempt holds; where the driver does not tell, all that nobody else is known to hold.
     pub memory_used_bytes: u64,
     /// The most that was seen of it since the attempt began.
     pub memory_peak_bytes: u64,

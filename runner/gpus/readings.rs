@@ -1,6 +1,6 @@
 //! What an attempt holds of its GPUs: pure rules over a look at them.
 
-use drydock_gpu::inventory::Inventory;
+use drydock_gpu::inventory::{Inventory, Process};
 use drydock_spec::report::GpuReading;
 use drydock_spec::{Attempt, JobId};
 
@@ -17,10 +17,12 @@ pub fn readings(
         let gpu = look.gpu_of(unit).filter(|gpu| !gpu.lost)?;
         // The driver counts processes by GPU, so those on a slice are not told from those on its other slices.
         let is_whole = gpu.uuid == *unit;
-        let own = gpu.processes.iter().filter(|process| process.job == Some(job) && process.attempt == Some(attempt));
-        let own: Option<u64> = own.map(|process| process.memory_bytes).sum();
-        let own = own.filter(|bytes| is_whole && *bytes > 0);
-        let memory_used_bytes = own.unwrap_or_else(|| gpu.memory_of(unit).used_bytes());
+        let is_own = |process: &&Process| process.job == Some(job) && process.attempt == Some(attempt);
+        let (own, others): (Vec<_>, Vec<_>) = gpu.processes.iter().partition(is_own);
+        let own: Option<u64> = own.into_iter().map(|process| process.memory_bytes).sum();
+        let others: u64 = others.into_iter().filter(|_| is_whole).filter_map(|process| process.memory_bytes).sum();
+        let left = || gpu.memory_of(unit).used_bytes().saturating_sub(others);
+        let memory_used_bytes = own.filter(|bytes| is_whole && *bytes > 0).unwrap_or_else(left);
         let peak = before.iter().find(|reading| reading.uuid == *unit).map_or(0, |reading| reading.memory_peak_bytes);
         Some(GpuReading {
             uuid: unit.clone(),
@@ -41,7 +43,7 @@ pub fn peak_gpu_bytes(readings: &[GpuReading]) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use drydock_gpu::inventory::{Gpu, Memory, Process, Slice, Utilization};
+    use drydock_gpu::inventory::{Gpu, Memory, Slice, Utilization};
 
     use super::*;
 
@@ -71,14 +73,16 @@ mod tests {
     }
 
     #[test]
-    fn an_attempt_holds_what_its_processes_hold_and_where_nobody_tells_all_that_is_held() {
+    fn an_attempt_holds_what_its_processes_hold_and_where_nobody_tells_what_others_do_not() {
         let other = JobId::from_parts(1, 2);
         let shared = vec![process(own(), Some(7)), process(other, Some(40)), process(own(), Some(5))];
         let reading = &read(gpu(shared), "GPU-0", &[])[0];
         assert_eq!((reading.memory_used_bytes, reading.memory_peak_bytes), (12, 12));
         assert_eq!((reading.utilization_percent, reading.power_watts), (Some(97), Some(300.0)));
-        for untold in [vec![], vec![process(own(), None)], vec![process(other, Some(40))]] {
-            assert_eq!(read(gpu(untold), "GPU-0", &[])[0].memory_used_bytes, 60);
+        for (untold, left) in
+            [(vec![], 60), (vec![process(own(), None)], 60), (vec![process(other, Some(40)), process(own(), None)], 20)]
+        {
+            assert_eq!(read(gpu(untold), "GPU-0", &[])[0].memory_used_bytes, left);
         }
     }
 

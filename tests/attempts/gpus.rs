@@ -184,6 +184,22 @@ async fn a_cordon_outlives_the_gateway_and_what_was_repaired_and_ends_when_a_per
 }
 
 #[tokio::test]
+async fn a_gateway_that_died_over_a_cordon_is_followed_by_one_that_ends_the_attempt() {
+    let (world, _fake) = with_gpus(vec![computes(), success()], "count 2\n").await;
+    let id = world.submit(Limits { gpus: 1, ..limits() }).await;
+    world.begin_on(id, &[FIRST]).await;
+    world.until(id, |job| job.seq >= 4).await;
+    // Nobody here has heard of it yet.
+    world.house.desk.store.cordon(FIRST, "has told of Xid 79", "drydock", true).await.unwrap();
+    let world = world.restart().await;
+    let job = world.until_done(id).await;
+    assert_eq!((job.state.as_str(), job.attempt), ("succeeded", 2), "{job:#?}");
+    let failure = kept(&world, id).await.failure;
+    assert_eq!(failure.kind, FailureKind::GpuLost);
+    assert!(failure.message.starts_with("has told of Xid 79; drydock has ended the attempt"), "{failure}");
+}
+
+#[tokio::test]
 async fn a_row_that_waits_for_a_reset_keeps_new_jobs_away_and_lets_what_runs_go_on() {
     let (world, fake) = with_gpus(vec![[computes(), success().split_off(1)].concat()], "count 1\n").await;
     let id = world.submit(Limits { gpus: 1, ..limits() }).await;

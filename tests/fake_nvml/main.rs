@@ -109,7 +109,7 @@ fn heard(fake: &FakeNvml, states: &[&str]) -> Vec<Xid> {
         std::thread::sleep(Duration::from_millis(50));
         for state in states {
             fake.says(state);
-            std::thread::sleep(Duration::from_millis(1300));
+            std::thread::sleep(Duration::from_millis(300));
         }
         over.store(true, Ordering::Relaxed);
         listener.join().unwrap();
