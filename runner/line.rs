@@ -9,9 +9,11 @@ use drydock_gpu::assign::{
 };
 use drydock_spec::{JobId, Limits, Owner, Report, ReportLine};
 
+use crate::api::Estimate;
 use crate::config::{Config, QueueConfig};
 use crate::disk::DiskWatch;
 use crate::gpus::GpuWatch;
+use crate::plan::forecast::Quantity;
 use crate::sandbox::EngineInfo;
 use crate::store::{Queued, Store, StoreError, UnderWay};
 
@@ -101,7 +103,8 @@ impl Look {
         outlook(&self.host, &self.running, &line, &self.owners, &self.policy, self.now_ms, ends)
     }
 
-    /// Takes in what workers have said last of how long they still need. Says whether any end can be told from it.
+    /// Takes in what workers have said last of how long they still need. Says whether any end can be told, from that or
+    /// from plans.
     pub fn expect(&mut self, newest: &HashMap<JobId, Vec<ReportLine>>) -> bool {
         for job in &mut self.running {
             let said = newest.get(&job.job).into_iter().flatten();
@@ -111,7 +114,8 @@ impl Look {
             });
             job.expected_end_ms = eta_ms.last().map(|eta| self.now_ms.saturating_add_unsigned(eta));
         }
-        self.running.iter().any(|job| job.expected_end_ms.is_some())
+        let told = self.running.iter().any(|job| job.expected_end_ms.is_some());
+        told || self.waiting.iter().any(|job| job.expected_ms.is_some())
     }
 }
 
@@ -155,11 +159,73 @@ fn waiting(job: Queued) -> Waiting {
         submitted_ms: job.submitted_ms,
         need: need(&job.limits),
         longest_ms: longest_ms(&job.limits),
-        expected_ms: None,
+        expected_ms: job.estimate.as_ref().and_then(expected_ms),
     }
+}
+
+/// How long the job is expected to take by its plan, where jobs like it were measured before.
+fn expected_ms(estimate: &Estimate) -> Option<i64> {
+    let time = estimate.needs.get(&Quantity::Time)?;
+    Some(i64::try_from(time.expected).unwrap_or(i64::MAX))
 }
 
 fn policy(config: &QueueConfig) -> Policy {
     let millis = |duration: std::time::Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
     Policy { half_life_ms: millis(config.half_life), patience_ms: millis(config.patience) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api;
+
+    #[test]
+    fn a_job_in_line_is_expected_to_take_what_its_plan_says_and_nothing_is_said_where_nothing_was_measured() {
+        let host = Host { capacity: Capacity { cpu_millis: 1000, memory_bytes: 10 }, ..Host::default() };
+        let job = |n: i64| {
+            let estimate = Estimate {
+                needs: [(Quantity::Time, api::Need { expected: 60_000, ..api::Need::default() })].into(),
+                ..Estimate::default()
+            };
+            waiting(Queued {
+                id: JobId::from_parts(n, 0),
+                owner: Owner("ann".into()),
+                priority: drydock_spec::Priority::default(),
+                position: n,
+                submitted_ms: 0,
+                limits: Limits { cpu_millis: 1000, memory_bytes: 10, time_ms: 3_600_000, ..limits() },
+                estimate: Some(estimate),
+            })
+        };
+        let mut look = Look {
+            host,
+            running: Vec::new(),
+            waiting: vec![job(1), job(2)],
+            owners: HashMap::new(),
+            policy: policy(&QueueConfig::default()),
+            now_ms: 5,
+            more: false,
+        };
+        assert!(look.expect(&HashMap::new()));
+        let second = JobId::from_parts(2, 0);
+        assert_eq!(look.outlook(&look.plan(), Ends::Expected)[&second], 5 + 60_000);
+        assert_eq!(look.outlook(&look.plan(), Ends::Latest)[&second], 5 + 3_600_000);
+        look.waiting.iter_mut().for_each(|job| job.expected_ms = None);
+        assert!(!look.expect(&HashMap::new()));
+    }
+
+    fn limits() -> Limits {
+        Limits {
+            memory_bytes: 0,
+            cpu_millis: 0,
+            pids: 1,
+            disk_bytes: 0,
+            time_ms: 0,
+            silence_ms: 0,
+            grace_ms: 0,
+            max_attempts: 1,
+            gpus: 0,
+            gpu_memory_bytes: None,
+        }
+    }
 }
