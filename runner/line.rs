@@ -9,9 +9,11 @@ use drydock_gpu::assign::{
 };
 use drydock_spec::{JobId, Limits, Owner, Report, ReportLine};
 
+use crate::api::Estimate;
 use crate::config::{Config, QueueConfig};
 use crate::disk::DiskWatch;
 use crate::gpus::GpuWatch;
+use crate::plan::forecast::Quantity;
 use crate::sandbox::EngineInfo;
 use crate::store::{Queued, Store, StoreError, UnderWay};
 
@@ -62,10 +64,11 @@ impl Line {
         let now_ms = self.store.clock().now_ms();
         let front = self.store.front(EACH).await?;
         let under_way = self.store.under_way().await?;
+        let host = self.host(engine);
         Ok(Look {
-            host: self.host(engine),
             running: under_way.into_iter().map(|job| running(job, now_ms)).collect(),
-            waiting: front.jobs.into_iter().map(waiting).collect(),
+            waiting: front.jobs.into_iter().map(|job| waiting(job, &host)).collect(),
+            host,
             owners: self.store.owners().await?,
             policy: policy(&self.config.queue),
             now_ms,
@@ -101,15 +104,17 @@ impl Look {
         outlook(&self.host, &self.running, &line, &self.owners, &self.policy, self.now_ms, ends)
     }
 
-    /// Takes in what workers have said last of how long they still need. Says whether any end can be told from it.
+    /// Takes in what workers have said last of how long they still need, who know better than the plan did. Says whether
+    /// anybody can tell when something is expected to end.
     pub fn expect(&mut self, newest: &HashMap<JobId, Vec<ReportLine>>) -> bool {
         for job in &mut self.running {
             let said = newest.get(&job.job).into_iter().flatten();
-            let eta_ms = said.filter_map(|line| match &line.report {
+            let mut eta_ms = said.filter_map(|line| match &line.report {
                 Report::Metrics(metrics) => Some(metrics.eta_ms),
                 _ => None,
             });
-            job.expected_end_ms = eta_ms.last().map(|eta| self.now_ms.saturating_add_unsigned(eta));
+            let told = eta_ms.next_back().map(|eta| self.now_ms.saturating_add_unsigned(eta));
+            job.expected_end_ms = told.or(job.expected_end_ms);
         }
         self.running.iter().any(|job| job.expected_end_ms.is_some())
     }
@@ -127,6 +132,27 @@ pub fn need(limits: &Limits) -> Need {
     Need { capacity, disk_bytes: limits.disk_bytes, gpus }
 }
 
+/// The same of a job in line, which does not get a GPU that is smaller than what it is expected to need, if the host has
+/// any other. Where all are too small the estimate was known at the plan, and somebody wants it tried.
+fn need_in_line(limits: &Limits, estimate: Option<&Estimate>, host: &Host) -> Need {
+    let need = need(limits);
+    let GpuNeed::Own { count, .. } = need.gpus else { return need };
+    let least_bytes = expected(estimate, Quantity::GpuMemory).unwrap_or(0);
+    let gpus = GpuNeed::Own { count, least_bytes };
+    match host.takes(&Need { gpus, ..Need::default() }) {
+        Ok(()) => Need { gpus, ..need },
+        Err(_) => need,
+    }
+}
+
+fn expected(estimate: Option<&Estimate>, quantity: Quantity) -> Option<u64> {
+    estimate.and_then(|estimate| estimate.needs.get(&quantity)).map(|need| need.expected)
+}
+
+fn expected_ms(estimate: Option<&Estimate>) -> Option<i64> {
+    expected(estimate, Quantity::Time).map(|ms| i64::try_from(ms).unwrap_or(i64::MAX))
+}
+
 /// The longest that an attempt runs from its start: it is stopped after its time, and killed after its grace.
 fn longest_ms(limits: &Limits) -> i64 {
     limits.time_ms.saturating_add(limits.grace_ms)
@@ -142,24 +168,68 @@ fn running(job: UnderWay, now_ms: i64) -> Running {
         units: job.gpus,
         since_ms: job.claimed_ms,
         ends_by_ms: launched_ms.saturating_add(longest_ms(&job.limits)),
-        expected_end_ms: None,
+        expected_end_ms: expected_ms(job.estimate.as_ref()).map(|ms| launched_ms.saturating_add(ms)),
     }
 }
 
-fn waiting(job: Queued) -> Waiting {
+fn waiting(job: Queued, host: &Host) -> Waiting {
     Waiting {
         job: job.id,
         owner: job.owner,
         priority: job.priority,
         position: job.position,
         submitted_ms: job.submitted_ms,
-        need: need(&job.limits),
+        need: need_in_line(&job.limits, job.estimate.as_ref(), host),
         longest_ms: longest_ms(&job.limits),
-        expected_ms: None,
+        expected_ms: expected_ms(job.estimate.as_ref()),
     }
 }
 
 fn policy(config: &QueueConfig) -> Policy {
     let millis = |duration: std::time::Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
     Policy { half_life_ms: millis(config.half_life), patience_ms: millis(config.patience) }
+}
+
+#[cfg(test)]
+mod tests {
+    use drydock_gpu::inventory::Unit;
+
+    use super::*;
+    use crate::api;
+
+    const GIB: u64 = 1 << 30;
+
+    fn limits(gpus: u32) -> Limits {
+        Limits {
+            memory_bytes: GIB,
+            cpu_millis: 1000,
+            pids: 64,
+            disk_bytes: GIB,
+            time_ms: 60_000,
+            silence_ms: 60_000,
+            grace_ms: 1000,
+            max_attempts: 1,
+            gpus,
+            gpu_memory_bytes: None,
+        }
+    }
+
+    #[test]
+    fn a_job_gets_no_gpu_that_is_too_small_for_its_estimate_unless_all_are() {
+        let unit = |at: usize, gib: u64| {
+            let uuid = format!("GPU-{at}");
+            let unit = Unit { uuid: uuid.clone(), gpu: uuid, memory_bytes: gib * GIB };
+            HostUnit { unit, name: format!("{gib} GiB"), foreign_bytes: 0 }
+        };
+        let host = Host { units: vec![unit(0, 24), unit(1, 80)], sharers: 1, ..Host::default() };
+        let least = |count, gib: u64| {
+            let expected = api::Need { expected: gib * GIB, ..api::Need::default() };
+            let estimate = Estimate { needs: [(Quantity::GpuMemory, expected)].into(), ..Estimate::default() };
+            need_in_line(&limits(count), Some(&estimate), &host).gpus
+        };
+        assert_eq!(least(1, 40), GpuNeed::Own { count: 1, least_bytes: 40 * GIB });
+        assert_eq!(least(1, 90), GpuNeed::Own { count: 1, least_bytes: 0 });
+        assert_eq!(least(2, 40), GpuNeed::Own { count: 2, least_bytes: 0 }, "there are no two of them");
+        assert_eq!(need_in_line(&limits(0), None, &host).gpus, GpuNeed::Nothing);
+    }
 }
