@@ -160,12 +160,13 @@ impl Decoder {
         LayerWidths { hidden, queries, keys, ffn, norms_after: self.norms_after }
     }
 
-    /// Bytes of a forward pass of so many tokens through one layer of which nothing is kept, and of the losses behind it.
-    fn scoring(&self, tokens: u64) -> Needs {
+    /// Bytes of a forward pass of so many tokens through one layer of which nothing is kept, and of the losses of those
+    /// that are scored behind it.
+    fn scoring(&self, tokens: u64, scored: u64) -> Needs {
         let LayerWidths { hidden, queries, keys, ffn, .. } = self.widths();
         let under_way = F32.saturating_mul(tokens).saturating_mul(4 * hidden + 2 * queries + 2 * keys + 3 * ffn);
-        let head = F32.saturating_mul(tokens).saturating_mul(3 * hidden);
-        self.around_the_head(under_way.saturating_add(self.packed(tokens)), head, tokens)
+        let head = F32.saturating_mul(scored).saturating_mul(3 * hidden);
+        self.around_the_head(under_way.saturating_add(self.packed(tokens)), head, scored)
     }
 
     /// Logits of so many tokens, and the wider of what is under way through a layer and beside the logits. The two moments

@@ -25,7 +25,7 @@ pub use host::Host;
 
 /// How often the GPUs are looked at while an attempt has one, and while none has.
 const ATTENDED: Duration = Duration::from_secs(5);
-const IDLE: Duration = Duration::from_secs(60);
+const IDLE: Duration = Duration::from_secs(30);
 /// How long after the end of a process the driver may still come with why it ended.
 const LATE_NEWS: Duration = Duration::from_millis(300);
 
@@ -308,7 +308,7 @@ mod tests {
     use super::*;
 
     fn gpu(index: u32) -> Gpu {
-        let slice = Slice { uuid: format!("MIG-{index}"), profile: None, memory: Default::default() };
+        let slice = Slice { uuid: format!("MIG-{index}"), ..Slice::default() };
         Gpu { index, uuid: format!("GPU-{index}"), name: "H".into(), slices: vec![slice], ..Gpu::default() }
     }
 

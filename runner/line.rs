@@ -116,7 +116,8 @@ impl Look {
             let told = eta_ms.next_back().map(|eta| self.now_ms.saturating_add_unsigned(eta));
             job.expected_end_ms = told.or(job.expected_end_ms);
         }
-        self.running.iter().any(|job| job.expected_end_ms.is_some())
+        let told = self.running.iter().any(|job| job.expected_end_ms.is_some());
+        told || self.waiting.iter().any(|job| job.expected_ms.is_some())
     }
 }
 
@@ -212,6 +213,42 @@ mod tests {
             gpus,
             gpu_memory_bytes: None,
         }
+    }
+
+    #[test]
+    fn a_job_in_line_is_expected_to_take_what_its_plan_says_and_nothing_is_said_where_nothing_was_measured() {
+        let host = Host { capacity: Capacity { cpu_millis: 1000, memory_bytes: 10 }, ..Host::default() };
+        let job = |host: &Host, n: i64| {
+            let estimate = Estimate {
+                needs: [(Quantity::Time, api::Need { expected: 60_000, ..api::Need::default() })].into(),
+                ..Estimate::default()
+            };
+            let queued = Queued {
+                id: JobId::from_parts(n, 0),
+                owner: Owner("ann".into()),
+                priority: drydock_spec::Priority::default(),
+                position: n,
+                submitted_ms: 0,
+                limits: Limits { memory_bytes: 10, time_ms: 3_600_000, grace_ms: 0, ..limits(0) },
+                estimate: Some(estimate),
+            };
+            waiting(queued, host)
+        };
+        let mut look = Look {
+            running: Vec::new(),
+            waiting: vec![job(&host, 1), job(&host, 2)],
+            host,
+            owners: HashMap::new(),
+            policy: policy(&QueueConfig::default()),
+            now_ms: 5,
+            more: false,
+        };
+        assert!(look.expect(&HashMap::new()));
+        let second = JobId::from_parts(2, 0);
+        assert_eq!(look.outlook(&look.plan(), Ends::Expected)[&second], 5 + 60_000);
+        assert_eq!(look.outlook(&look.plan(), Ends::Latest)[&second], 5 + 3_600_000);
+        look.waiting.iter_mut().for_each(|job| job.expected_ms = None);
+        assert!(!look.expect(&HashMap::new()));
     }
 
     #[test]

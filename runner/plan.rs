@@ -6,6 +6,7 @@ use drydock_gpu::Capacity;
 use drydock_gpu::assign::HostUnit;
 use drydock_gpu::estimate::shipped_memory;
 use drydock_spec::dataset::Columns;
+use drydock_spec::finetune::Objective;
 use drydock_spec::{
     EvaluateSpec, FinetuneArgs, FinetuneSpec, InvalidOptions, JobArgs, JobSpec, JobState, LimitArgs, Limits,
     QuantizeSpec, TrainSpec,
@@ -28,6 +29,7 @@ use margin::Margin;
 use needs::{Needs, Terms};
 use rows::Data;
 
+mod auto;
 pub mod before;
 mod chain;
 pub mod cut;
@@ -183,7 +185,20 @@ impl Planner {
             gpu: Margin::learnt(Quantity::GpuMemory, past, &of_kind, &[]),
             cpu_millis: limits::cpu_millis(asked, &self.config.limits, &self.host()),
             gpus: asked.gpus.unwrap_or(0),
+            memory_bytes: asked.memory_mib.map(|mib| mib << 20),
+            gpu_memory_bytes: asked.gpu_memory_mib.map(|mib| mib << 20),
         })
+    }
+
+    /// Whether a job has room in what it was given, or else in what jobs may use on this host.
+    fn has_room(&self, needs: &Needs, terms: Terms) -> bool {
+        let host = self.host().capacity.map_or(u64::MAX, |capacity| capacity.memory_bytes);
+        let fits = match terms.memory_bytes {
+            Some(given) => needs.estimate.memory_bytes <= given.min(host),
+            None => needs.memory_limit() <= host,
+        };
+        let on_gpu = needs.estimate.needs.get(&Quantity::GpuMemory).map_or(0, |need| need.expected);
+        fits && terms.gpu_memory_bytes.is_none_or(|given| on_gpu <= given)
     }
 
     /// How the job will fail, if it ends as the newest of those did that asked for no more.
@@ -207,6 +222,13 @@ impl Planner {
         finetune::check(&spec, &model, &data)?;
         warnings.extend(doubt);
         warnings.extend(finetune::warnings(&model.facts, &data));
+        let asked = spec.recipe.clone();
+        let least_rows = if spec.objective == Objective::Kto { 2 } else { 1 };
+        let chosen = auto::choose(auto::finetunes(&spec, least_rows), |spec| {
+            self.has_room(&finetune::needs(spec, &model, &data, terms), terms)
+        });
+        let spec = chosen.unwrap_or(spec);
+        warnings.extend(auto::said(&asked, &spec.recipe, Some(spec.method)));
         let needs = finetune::needs(&spec, &model, &data, terms);
         let limit = model.facts.max_positions;
         let cut = data.cut(spec.recipe.seq_length(limit), limit);
@@ -221,8 +243,15 @@ impl Planner {
         };
         let data = self.data(&spec.dataset, spec.eval_dataset.as_deref(), &mut spec.columns).await?;
         train::check(&data)?;
+        let candidates = auto::recipes(&spec.recipe, 1).into_iter();
+        let candidates = candidates.map(|recipe| TrainSpec { recipe, ..spec.clone() }).collect();
+        let chosen = auto::choose(candidates, |spec| {
+            self.has_room(&train::needs(spec, tokenizer.as_ref(), &data, terms), terms)
+        });
+        let mut warnings = data.warnings();
+        warnings.extend(chosen.as_ref().and_then(|chosen| auto::said(&spec.recipe, &chosen.recipe, None)));
+        let spec = chosen.unwrap_or(spec);
         let needs = train::needs(&spec, tokenizer.as_ref(), &data, terms);
-        let warnings = data.warnings();
         let inputs = ResolvedInputs { tokenizer: tokenizer.map(|model| model.input), ..data.inputs() };
         Ok(Draft { spec: JobSpec::Train(spec), inputs, needs, cut: None, warnings })
     }

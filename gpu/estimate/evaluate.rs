@@ -9,6 +9,8 @@ pub struct Answering {
     pub batch: Batch,
     /// Tokens that are written behind each of them; 0 where none are.
     pub new_tokens: u32,
+    /// Whether it chooses among answers that are given.
+    pub chooses: bool,
     /// Whether products with quantized weights are taken in integers.
     pub in_integers: bool,
 }
@@ -23,19 +25,22 @@ pub struct Answering {
 /// ```
 #[must_use]
 pub fn evaluate_memory(model: &Decoder, base: Base, answering: Answering, threads: u32) -> Needs {
-    let Answering { batch, new_tokens, in_integers } = answering;
+    let Answering { batch, new_tokens, chooses, in_integers } = answering;
     // Texts and choices are scored so many tokens at a time; questions are read as they come.
-    let tokens =
-        if new_tokens > 0 { batch.tokens() } else { batch.tokens().min(SCORED_TOKENS.max(batch.length.into())) };
+    let scored_at_once = SCORED_TOKENS.max(batch.length.into());
+    let tokens = if new_tokens > 0 { batch.tokens() } else { scored_at_once };
     let remembered = match new_tokens {
+        0 if chooses => tokens,
         0 => 0,
         new => u64::from(batch.rows).saturating_mul(u64::from(batch.length) + u64::from(new)),
     };
+    // Of a question that is chosen for only the answers are scored, one after the other.
+    let scored = if chooses && new_tokens == 0 { tokens / 4 } else { tokens };
     let cache = (2 * F32 * u64::from(model.kv_width())).saturating_mul(u64::from(model.layers));
     let weights = if in_integers { base.scored(model) } else { base.bytes() };
     model
         .worker(threads)
-        .and(&model.scoring(tokens))
+        .and(&model.scoring(tokens, scored))
         .with(Part::Weights, weights)
         .with(Part::Cache, cache.saturating_mul(remembered))
 }
@@ -50,7 +55,7 @@ mod tests {
     #[test]
     fn answers_take_a_cache_and_a_quantized_model_its_own_size() {
         let need = |kind, new_tokens| {
-            let answering = Answering { batch: Batch::new(16, 512), new_tokens, in_integers: true };
+            let answering = Answering { batch: Batch::new(16, 512), new_tokens, chooses: false, in_integers: true };
             evaluate_memory(&SMOLLM2_135M, Base::of(&SMOLLM2_135M, kind), answering, 2)
         };
         // Keys and values of 192 numbers in 30 layers for 16 rows of 640 tokens.

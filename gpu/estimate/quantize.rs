@@ -29,7 +29,10 @@ pub fn quantize_memory(model: &Decoder, base: Base, spec: &QuantizeSpec, threads
         Some(_) => {
             // Sums of the squares of each projection's inputs, in f64.
             let sums = model.projections().isqrt().saturating_mul(8);
-            worker.and(&model.scoring(IMATRIX_ROW)).with(Part::Weights, base.bytes()).with(Part::Workspace, sums)
+            worker
+                .and(&model.scoring(IMATRIX_ROW, IMATRIX_ROW))
+                .with(Part::Weights, base.bytes())
+                .with(Part::Workspace, sums)
         }
     };
     Needs::largest([writing, measuring])

@@ -150,9 +150,9 @@ impl Training {
             .clone()
             .with(Part::Activations, F32.saturating_mul(tokens).saturating_mul(self.taped()))
             .with(Part::Best, values.saturating_mul(self.best[0]))
-            .with(Part::Workspace, self.widened)
             .and(&self.step(tokens, scored));
-        let measuring = held.with(Part::Best, values.saturating_mul(self.best[1])).and(&self.model.scoring(scored));
+        let measuring =
+            held.with(Part::Best, values.saturating_mul(self.best[1])).and(&self.model.scoring(scored, scored));
         Needs::largest([learning, measuring])
     }
 
@@ -175,14 +175,15 @@ impl Training {
         let at_once = if self.evaluates { tokens.max(scored) } else { tokens };
         let logits = self.model.logits(at_once);
         if !self.checkpointed {
-            return self.model.around_the_head(layer, head, at_once);
+            return self.model.around_the_head(layer, head, at_once).with(Part::Workspace, self.widened);
         }
         let again = F32.saturating_mul(tokens).saturating_mul(self.model.widths().kept());
         if logits >= MAPPED_BYTES {
-            return self.model.around_the_head(layer, head, at_once).with(Part::Activations, again);
+            let both = self.model.around_the_head(layer, head, at_once).with(Part::Workspace, self.widened);
+            return both.with(Part::Activations, again);
         }
         // What a layer keeps when it is computed again finds its room where the logits have been.
-        let losses = Needs::default().with(Part::Logits, logits).with(Part::Workspace, head);
+        let losses = Needs::default().with(Part::Logits, logits).with(Part::Workspace, head + self.widened);
         let way_back = Needs::default().with(Part::Activations, again).with(Part::Workspace, layer);
         Needs::largest([losses, way_back])
     }

@@ -46,8 +46,13 @@ pub(super) fn check(spec: &EvaluateSpec, models: &[Resolved], data: &Data) -> Re
 /// largest decides.
 pub(super) fn needs(spec: &EvaluateSpec, models: &[Resolved], data: &Data, terms: Terms) -> Needs {
     let (held, in_integers) = (data.rows(), spec.dtype == DType::F32);
-    let answers = spec.measures.as_ref().is_none_or(|measures| measures.iter().any(|measure| measure.generates()));
+    let is_made = |measure: Measure| match &spec.measures {
+        Some(measures) => measures.contains(&measure),
+        None => rows::suits(data, measure),
+    };
+    let answers = [Measure::ExactMatch, Measure::NumericMatch].into_iter().any(is_made);
     let new_tokens = if answers { spec.max_new_tokens } else { 0 };
+    let chooses = is_made(Measure::MultipleChoice);
     // A question is put behind the solved ones.
     let longest = data.longest().saturating_mul(spec.num_fewshot.saturating_add(1));
     let of = {
@@ -55,7 +60,7 @@ pub(super) fn needs(spec: &EvaluateSpec, models: &[Resolved], data: &Data, terms
         move |rows: u32| {
             let one = |model: &Resolved| {
                 let length = cut.min(model.facts.max_positions).min(longest);
-                let answering = Answering { batch: Batch::new(rows, length), new_tokens, in_integers };
+                let answering = Answering { batch: Batch::new(rows, length), new_tokens, chooses, in_integers };
                 let decoder = &model.facts.decoder;
                 held.then(
                     evaluate_memory(decoder, needs::base(model), answering, terms.threads()),

@@ -97,6 +97,9 @@ pub(super) struct Terms {
     pub(super) gpu: Margin,
     pub(super) cpu_millis: u32,
     pub(super) gpus: u32,
+    /// What was asked for of memory and of a GPU's.
+    pub(super) memory_bytes: Option<u64>,
+    pub(super) gpu_memory_bytes: Option<u64>,
 }
 
 impl Terms {

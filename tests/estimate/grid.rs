@@ -98,7 +98,7 @@ impl Rows {
             Self::Labels => {
                 lines(12, |i| json!({"prompt": words(i, 20), "completion": words(i + 100, 1600), "label": i % 2 == 0}))
             }
-            Self::Choices => lines(12, |i| {
+            Self::Choices => lines(64, |i| {
                 let choices: Vec<String> = (0..4).map(|choice| words(100 + 4 * i + choice, 12)).collect();
                 json!({"question": words(i, 40), "choices": choices, "answer": i % 4})
             }),

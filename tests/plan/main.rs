@@ -21,7 +21,8 @@ use drydock::plan::{ModelSource, Plan, PlanError, Planner};
 use drydock::sandbox::gpus::KnownGpus;
 use drydock::sandbox::{EngineInfo, Isolation, SandboxError};
 use drydock_spec::dataset::Columns;
-use drydock_spec::finetune::TargetModule;
+use drydock_spec::finetune::{Method, TargetModule};
+use drydock_spec::recipe::Auto;
 use drydock_spec::{FinetuneArgs, JobArgs, JobSpec, LimitArgs};
 use house::House;
 use serde_json::json;
@@ -166,6 +167,30 @@ async fn a_job_that_is_too_large_for_the_host_is_refused_with_a_change_that_is_a
         ..large
     };
     assert!(plan_on(small_host, &house, changed, LimitArgs::default()).await.is_ok());
+}
+
+#[tokio::test]
+async fn what_is_left_to_the_plan_is_chosen_so_that_the_job_fits() {
+    let house = house().await;
+    let large = FinetuneArgs { per_device_train_batch_size: Some(4096), ..args() };
+    let on = async |auto: &[Auto], limits| {
+        plan_on(engine(500 << 20), &house, FinetuneArgs { auto: Some(auto.to_vec()), ..large.clone() }, limits).await
+    };
+    assert!(on(&[], LimitArgs::default()).await.is_err());
+    let plan = on(&[Auto::BatchSize], LimitArgs::default()).await.unwrap();
+    let recipe = plan.spec.recipe().unwrap();
+    assert_eq!((recipe.per_device_train_batch_size, recipe.gradient_accumulation_steps), (2048, 2));
+    assert!(recipe.auto.is_empty() && !recipe.gradient_checkpointing);
+    assert!(plan.warnings[0].starts_with("chosen to fit: per_device_train_batch_size = 2048"), "{:?}", plan.warnings);
+    let plan = on(&[Auto::GradientCheckpointing], LimitArgs::default()).await.unwrap();
+    assert!(plan.spec.recipe().unwrap().gradient_checkpointing);
+    // What was asked for is what there is, not what the host has.
+    let little = LimitArgs { memory_mib: Some(120), ..LimitArgs::default() };
+    let plan = on(&[Auto::BatchSize], little).await.unwrap();
+    assert!(plan.estimate.memory_bytes <= 120 << 20, "{:?}", plan.estimate);
+    assert_eq!(plan.spec.recipe().unwrap().rows_per_step(), 4096);
+    let dora = FinetuneArgs { method: Some(Method::Dora), auto: Some(vec![Auto::Method]), ..args() };
+    assert!(refusal(&house, dora).await.contains("auto = method: nothing stands in for dora"));
 }
 
 #[tokio::test]

@@ -179,13 +179,16 @@ fn compared(got: &Outcome, want: &Outcome, trainables: &[Trainable], dtype: DTyp
 /// The tensor that is off the furthest. One without a gradient is off by everything.
 fn worst(what: &str, trainables: &[Trainable], got: &[Vec<f32>], want: &[Vec<f32>], tolerance: f64) -> Line {
     let mut worst = Line { what: format!("{what} of nothing"), absolute: f64::NAN, relative: f64::NAN, tolerance };
+    let mut nothing_yet = true;
     for (trainable, (got, want)) in trainables.iter().zip(got.iter().zip(want)) {
         for tensor in &trainable.tensors {
             let widened = |values: &[f32]| -> Vec<f64> {
                 values[tensor.range.clone()].iter().map(|&value| f64::from(value)).collect()
             };
             let (absolute, relative) = difference(&widened(got), &widened(want));
-            if !(relative <= worst.relative) {
+            // Nothing is worse than what is no number, and nothing that follows makes up for it.
+            if nothing_yet || relative.is_nan() || relative > worst.relative {
+                nothing_yet = false;
                 let name = tensor.name.trim_end_matches(".weight");
                 let name = name.rsplit("layers.").next().unwrap_or(name);
                 let what = format!("{what}, {}", name.rsplit_once("model.").map_or(name, |(_, end)| end));
