@@ -49,7 +49,6 @@ impl Ground {
             engine: "scripted 1".into(),
             incarnation: "1".into(),
             cpus: THREADS,
-            gpus: Default::default(),
             memory_bytes: 1 << 40,
             folder: None,
             image: Ok("sha256:1".into()),
