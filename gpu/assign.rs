@@ -90,9 +90,11 @@ pub struct Host {
 }
 
 impl Host {
-    /// Whether a job could start if nothing else ran.
+    /// Whether a job could start if nothing else ran, and other programs held nothing of the GPUs.
     pub fn takes(&self, need: &Need) -> Result<(), Shortage> {
-        Room::empty(self).place(need).map(drop)
+        let unused = |of: &HostUnit| HostUnit { foreign_bytes: 0, ..of.clone() };
+        let host = Self { units: self.units.iter().map(unused).collect(), ..self.clone() };
+        Room::empty(&host).place(need).map(drop)
     }
 }
 

@@ -64,10 +64,11 @@ impl Line {
         let now_ms = self.store.clock().now_ms();
         let front = self.store.front(EACH).await?;
         let under_way = self.store.under_way().await?;
+        let host = self.host(engine);
         Ok(Look {
-            host: self.host(engine),
             running: under_way.into_iter().map(|job| running(job, now_ms)).collect(),
-            waiting: front.jobs.into_iter().map(waiting).collect(),
+            waiting: front.jobs.into_iter().map(|job| waiting(job, &host)).collect(),
+            host,
             owners: self.store.owners().await?,
             policy: policy(&self.config.queue),
             now_ms,
@@ -103,16 +104,17 @@ impl Look {
         outlook(&self.host, &self.running, &line, &self.owners, &self.policy, self.now_ms, ends)
     }
 
-    /// Takes in what workers have said last of how long they still need. Says whether any end can be told, from that or
-    /// from plans.
+    /// Takes in what workers have said last of how long they still need, who know better than the plan did. Says whether
+    /// anybody can tell when something is expected to end.
     pub fn expect(&mut self, newest: &HashMap<JobId, Vec<ReportLine>>) -> bool {
         for job in &mut self.running {
             let said = newest.get(&job.job).into_iter().flatten();
-            let eta_ms = said.filter_map(|line| match &line.report {
+            let mut eta_ms = said.filter_map(|line| match &line.report {
                 Report::Metrics(metrics) => Some(metrics.eta_ms),
                 _ => None,
             });
-            job.expected_end_ms = eta_ms.last().map(|eta| self.now_ms.saturating_add_unsigned(eta));
+            let told = eta_ms.next_back().map(|eta| self.now_ms.saturating_add_unsigned(eta));
+            job.expected_end_ms = told.or(job.expected_end_ms);
         }
         let told = self.running.iter().any(|job| job.expected_end_ms.is_some());
         told || self.waiting.iter().any(|job| job.expected_ms.is_some())
@@ -131,6 +133,27 @@ pub fn need(limits: &Limits) -> Need {
     Need { capacity, disk_bytes: limits.disk_bytes, gpus }
 }
 
+/// The same of a job in line, which does not get a GPU that is smaller than what it is expected to need, if the host has
+/// any other. Where all are too small the estimate was known at the plan, and somebody wants it tried.
+fn need_in_line(limits: &Limits, estimate: Option<&Estimate>, host: &Host) -> Need {
+    let need = need(limits);
+    let GpuNeed::Own { count, .. } = need.gpus else { return need };
+    let least_bytes = expected(estimate, Quantity::GpuMemory).unwrap_or(0);
+    let gpus = GpuNeed::Own { count, least_bytes };
+    match host.takes(&Need { gpus, ..Need::default() }) {
+        Ok(()) => Need { gpus, ..need },
+        Err(_) => need,
+    }
+}
+
+fn expected(estimate: Option<&Estimate>, quantity: Quantity) -> Option<u64> {
+    estimate.and_then(|estimate| estimate.needs.get(&quantity)).map(|need| need.expected)
+}
+
+fn expected_ms(estimate: Option<&Estimate>) -> Option<i64> {
+    expected(estimate, Quantity::Time).map(|ms| i64::try_from(ms).unwrap_or(i64::MAX))
+}
+
 /// The longest that an attempt runs from its start: it is stopped after its time, and killed after its grace.
 fn longest_ms(limits: &Limits) -> i64 {
     limits.time_ms.saturating_add(limits.grace_ms)
@@ -146,27 +169,21 @@ fn running(job: UnderWay, now_ms: i64) -> Running {
         units: job.gpus,
         since_ms: job.claimed_ms,
         ends_by_ms: launched_ms.saturating_add(longest_ms(&job.limits)),
-        expected_end_ms: None,
+        expected_end_ms: expected_ms(job.estimate.as_ref()).map(|ms| launched_ms.saturating_add(ms)),
     }
 }
 
-fn waiting(job: Queued) -> Waiting {
+fn waiting(job: Queued, host: &Host) -> Waiting {
     Waiting {
         job: job.id,
         owner: job.owner,
         priority: job.priority,
         position: job.position,
         submitted_ms: job.submitted_ms,
-        need: need(&job.limits),
+        need: need_in_line(&job.limits, job.estimate.as_ref(), host),
         longest_ms: longest_ms(&job.limits),
-        expected_ms: job.estimate.as_ref().and_then(expected_ms),
+        expected_ms: expected_ms(job.estimate.as_ref()),
     }
-}
-
-/// How long the job is expected to take by its plan, where jobs like it were measured before.
-fn expected_ms(estimate: &Estimate) -> Option<i64> {
-    let time = estimate.needs.get(&Quantity::Time)?;
-    Some(i64::try_from(time.expected).unwrap_or(i64::MAX))
 }
 
 fn policy(config: &QueueConfig) -> Policy {
@@ -176,31 +193,51 @@ fn policy(config: &QueueConfig) -> Policy {
 
 #[cfg(test)]
 mod tests {
+    use drydock_gpu::inventory::Unit;
+
     use super::*;
     use crate::api;
+
+    const GIB: u64 = 1 << 30;
+
+    fn limits(gpus: u32) -> Limits {
+        Limits {
+            memory_bytes: GIB,
+            cpu_millis: 1000,
+            pids: 64,
+            disk_bytes: GIB,
+            time_ms: 60_000,
+            silence_ms: 60_000,
+            grace_ms: 1000,
+            max_attempts: 1,
+            gpus,
+            gpu_memory_bytes: None,
+        }
+    }
 
     #[test]
     fn a_job_in_line_is_expected_to_take_what_its_plan_says_and_nothing_is_said_where_nothing_was_measured() {
         let host = Host { capacity: Capacity { cpu_millis: 1000, memory_bytes: 10 }, ..Host::default() };
-        let job = |n: i64| {
+        let job = |host: &Host, n: i64| {
             let estimate = Estimate {
                 needs: [(Quantity::Time, api::Need { expected: 60_000, ..api::Need::default() })].into(),
                 ..Estimate::default()
             };
-            waiting(Queued {
+            let queued = Queued {
                 id: JobId::from_parts(n, 0),
                 owner: Owner("ann".into()),
                 priority: drydock_spec::Priority::default(),
                 position: n,
                 submitted_ms: 0,
-                limits: Limits { cpu_millis: 1000, memory_bytes: 10, time_ms: 3_600_000, ..limits() },
+                limits: Limits { memory_bytes: 10, time_ms: 3_600_000, grace_ms: 0, ..limits(0) },
                 estimate: Some(estimate),
-            })
+            };
+            waiting(queued, host)
         };
         let mut look = Look {
-            host,
             running: Vec::new(),
-            waiting: vec![job(1), job(2)],
+            waiting: vec![job(&host, 1), job(&host, 2)],
+            host,
             owners: HashMap::new(),
             policy: policy(&QueueConfig::default()),
             now_ms: 5,
@@ -214,18 +251,22 @@ mod tests {
         assert!(!look.expect(&HashMap::new()));
     }
 
-    fn limits() -> Limits {
-        Limits {
-            memory_bytes: 0,
-            cpu_millis: 0,
-            pids: 1,
-            disk_bytes: 0,
-            time_ms: 0,
-            silence_ms: 0,
-            grace_ms: 0,
-            max_attempts: 1,
-            gpus: 0,
-            gpu_memory_bytes: None,
-        }
+    #[test]
+    fn a_job_gets_no_gpu_that_is_too_small_for_its_estimate_unless_all_are() {
+        let unit = |at: usize, gib: u64| {
+            let uuid = format!("GPU-{at}");
+            let unit = Unit { uuid: uuid.clone(), gpu: uuid, memory_bytes: gib * GIB };
+            HostUnit { unit, name: format!("{gib} GiB"), foreign_bytes: 0 }
+        };
+        let host = Host { units: vec![unit(0, 24), unit(1, 80)], sharers: 1, ..Host::default() };
+        let least = |count, gib: u64| {
+            let expected = api::Need { expected: gib * GIB, ..api::Need::default() };
+            let estimate = Estimate { needs: [(Quantity::GpuMemory, expected)].into(), ..Estimate::default() };
+            need_in_line(&limits(count), Some(&estimate), &host).gpus
+        };
+        assert_eq!(least(1, 40), GpuNeed::Own { count: 1, least_bytes: 40 * GIB });
+        assert_eq!(least(1, 90), GpuNeed::Own { count: 1, least_bytes: 0 });
+        assert_eq!(least(2, 40), GpuNeed::Own { count: 2, least_bytes: 0 }, "there are no two of them");
+        assert_eq!(need_in_line(&limits(0), None, &host).gpus, GpuNeed::Nothing);
     }
 }

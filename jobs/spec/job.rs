@@ -121,7 +121,7 @@ impl JobSpec {
     }
 }
 
-/// Jobs of a higher priority leave the queue first; within one priority the oldest does.
+/// Jobs of a higher priority leave the queue first.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "i8", into = "i8")]
 pub struct Priority(i8);
@@ -136,7 +136,7 @@ impl JsonSchema for Priority {
             "type": "integer",
             "minimum": -10,
             "maximum": 10,
-            "description": "Jobs of a higher priority leave the queue first; within one priority the oldest does."
+            "description": "Jobs of a higher priority leave the queue first."
         })
     }
 }

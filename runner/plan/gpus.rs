@@ -43,9 +43,7 @@ pub(super) fn check(wrong: &mut Complaints, asked: &LimitArgs, offer: &Offer) {
         wrong.require(false, || InvalidOption::new("limits.gpus", count, barrier.clone(), CPU));
         return;
     }
-    // What other programs hold they may give back.
-    let free = |of: &HostUnit| HostUnit { foreign_bytes: 0, ..of.clone() };
-    let host = Host { units: offer.units.iter().map(free).collect(), sharers: 1, ..Host::default() };
+    let host = Host { units: offer.units.clone(), sharers: 1, ..Host::default() };
     let gpus = match asked.gpu_memory_mib {
         Some(mib) => GpuNeed::Share { bytes: mib * MIB },
         None => GpuNeed::Own { count, least_bytes: 0 },
