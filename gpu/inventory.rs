@@ -112,8 +112,14 @@ pub struct RemappedRows {
 }
 
 /// A part of a GPU with memory and processors of its own (MIG).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Slice {
+    /// Its place among the GPU's, from 0; there are gaps where others were removed.
+    #[serde(skip)]
+    pub index: u32,
+    /// Numbers of the GPU instance and of the compute instance in it, by which its device files are found.
+    #[serde(skip)]
+    pub instances: Option<(u32, u32)>,
     /// Such as `MIG-41b3...`.
     pub uuid: String,
     /// Such as `1g.18gb`, where the driver tells it.
@@ -224,8 +230,8 @@ mod tests {
     fn of_a_divided_gpu_its_slices_are_given_and_nothing_of_one_that_is_cordoned_or_lost() {
         let slice = |uuid: &str| Slice {
             uuid: uuid.into(),
-            profile: None,
             memory: Memory { total_bytes: 30, ..Memory::default() },
+            ..Slice::default()
         };
         let divided = Gpu { slices: vec![slice("MIG-a"), slice("MIG-b")], ..gpu(1) };
         let cordoned = Gpu { cordoned: Some("has told of Xid 79".into()), ..gpu(2) };

@@ -190,9 +190,21 @@ fn slices(device: &Device<'_>) -> Vec<Slice> {
         // Such as `NVIDIA H200 MIG 1g.18gb`.
         let profile =
             slice.name().ok().and_then(|name| name.split_once(" MIG ").map(|(_, profile)| profile.to_owned()));
-        Some(Slice { uuid, profile, memory: memory(slice.memory_info().ok()?) })
+        let memory = memory(slice.memory_info().ok()?);
+        Some(Slice { index, instances: instances(&slice), uuid, profile, memory })
     };
     (0..device.mig_device_count().unwrap_or(0)).filter_map(slice).collect()
+}
+
+/// Which instances a slice consists of; the binding has no words for that.
+fn instances(slice: &Device<'_>) -> Option<(u32, u32)> {
+    let library = slice.nvml().lib();
+    let (gpu, compute) =
+        (library.nvmlDeviceGetGpuInstanceId.as_ref().ok()?, library.nvmlDeviceGetComputeInstanceId.as_ref().ok()?);
+    let (mut gpu_instance, mut compute_instance) = (0, 0);
+    // SAFETY: the library is loaded for as long as the device lives, and writes one number to where it is told.
+    let answers = unsafe { [gpu(slice.handle(), &mut gpu_instance), compute(slice.handle(), &mut compute_instance)] };
+    (answers == [0, 0]).then_some((gpu_instance, compute_instance))
 }
 
 /// Every process that computes on the GPU, also on a slice of it.

@@ -22,7 +22,7 @@ pub use failures::{BestRemedy, Explanation, FailureGroupView, FailureList, LastG
 pub use gc::{GcReport, GcRequest, Taken, TakenKind};
 pub use gpus::{CordonGpu, GpuHolder, GpuList, GpuView, Strangers};
 pub use knowledge::ImportedKnowledge;
-pub use plans::{Estimate, PlanView, RenderedRow, RowsPreview};
+pub use plans::{Estimate, Need, PlanView, RenderedRow, RowsPreview};
 pub use remedies::{
     AdviceList, AdviceView, Advise, ApplyRemedy, JoinFingerprints, JoinedFingerprint, RemedyList, RemedyView, TrialView,
 };
@@ -87,6 +87,9 @@ pub struct JobView {
     /// When a queued job starts at the latest, if none comes before it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub starts_by_ms: Option<i64>,
+    /// When it is expected to, where what runs tells how long it still needs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected_start_ms: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub progress: Option<Progress>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -44,6 +44,7 @@ pub use gpus::GpuError;
 pub use knowledge::KnowledgeError;
 pub use remedies::RemedyError;
 pub use view::log_line;
+pub use waits::Foresight;
 
 /// A request cannot be granted. The gateway turns this into a message.
 #[derive(Debug, thiserror::Error)]
@@ -94,6 +95,7 @@ pub struct Desk {
     pub disk: DiskWatch,
     pub gpus: GpuProbe,
     pub line: Line,
+    pub foresight: Foresight,
     pub sandbox: Arc<dyn Sandbox>,
     pub config: Arc<Config>,
 }

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use drydock_gpu::assign::HostUnit;
 use drydock_gpu::health::{GpuAccount, GpuFacts, Trouble, Xid, between};
 use drydock_gpu::inventory::{Gpu, Inventory};
 use drydock_gpu::nvml::NoGpus;
@@ -24,7 +25,7 @@ pub use host::Host;
 
 /// How often the GPUs are looked at while an attempt has one, and while none has.
 const ATTENDED: Duration = Duration::from_secs(5);
-const IDLE: Duration = Duration::from_secs(60);
+const IDLE: Duration = Duration::from_secs(30);
 /// How long after the end of a process the driver may still come with why it ended.
 const LATE_NEWS: Duration = Duration::from_millis(300);
 
@@ -259,8 +260,8 @@ fn account(before: &Inventory, after: &Inventory, xids: &[Xid], units: &[String]
 
 impl Known {
     /// What jobs can be given.
-    fn units(&self) -> Vec<drydock_gpu::inventory::Unit> {
-        self.gpus.as_ref().map_or(Vec::new(), Inventory::units)
+    fn units(&self) -> Vec<HostUnit> {
+        self.gpus.as_ref().map_or(Vec::new(), HostUnit::all)
     }
 
     /// The GPUs; none where there are none.
@@ -307,7 +308,7 @@ mod tests {
     use super::*;
 
     fn gpu(index: u32) -> Gpu {
-        let slice = Slice { uuid: format!("MIG-{index}"), profile: None, memory: Default::default() };
+        let slice = Slice { uuid: format!("MIG-{index}"), ..Slice::default() };
         Gpu { index, uuid: format!("GPU-{index}"), name: "H".into(), slices: vec![slice], ..Gpu::default() }
     }
 

@@ -18,7 +18,7 @@ use crate::checkpoints::Checkpoints;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::datasets::Datasets;
-use crate::desk::Desk;
+use crate::desk::{Desk, Foresight};
 use crate::disk::DiskProbe;
 use crate::dispatch::Dispatch;
 use crate::engine::EngineProbe;
@@ -130,6 +130,7 @@ impl House {
             disk: room,
             gpus: gpus.clone(),
             line: line.clone(),
+            foresight: Foresight::default(),
             sandbox: Arc::clone(&sandbox),
             config: Arc::clone(&config),
         };

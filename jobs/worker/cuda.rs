@@ -13,6 +13,7 @@
 mod adapted;
 mod attention;
 mod batch;
+mod blocks;
 pub mod device;
 pub mod engine;
 pub mod error;
@@ -25,4 +26,5 @@ mod operations;
 pub mod product;
 mod rows;
 pub mod selfcheck;
+mod stack;
 mod tape;

@@ -93,7 +93,7 @@ mod tests {
     #[test]
     fn of_a_slice_its_own_memory_counts_and_its_use_is_not_told() {
         let memory = Memory { total_bytes: 20, reserved_bytes: 0, free_bytes: 11 };
-        let slices = vec![Slice { uuid: "MIG-0".into(), profile: None, memory }];
+        let slices = vec![Slice { uuid: "MIG-0".into(), memory, ..Slice::default() }];
         let divided = Gpu { slices, ..gpu(vec![process(own(), Some(50))]) };
         let reading = &read(divided, "MIG-0", &[])[0];
         assert_eq!((reading.memory_used_bytes, reading.utilization_percent), (9, None));

@@ -84,7 +84,7 @@ fn check_capacity(wrong: &mut Complaints, asked: &LimitArgs, memory: u64, needs:
 }
 
 /// Thousandths of a CPU: as asked for, as configured, or of all that jobs may use what goes with the job's GPUs.
-fn cpu_millis(asked: &LimitArgs, config: &LimitsConfig, host: &Host) -> u32 {
+pub(super) fn cpu_millis(asked: &LimitArgs, config: &LimitsConfig, host: &Host) -> u32 {
     let all = match &host.capacity {
         Ok(capacity) => capacity.cpu_millis,
         // Without an engine to ask, this host's own count is the best guess.

@@ -126,6 +126,26 @@ async fn a_gpu_that_fails_ends_its_attempt_at_once_and_another_goes_on_from_the_
 }
 
 #[tokio::test]
+async fn a_job_whose_gpu_fails_is_carried_on_by_the_line_on_the_gpu_that_is_left() {
+    let fake = FakeNvml::saying("count 2\n");
+    let config = |config: &mut drydock::config::Config| config.sandbox.nvml = Some(fake.library());
+    let world = World::with_config(scripted([computes(), success()]), config).await;
+    let id = world.submit(Limits { gpus: 1, ..limits() }).await;
+    world.until(id, |job| job.progress.as_ref().is_some_and(|progress| progress.checkpoint.is_some())).await;
+    let had = async || world.house.desk.store.attempts_under_way().await.unwrap()[0].gpus.clone();
+    let first = had().await;
+    let (place, other) = if first == [FIRST] { (0, SECOND) } else { (1, FIRST) };
+    fake.says(&format!("count 2\nevent{place} 79\n"));
+    let job = world.until_done(id).await;
+    assert_eq!((job.state.as_str(), job.attempt, job.resumed_from.map(|from| from.step)), ("succeeded", 2, Some(5)));
+    assert_eq!(kept(&world, id).await.failure.kind, FailureKind::GpuLost);
+    assert_eq!(units(&world), [other]);
+    let list = world.house.desk.gpus().await.unwrap();
+    let cordoned: Vec<_> = list.gpus.iter().filter_map(|view| view.cordon.as_ref()).collect();
+    assert!(cordoned.len() == 1 && cordoned[0].uuid == first[0] && cordoned[0].reason.contains("Xid 79"), "{list:#?}");
+}
+
+#[tokio::test]
 async fn a_program_that_dies_of_its_gpu_is_tried_again_on_another_one_and_one_that_dies_of_itself_is_not() {
     for (end, expected) in [
         ("count 2\nevent0 79\n", FailureKind::GpuLost),

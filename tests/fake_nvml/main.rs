@@ -71,6 +71,8 @@ fn a_divided_gpu_has_the_slices_that_are_there_and_is_not_to_be_had_as_a_whole()
     let slice = |place: u32| format!("MIG-00000000-0000-0000-{place:04}-000000000000");
     let told: Vec<_> = divided.slices.iter().map(|slice| (slice.uuid.clone(), slice.profile.as_deref())).collect();
     assert_eq!(told, [(slice(1), Some("3g.12gb")), (slice(3), Some("3g.12gb"))], "their places have a gap");
+    let found: Vec<_> = divided.slices.iter().map(|slice| (slice.index, slice.instances)).collect();
+    assert_eq!(found, [(0, Some((7, 0))), (2, Some((9, 0)))], "what they are called by in /dev and by CDI");
     assert!(divided.divided && divided.utilization.is_none() && empty.divided && empty.slices.is_empty());
     let units: Vec<_> = look.units().into_iter().map(|unit| (unit.uuid, unit.memory_bytes)).collect();
     assert_eq!(units, [(slice(1), 12 << 30), (slice(3), 12 << 30)]);

@@ -186,6 +186,19 @@ int nvmlDeviceGetMigDeviceHandleByIndex(device gpu, unsigned place, device *slic
     return OK;
 }
 
+/* Instances are numbered otherwise than slices. */
+int nvmlDeviceGetGpuInstanceId(device slice, unsigned *number) {
+    if (!slice->slice) return INVALID_ARGUMENT;
+    *number = slice->slice + 6;
+    return OK;
+}
+
+int nvmlDeviceGetComputeInstanceId(device slice, unsigned *number) {
+    if (!slice->slice) return INVALID_ARGUMENT;
+    *number = 0;
+    return OK;
+}
+
 int nvmlDeviceGetComputeRunningProcesses_v3(device gpu, unsigned *count, process *to) {
     FILE *file = state();
     char name[64], wanted[64];

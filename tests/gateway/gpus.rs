@@ -2,7 +2,7 @@ use reqwest::Method;
 use serde_json::json;
 
 use crate::fake_nvml::FakeNvml;
-use crate::house::{House, answer, open, open_with};
+use crate::house::{House, answer, open, open_with, queue};
 use crate::mcp::{call, text};
 use crate::rest::code;
 
@@ -19,7 +19,7 @@ async fn with_gpus(state: &str) -> (House, FakeNvml) {
 async fn the_gpus_are_listed_with_how_they_are_and_who_has_them() {
     // The process is this one.
     let (house, _fake) = with_gpus(&format!("count 2\nbusy0 97\nprocess0 {}\n", std::process::id())).await;
-    let job = house.queue().await;
+    let job = queue(&house.store, |new| new.limits.gpus = 1).await;
     let holder = drydock::store::Holder { name: "test".into(), lease_ms: 60_000 };
     let _lease = house.store.claim_on(job.id, &holder, &[FIRST.to_owned()]).await.unwrap().unwrap();
     let (status, list) = house.get("/v1/gpus").await;

@@ -359,6 +359,7 @@ impl Sandbox for Scripted {
             gpus: GpuAccess {
                 units: 1,
                 cuda: true,
+                trying: false,
                 injection: if world.no_injector { Err("no injector works here".into()) } else { Ok(Injector::Cdi) },
                 refused: Vec::new(),
             },

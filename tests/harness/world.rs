@@ -180,7 +180,7 @@ impl World {
 
 /// What plans predict of the jobs that are submitted here.
 pub fn estimate() -> Estimate {
-    Estimate { memory_bytes: 2, disk_bytes: 14, download_bytes: 0, trainable_parameters: 1 }
+    Estimate { memory_bytes: 2, disk_bytes: 14, trainable_parameters: 1, ..Estimate::default() }
 }
 
 /// Limits that are far away.

@@ -6,10 +6,11 @@ use super::attention::{Attention, Parts};
 use super::device::Device;
 use super::error::Result;
 use super::memory::Buffer;
-use super::model::{Computed, Group, Layer, Norm, Projection, Stack};
+use super::model::{Computed, Group, Layer, Norm};
 use super::operations::{add, add_bias, bias_gradient, gate, gate_backward};
 use super::product::Mix;
 use super::rows::{Rows, RowsMut};
+use super::stack::{Projection, Stack};
 use crate::model::layer::Adapter;
 
 /// A layer with its trained values.
@@ -220,9 +221,11 @@ impl<T: Computed> Complete<'_, T> {
         let x_rows = Rows::of(x, stack.width);
         let mut y = device.buffer(x_rows.rows * stack.out)?;
         let mut y_rows = RowsMut::of(&mut y, stack.out);
-        for (weight, columns) in stack.weights(self.group) {
+        let opened = stack.open(device)?;
+        for (weight, columns) in opened.weights(self.group) {
             device.multiply(x_rows.matrix(), weight.matrix().t(), Mix::SET, y_rows.columns(columns).matrix())?;
         }
+        drop(opened);
         for part in &stack.parts {
             if let Some(adapter) = &part.adapter {
                 self.adapted(adapter, stack.width).add(x, y_rows.columns(part.columns.clone()))?;
@@ -253,7 +256,8 @@ impl<T: Computed> Complete<'_, T> {
         let dy = Rows::of(dy, stack.out);
         let mut dx = if asked { Some(device.buffer(x.len())?) } else { None };
         if let Some(dx) = &mut dx {
-            for (index, (weight, columns)) in stack.weights(self.group).into_iter().enumerate() {
+            let opened = stack.open(device)?;
+            for (index, (weight, columns)) in opened.weights(self.group).into_iter().enumerate() {
                 let mix = if index == 0 { Mix::SET } else { Mix::ADD };
                 let dx = RowsMut::of(dx, stack.width).matrix();
                 device.multiply(dy.columns(columns).matrix(), weight.matrix(), mix, dx)?;

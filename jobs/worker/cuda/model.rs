@@ -1,13 +1,13 @@
 //! A decoder's weights on the device, and what of them is trained.
 //!
-//! Frozen matrices are held in what products compute in, and never as anything else: no gradient is made for them.
+//! Frozen matrices are held in what products compute in, projections in a file's quantized blocks as they are; no
+//! gradient is ever made for them.
 //! Projections with the same input (queries, keys and values; gate and up) lie below one another, so that one product
 //! makes them all. What is trained lies in the groups of [`crate::model::parameter`], in f32, and where products are computed in
 //! bf16 rounded as well.
 
 use std::ops::Range;
 
-use drydock_spec::FailureKind;
 use drydock_spec::finetune::TargetModule;
 use half::bf16;
 
@@ -15,12 +15,13 @@ use super::device::Device;
 use super::memory::{Buffer, Element, View, ViewMut};
 use super::product::{Factor, Product};
 use super::rows::{Rows, RowsMut};
-use crate::ending::{Result, failed};
+use super::stack::Stack;
+use crate::ending::Result;
 use crate::kernels::gated::Activation;
 use crate::kernels::rope::Rope;
 use crate::model::config::Config;
 use crate::model::decoder::Decoder;
-use crate::model::layer::{self, Adapter};
+use crate::model::layer;
 use crate::model::parameter::{Parameter, Place};
 
 /// What products can compute in.
@@ -138,7 +139,7 @@ pub(super) struct Matrix<T: Element> {
 }
 
 impl<T: Computed> Matrix<T> {
-    fn load(device: &Device, parameter: &Parameter) -> Result<Self> {
+    pub(super) fn load(device: &Device, parameter: &Parameter) -> Result<Self> {
         let held = match &parameter.place {
             Place::Trained(range) => Held::Trained(range.clone()),
             Place::Frozen(_) => Held::Frozen(device.upload(&frozen::<T>(parameter))?),
@@ -170,7 +171,7 @@ impl<T: Computed> Matrix<T> {
 pub(super) struct Vector(Held<f32>);
 
 impl Vector {
-    fn load(device: &Device, parameter: &Parameter) -> Result<Self> {
+    pub(super) fn load(device: &Device, parameter: &Parameter) -> Result<Self> {
         Ok(Self(match &parameter.place {
             Place::Trained(range) => Held::Trained(range.clone()),
             Place::Frozen(_) => Held::Frozen(device.upload(&frozen::<f32>(parameter))?),
@@ -205,71 +206,6 @@ pub(super) struct Norm {
 impl Norm {
     fn load(device: &Device, norm: &layer::Norm) -> Result<Self> {
         Ok(Self { weight: Vector::load(device, &norm.weight)?, offset: norm.offset, epsilon: norm.epsilon })
-    }
-}
-
-/// Projections of the same input, whose results lie side by side.
-pub(super) struct Stack<T: Element> {
-    pub parts: Vec<Projection<T>>,
-    /// All weights below one another, where all are frozen.
-    whole: Option<Buffer<T>>,
-    /// Columns of all results.
-    pub out: usize,
-    pub width: usize,
-}
-
-pub(super) struct Projection<T: Element> {
-    /// Nothing where it lies in the stack's whole.
-    weight: Option<Matrix<T>>,
-    pub bias: Option<Vector>,
-    pub adapter: Option<Adapter>,
-    /// Which columns of the stack's result are its own.
-    pub columns: Range<usize>,
-}
-
-impl<T: Computed> Stack<T> {
-    fn load(device: &Device, projections: &[&layer::Projection]) -> Result<Self> {
-        if projections.iter().any(|part| part.adapter.as_ref().is_some_and(|adapter| adapter.magnitude.is_some())) {
-            let message = "method \"dora\" is not computed on a GPU; method \"lora\" is, or the job without GPUs";
-            return failed(FailureKind::BadOption, message);
-        }
-        let all_frozen = projections.iter().all(|part| part.weight.trained().is_none());
-        let whole = if all_frozen {
-            let values: Vec<T> = projections.iter().flat_map(|part| frozen::<T>(&part.weight)).collect();
-            Some(device.upload(&values)?)
-        } else {
-            None
-        };
-        let (mut parts, mut end) = (Vec::with_capacity(projections.len()), 0);
-        for projection in projections {
-            let columns = end..end + projection.weight.out();
-            end = columns.end;
-            parts.push(Projection {
-                weight: if all_frozen { None } else { Some(Matrix::load(device, &projection.weight)?) },
-                bias: projection.bias.as_ref().map(|bias| Vector::load(device, bias)).transpose()?,
-                adapter: projection.adapter.clone(),
-                columns,
-            });
-        }
-        Ok(Self { parts, whole, out: end, width: projections[0].weight.width() })
-    }
-
-    /// The weights that a product takes at once, and which columns of the result they make.
-    pub(super) fn weights<'a>(&'a self, group: &'a Group) -> Vec<(Rows<'a, T>, Range<usize>)> {
-        match &self.whole {
-            Some(whole) => vec![(Rows::of(whole, self.width), 0..self.out)],
-            None => self
-                .parts
-                .iter()
-                .filter_map(|part| Some((part.weight.as_ref()?.rows(group), part.columns.clone())))
-                .collect(),
-        }
-    }
-}
-
-impl<T: Computed> Projection<T> {
-    pub(super) fn weight_gradient<'a>(&self, gradients: &'a mut Buffer<f32>) -> Option<RowsMut<'a, f32>> {
-        self.weight.as_ref().and_then(|weight| weight.gradient(gradients))
     }
 }
 
@@ -368,7 +304,7 @@ impl<T: Computed> Model<T> {
 }
 
 /// A frozen parameter's values in the form in which the device has them; nothing of a trained one.
-fn frozen<T: Computed>(parameter: &Parameter) -> Vec<T> {
+pub(super) fn frozen<T: Computed>(parameter: &Parameter) -> Vec<T> {
     let mut values = Vec::with_capacity(parameter.elements());
     if parameter.trained().is_none() {
         parameter.append_to(&[], &mut values);

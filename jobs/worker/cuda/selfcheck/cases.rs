@@ -6,10 +6,12 @@ use drydock_spec::{FinetuneArgs, Recipe};
 use serde_json::{Value, json};
 
 use super::{Batch, Decoder, Pass, Result, Trainable, read};
+use crate::blocks::BlockKind;
 use crate::data::rows::Row;
 use crate::model::ModelFiles;
 use crate::model::config::Config;
 use crate::model::lora::{AdapterStart, LoraShape, start_values};
+use crate::quantize::mix::fitting;
 use crate::random::{Chance, Purpose};
 
 /// Tokens of the rows of the batches, which lie end to end.
@@ -25,6 +27,8 @@ pub(super) enum Trains {
     Lora {
         dropout: f32,
     },
+    /// LoRA over weights in blocks of this kind.
+    Qlora(BlockKind),
 }
 
 /// A training.
@@ -38,7 +42,7 @@ pub(super) struct Case {
 
 /// Every kind of model, and on the first of them every kind of training.
 pub(super) fn cases() -> Vec<Case> {
-    use Trains::{Everything, Lora, Some};
+    use Trains::{Everything, Lora, Qlora, Some};
     let trainings = [
         ("llama", Everything, false),
         ("llama", Some, false),
@@ -49,9 +53,23 @@ pub(super) fn cases() -> Vec<Case> {
         ("qwen3", Lora { dropout: 0.0 }, false),
         ("gemma2", Everything, true),
         ("gemma2", Some, false),
+        ("wide", Qlora(BlockKind::Q4_0), false),
+        ("wide", Qlora(BlockKind::Q4_1), true),
+        ("wide", Qlora(BlockKind::Q5_0), false),
+        ("wide", Qlora(BlockKind::Q5_1), false),
+        ("wide", Qlora(BlockKind::Q8_0), false),
+        ("wide", Qlora(BlockKind::Q2K), false),
+        ("wide", Qlora(BlockKind::Q3K), false),
+        ("wide", Qlora(BlockKind::Q4K), false),
+        ("wide", Qlora(BlockKind::Q5K), false),
+        ("wide", Qlora(BlockKind::Q6K), false),
     ];
     let case = |dtype| trainings.map(|(model, trains, checkpointing)| Case { model, trains, dtype, checkpointing });
-    [DType::F32, DType::Bf16].into_iter().flat_map(case).collect()
+    // How blocks are widened does not depend on what is computed in.
+    let narrow = case(DType::Bf16)
+        .into_iter()
+        .filter(|case| !matches!(case.trains, Qlora(_)) || case.trains == Qlora(BlockKind::Q4K));
+    case(DType::F32).into_iter().chain(narrow).collect()
 }
 
 impl Case {
@@ -61,6 +79,7 @@ impl Case {
             Trains::Some => "some tensors".to_owned(),
             Trains::Lora { dropout: 0.0 } => "lora".to_owned(),
             Trains::Lora { dropout } => format!("lora, dropout {dropout}"),
+            Trains::Qlora(kind) => format!("qlora, {kind}"),
         };
         let dtype = match self.dtype {
             DType::F32 => "f32",
@@ -97,7 +116,11 @@ impl Case {
         let mut decoder = Decoder::load(&files, 80, |_| Ok(()))?;
         let mut chance = Chance::new(5, Purpose::Adapter);
         let trainables = match self.trains {
-            Trains::Lora { dropout } => {
+            Trains::Lora { .. } | Trains::Qlora(_) => {
+                let dropout = if let Trains::Lora { dropout } = self.trains { dropout } else { 0.0 };
+                if let Trains::Qlora(kind) = self.trains {
+                    decoder.quantize(|width| fitting(kind, width));
+                }
                 let targets = ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"].map(str::to_owned).to_vec();
                 let shape = LoraShape { rank: 4, alpha: 6.0, dropout, dora: false, targets };
                 decoder.adapt(&shape, |_, [rank, width, out]| {
@@ -113,7 +136,7 @@ impl Case {
                 decoder.train(&names)?
             }
         };
-        if !matches!(self.trains, Trains::Lora { .. }) {
+        if matches!(self.trains, Trains::Everything | Trains::Some) {
             for trainable in &trainables {
                 let values = read(&trainable.var, |values| Ok(values.to_vec()))?;
                 let values: Vec<f32> = values.iter().map(|value| value * 2.0 + chance.uniform(0.05)).collect();
@@ -135,6 +158,13 @@ fn config(model: &str) -> Value {
         "max_position_embeddings": 128, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
         "tie_word_embeddings": model != "llama",
     });
+    // Wide enough for super-blocks, and small in all else.
+    if model == "wide" {
+        config["model_type"] = json!("llama");
+        config["hidden_size"] = json!(256);
+        config["num_hidden_layers"] = json!(1);
+        config["intermediate_size"] = json!(256);
+    }
     if model == "gemma2" {
         config["query_pre_attn_scalar"] = json!(12);
         config["sliding_window"] = json!(9);
