@@ -52,7 +52,7 @@ image: compiler engine worker ## Build the worker's image
 	@cp $(target)/$(host)/release/drydock-worker images/worker.Dockerfile $(target)/image/
 	docker build --quiet --file $(target)/image/worker.Dockerfile --tag drydock-worker:latest $(target)/image
 
-image-cuda: engine worker-cuda cublas ## Build the worker's image for NVIDIA GPUs: cuBLAS and nothing else, 620 MB
+image-cuda: engine worker-cuda cublas ## Build the worker's image for NVIDIA GPUs: cuBLAS and nothing else, 612 MB
 	@images/cuda-root.sh $(target)/image-cuda/drydock-worker $(target)/cuda/cublas/nvidia/cu13/lib $(target)/image-cuda/root
 	@cp images/worker-cuda-small.Dockerfile $(target)/image-cuda/Dockerfile
 	docker build --quiet --tag drydock-worker:cuda $(target)/image-cuda

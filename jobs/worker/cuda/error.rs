@@ -90,10 +90,12 @@ fn kind_of(code: CUresult) -> FailureKind {
 impl std::fmt::Display for CudaError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::NoDriver => f.write_str("there is no GPU: NVIDIA's driver (libcuda.so.1) is not here"),
+            Self::NoDriver => f.write_str("NVIDIA's driver (libcuda.so.1) is not here"),
             Self::NoCublas => f.write_str("cuBLAS (libcublas.so.13) is not on the library path"),
-            Self::NoDevice { ordinal: 0, devices: 0 } => f.write_str("there is no GPU: the driver sees none"),
-            Self::NoDevice { ordinal, devices } => write!(f, "there is no GPU {ordinal}: the driver sees {devices}"),
+            Self::NoDevice { ordinal: 0, devices: 0 } => f.write_str("the driver sees no GPU"),
+            Self::NoDevice { ordinal, devices } => {
+                write!(f, "of GPU {ordinal} the driver sees nothing; it has {devices}, from 0 on")
+            }
             Self::NoKernels => f.write_str("this worker was built without GPU kernels"),
             Self::OldDriver { speaks, needed } => write!(
                 f,

@@ -105,5 +105,5 @@ fn a_host_without_a_driver_is_told_apart_from_a_driver_without_gpus() {
     scene.spec["gpus"] = json!(1);
     let failure = scene.failure();
     assert_eq!(failure.kind, FailureKind::GpuMissing);
-    assert_eq!(failure.message, "there is no GPU: NVIDIA's driver (libcuda.so.1) is not here");
+    assert_eq!(failure.message, "NVIDIA's driver (libcuda.so.1) is not here");
 }
