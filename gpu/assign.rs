@@ -22,7 +22,7 @@ pub use outlook::{Ends, Outlook, outlook};
 use room::Room;
 pub use share::{Standing, share_of};
 
-use crate::inventory::{Inventory, Unit};
+use crate::inventory::{Gpu, Inventory, Unit};
 
 /// CPU and memory, of a host or for a job.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -89,13 +89,20 @@ pub struct Host {
     pub sharers: u32,
 }
 
+impl Host {
+    /// Whether a job could start if nothing else ran.
+    pub fn takes(&self, need: &Need) -> Result<(), Shortage> {
+        Room::empty(self).place(need).map(drop)
+    }
+}
+
 /// A GPU or slice as jobs find it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostUnit {
     pub unit: Unit,
     /// Units of one name are alike, such as all `NVIDIA H200`.
     pub name: String,
-    /// Memory that other programs than jobs hold.
+    /// Memory that other programs than jobs hold. Of which slice one holds it nobody tells.
     pub foreign_bytes: u64,
 }
 
@@ -103,10 +110,21 @@ impl HostUnit {
     /// Everything of a host that jobs can be given.
     #[must_use]
     pub fn all(inventory: &Inventory) -> Vec<Self> {
-        let name = |unit: &Unit| inventory.gpus.iter().find(|gpu| gpu.uuid == unit.gpu).map(|gpu| gpu.name.clone());
-        let one = |unit: Unit| Self { name: name(&unit).unwrap_or_default(), unit, foreign_bytes: 0 };
+        let one = |unit: Unit| {
+            let gpu = inventory.gpus.iter().find(|gpu| gpu.uuid == unit.gpu);
+            let whole = gpu.filter(|_| unit.gpu == unit.uuid);
+            let foreign_bytes = whole.map_or(0, foreign_bytes);
+            Self { name: gpu.map(|gpu| gpu.name.clone()).unwrap_or_default(), unit, foreign_bytes }
+        };
         inventory.units().into_iter().map(one).collect()
     }
+}
+
+/// Memory of the GPU that programs hold which are not jobs. A process of which only the number is known may be a job's:
+/// that is what a gateway sees that is kept from the host's processes.
+fn foreign_bytes(gpu: &Gpu) -> u64 {
+    let foreign = gpu.processes.iter().filter(|process| process.job.is_none() && process.name.is_some());
+    foreign.filter_map(|process| process.memory_bytes).sum()
 }
 
 /// What a job takes while it runs.

@@ -4,19 +4,30 @@
 //! passes read, and a head that never holds all logits at once.
 
 use drydock_spec::finetune::TargetModule;
-use drydock_spec::quantize::TensorType;
 use drydock_spec::tape::LayerWidths;
 use serde::{Deserialize, Serialize};
 
+mod base;
 mod evaluate;
+mod interval;
 mod names;
+mod needs;
 mod quantize;
+mod rows;
+mod shipped;
 mod training;
+mod work;
 
+pub use base::Base;
 pub use evaluate::{Answering, evaluate_memory};
+pub use interval::{CONFIDENCE_PERCENT, ENOUGH, Interval, Ratios};
 pub use names::matches;
+pub use needs::{Needs, Part};
 pub use quantize::{file_bytes, quantize_memory};
+pub use rows::Rows;
+pub use shipped::shipped_memory;
 pub use training::{Fit, Training, shrink};
+pub use work::{Phase, Tokens, Traffic, Work};
 
 /// The shape of a Llama-like decoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,10 +73,21 @@ impl Batch {
 }
 
 const F32: u64 = 4;
-/// The program, its threads' stacks, the tokenizer and what the allocator holds back.
-const BASE_BYTES: u64 = 64 << 20;
+/// The worker's program as far as it is read, and its threads' stacks and the heap's first pages.
+const PROGRAM_BYTES: u64 = 16 << 20;
+/// What each thread of the worker has for itself: tiles, packed strips and a stack.
+const THREAD_BYTES: u64 = 1 << 20;
+/// What the worker holds of each token of a vocabulary: its text both ways, and its merge.
+const TOKEN_MEMORY: u64 = 400;
 /// Logits that are held at once; their gradients take their place.
 const LOGIT_BYTES: u64 = 64 << 20;
+/// A block of memory from here on is mapped for itself and leaves no room in the heap when it goes: the worker's allocator
+/// is set so.
+const MAPPED_BYTES: u64 = 32 << 20;
+/// Tokens that go through the model at once where no gradient is asked for; a longer row goes alone.
+const SCORED_TOKENS: u64 = 1024;
+/// The left operand of a product is packed for so many rows and so much depth at a time.
+const PACKED: (u64, u64) = (1024, 2048);
 /// What a vocabulary's token takes in the longest form of a tokenizer's files.
 const TOKEN_BYTES: u64 = 128;
 /// Configurations, reports and what else is small.
@@ -138,12 +160,26 @@ impl Decoder {
         LayerWidths { hidden, queries, keys, ffn, norms_after: self.norms_after }
     }
 
-    /// Numbers of one token that are under way through a layer, beside those that it keeps: five of each width. About
-    /// three of them are alive at once; the rest is what the allocator holds back between buffers of different sizes
-    /// (measured, see the tests of `training`).
-    fn passing_per_token(&self) -> u64 {
+    /// Bytes of a forward pass of so many tokens through one layer of which nothing is kept, and of the losses of those
+    /// that are scored behind it.
+    fn scoring(&self, tokens: u64, scored: u64) -> Needs {
         let LayerWidths { hidden, queries, keys, ffn, .. } = self.widths();
-        5 * (hidden + queries + keys + ffn)
+        let under_way = F32.saturating_mul(tokens).saturating_mul(4 * hidden + 2 * queries + 2 * keys + 3 * ffn);
+        let head = F32.saturating_mul(scored).saturating_mul(3 * hidden);
+        self.around_the_head(under_way.saturating_add(self.packed(tokens)), head, scored)
+    }
+
+    /// Logits of so many tokens, and the wider of what is under way through a layer and beside the logits. The two moments
+    /// are not the same, but their memory adds up: the worker's heap keeps what layers have used (`process` says why),
+    /// and logits are one block, which finds no room between what layers have left of it.
+    fn around_the_head(&self, layer: u64, head: u64, tokens: u64) -> Needs {
+        Needs::default().with(Part::Logits, self.logits(tokens)).with(Part::Workspace, layer.max(head))
+    }
+
+    /// Bytes that a product has packed of its left operand.
+    fn packed(&self, tokens: u64) -> u64 {
+        let LayerWidths { hidden, queries, ffn, .. } = self.widths();
+        F32 * tokens.min(PACKED.0) * hidden.max(queries).max(ffn).min(PACKED.1)
     }
 
     /// Bytes of the logits of so many tokens that are held at once.
@@ -151,12 +187,11 @@ impl Decoder {
         F32.saturating_mul(tokens).saturating_mul(u64::from(self.vocabulary)).min(LOGIT_BYTES)
     }
 
-    /// Bytes of the weights, whose projections are held in `stored` and all else in f32.
-    fn weights(&self, stored: TensorType) -> u64 {
-        let (values, bytes) = stored.block();
-        let rest = self.parameters() - self.projections();
-        let projections = self.projections().div_ceil(values as u64).saturating_mul(bytes as u64);
-        projections.saturating_add(F32.saturating_mul(rest))
+    /// Bytes of the worker before it has read anything of a model but its tokenizer.
+    fn worker(&self, threads: u32) -> Needs {
+        Needs::default()
+            .with(Part::Program, PROGRAM_BYTES + THREAD_BYTES.saturating_mul(u64::from(threads)))
+            .with(Part::Tokenizer, u64::from(self.vocabulary) * TOKEN_MEMORY)
     }
 
     /// Bytes of the tokenizer's files, with room for their longest form.
@@ -165,22 +200,12 @@ impl Decoder {
     }
 }
 
-/// What the worker holds of its rows, in bytes: the files as they are read, and their text, tokens and marks after.
+/// The memory limit of a job whose worker peaks at `peak` bytes at most: what a container's limit counts beside that. The
+/// kernel's tables for those pages, and files that are being read and written, some of which should stay where they are.
 #[must_use]
-pub fn rows_memory(file_bytes: u64, text_bytes: u64) -> u64 {
-    file_bytes.saturating_mul(2).saturating_add(text_bytes.saturating_mul(3))
-}
-
-/// The memory limit that a job gets whose worker is expected to peak at `peak` bytes: a quarter and 256 MiB more, in
-/// whole MiB.
-#[must_use]
-pub fn with_margin(peak: u64) -> u64 {
-    let wanted = peak.saturating_add(peak / 4).saturating_add(256 << 20);
+pub fn limit_for(peak: u64) -> u64 {
+    let wanted = peak.saturating_add(peak / 256).saturating_add(64 << 20);
     wanted.div_ceil(1 << 20).saturating_mul(1 << 20)
-}
-
-fn sum(parts: impl IntoIterator<Item = u64>) -> u64 {
-    parts.into_iter().fold(BASE_BYTES, u64::saturating_add)
 }
 
 #[cfg(test)]

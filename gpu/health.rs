@@ -1,5 +1,4 @@
-//! How the host's GPUs are, by what their driver counts, and what became of them during an attempt: pure rules over two
-//! looks at them. [`nvml`] takes the looks.
+//! What became of a host's GPUs between two looks at them: pure rules.
 //!
 //! The numbers of Xid events are those of NVIDIA's Xid catalogue. A damaged GPU is told from a program that failed on a
 //! good one: the first is nothing that another attempt on the same GPU, or another program, would mend.
@@ -7,40 +6,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub mod nvml;
-
-/// One look at all GPUs.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Look {
-    /// The driver's version.
-    pub driver: Option<String>,
-    pub gpus: Vec<Reading>,
-}
-
-/// One look at one GPU. What the GPU does not count is not there.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Reading {
-    /// Its place among the host's, from 0.
-    pub index: u32,
-    /// Such as `GPU-5a2e...`; unknown of one that does not answer.
-    pub uuid: Option<String>,
-    /// Such as `NVIDIA H200`.
-    pub name: Option<String>,
-    /// Bytes.
-    pub memory_total: Option<u64>,
-    /// Bytes.
-    pub memory_used: Option<u64>,
-    /// Errors of its memory that could not be corrected, since the driver was loaded.
-    pub uncorrected: Option<u64>,
-    /// The same since it was made.
-    pub uncorrected_ever: Option<u64>,
-    /// Whether rows of its memory are to be replaced at the next reset.
-    pub rows_pending: bool,
-    /// Whether there was nothing left to replace one with.
-    pub rows_failed: bool,
-    /// Whether the driver has lost it.
-    pub lost: bool,
-}
+use crate::inventory::{Gpu, Inventory};
 
 /// The driver has told of an error on a GPU.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,7 +46,7 @@ pub struct GpuFacts {
     pub xids: Vec<u64>,
 }
 
-/// What became of all GPUs between two looks.
+/// What became of GPUs between two looks.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct GpuAccount {
     /// The driver's version.
@@ -105,54 +71,51 @@ pub enum Trouble {
     Fault(String),
 }
 
-/// Uncorrectable memory errors, failing and pending remaps, NVLink, fallen off the bus, contained and not.
-const HARDWARE: [u64; 7] = [48, 63, 64, 74, 79, 94, 95];
+/// Uncorrectable memory errors, failing and pending remaps, NVLink, fallen off the bus, contained and not, the GPU's own
+/// firmware that does not answer, unrecovered memory errors.
+const HARDWARE: [u64; 10] = [48, 63, 64, 74, 79, 94, 95, 119, 120, 140];
+/// Those of them that what runs survives: a row is to be replaced at the next reset, and is not used until then.
+const SURVIVED: [u64; 1] = [63];
 /// Engine exceptions, memory page faults, a stopped channel. Not 45: a program that was killed leaves that behind.
 const FAULTS: [u64; 3] = [13, 31, 43];
 
 /// What became of the GPUs between two looks, in which the driver told of these events; by their place.
 #[must_use]
-pub fn between(before: &Look, after: &Look, xids: &[Xid]) -> Vec<GpuFacts> {
-    let gone = before.gpus.iter().filter(|then| now(after, then).is_none());
-    let gone = gone.map(|then| facts(Some(then), &Reading { lost: true, ..then.clone() }, xids));
-    let there = after.gpus.iter().map(|now| facts(then(before, now), now, xids));
-    there.chain(gone).collect()
+pub fn between(before: &Inventory, after: &Inventory, xids: &[Xid]) -> Vec<GpuFacts> {
+    let now = |then: &Gpu| after.gpus.iter().find(|now| now.uuid == then.uuid);
+    let then = |now: &Gpu| before.gpus.iter().find(|then| then.uuid == now.uuid);
+    let gone = before.gpus.iter().filter(|gpu| now(gpu).is_none());
+    let gone = gone.map(|gpu| facts(Some(gpu), &Gpu { lost: true, ..gpu.clone() }, xids));
+    let there = after.gpus.iter().map(|gpu| facts(then(gpu), gpu, xids));
+    let mut found: Vec<_> = there.chain(gone).collect();
+    // Of one that does not say which it is, nothing is known where nobody had looked before either.
+    let unknown = after.silent.len().saturating_sub(found.iter().filter(|gpu| gpu.lost).count());
+    found.extend((0..unknown).map(|_| GpuFacts { lost: true, ..GpuFacts::default() }));
+    found
 }
 
-/// The same GPU, by what it is called, and by its place where it does not say.
-fn is_same(one: &Reading, other: &Reading) -> bool {
-    match (&one.uuid, &other.uuid) {
-        (Some(one), Some(other)) => one == other,
-        _ => one.index == other.index,
-    }
-}
-
-fn then<'a>(before: &'a Look, now: &Reading) -> Option<&'a Reading> {
-    before.gpus.iter().find(|then| is_same(then, now))
-}
-
-fn now<'a>(after: &'a Look, then: &Reading) -> Option<&'a Reading> {
-    after.gpus.iter().find(|now| is_same(then, now))
-}
-
-fn facts(then: Option<&Reading>, now: &Reading, xids: &[Xid]) -> GpuFacts {
-    let uuid = now.uuid.clone().or_else(|| then?.uuid.clone());
-    let risen = |count: fn(&Reading) -> Option<u64>| {
+fn facts(then: Option<&Gpu>, now: &Gpu, xids: &[Xid]) -> GpuFacts {
+    let risen = |count: fn(&Gpu) -> Option<u64>| {
         let (before, after) = then.and_then(count).zip(count(now))?;
         Some(after.saturating_sub(before))
     };
-    // A reset sets the first back, not the second.
-    let new_uncorrected = risen(|gpu| gpu.uncorrected).max(risen(|gpu| gpu.uncorrected_ever)).unwrap_or(0);
+    let since_loaded = risen(|gpu| gpu.ecc?.uncorrected);
+    let came = |is_so: fn(&Gpu) -> bool| is_so(now) && then.is_some_and(|then| !is_so(then));
     GpuFacts {
-        name: now.name.clone().or_else(|| then?.name.clone()),
-        memory_bytes: now.memory_total.or_else(|| then?.memory_total),
-        memory_used_bytes: now.memory_used,
-        new_uncorrected,
-        rows_pending: now.rows_pending && then.is_some_and(|then| !then.rows_pending),
-        rows_failed: now.rows_failed && then.is_some_and(|then| !then.rows_failed),
+        uuid: Some(now.uuid.clone()),
+        name: Some(now.name.clone()).filter(|name| !name.is_empty()).or_else(|| Some(then?.name.clone())),
+        memory_bytes: [Some(now), then]
+            .into_iter()
+            .flatten()
+            .map(|gpu| gpu.memory.total_bytes)
+            .find(|bytes| *bytes > 0),
+        memory_used_bytes: (now.memory.total_bytes > 0).then(|| now.memory.used_bytes()),
+        // A reset sets the first back, not the second.
+        new_uncorrected: since_loaded.max(risen(|gpu| gpu.ecc?.uncorrected_ever)).unwrap_or(0),
+        rows_pending: came(|gpu| gpu.remapped_rows.is_some_and(|rows| rows.pending)),
+        rows_failed: came(|gpu| gpu.remapped_rows.is_some_and(|rows| rows.failed)),
         lost: now.lost,
-        xids: xids.iter().filter(|xid| xid.uuid.is_some() && xid.uuid == uuid).map(|xid| xid.number).collect(),
-        uuid,
+        xids: xids.iter().filter(|xid| xid.uuid.as_ref() == Some(&now.uuid)).map(|xid| xid.number).collect(),
     }
 }
 
@@ -176,6 +139,13 @@ impl GpuFacts {
         self.xid_among(&FAULTS).map(|xid| Trouble::Fault(format!("{} {xid}", self.called())))
     }
 
+    /// Whether what runs on it must not go on: what it computes, or would keep for another attempt, may be wrong.
+    #[must_use]
+    pub fn is_fatal(&self) -> bool {
+        let told = self.xids.iter().any(|xid| HARDWARE.contains(xid) && !SURVIVED.contains(xid));
+        self.lost || self.new_uncorrected > 0 || self.rows_failed || told
+    }
+
     fn xid_among(&self, numbers: &[u64]) -> Option<String> {
         let xid = self.xids.iter().find(|xid| numbers.contains(xid))?;
         Some(format!("has told of Xid {xid}"))
@@ -190,20 +160,30 @@ impl GpuFacts {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::inventory::{Ecc, RemappedRows};
 
-    fn gpu(index: u32) -> Reading {
-        Reading {
+    fn gpu(index: u32) -> Gpu {
+        Gpu {
             index,
-            uuid: Some(format!("GPU-{index}")),
-            name: Some("NVIDIA H200".into()),
-            uncorrected: Some(2),
-            uncorrected_ever: Some(5),
-            ..Reading::default()
+            uuid: format!("GPU-{index}"),
+            name: "NVIDIA H200".into(),
+            ecc: Some(Ecc { enabled: true, corrected: Some(0), uncorrected: Some(2), uncorrected_ever: Some(5) }),
+            remapped_rows: Some(RemappedRows::default()),
+            ..Gpu::default()
         }
     }
 
-    fn look(gpus: impl IntoIterator<Item = Reading>) -> Look {
-        Look { driver: Some("580".into()), gpus: gpus.into_iter().collect() }
+    fn with_errors(uncorrected: u64, uncorrected_ever: u64) -> Gpu {
+        let ecc = Ecc { uncorrected: Some(uncorrected), uncorrected_ever: Some(uncorrected_ever), ..Ecc::default() };
+        Gpu { ecc: Some(ecc), ..gpu(0) }
+    }
+
+    fn with_rows(pending: bool, failed: bool) -> Gpu {
+        Gpu { remapped_rows: Some(RemappedRows { pending, failed, ..RemappedRows::default() }), ..gpu(0) }
+    }
+
+    fn look(gpus: impl IntoIterator<Item = Gpu>) -> Inventory {
+        Inventory { driver: Some("580".into()), gpus: gpus.into_iter().collect(), ..Inventory::default() }
     }
 
     fn xid(index: u32, number: u64) -> Xid {
@@ -211,7 +191,7 @@ mod tests {
     }
 
     /// What is the matter with the first of two GPUs.
-    fn trouble(now: Reading, xids: &[Xid]) -> Option<Trouble> {
+    fn trouble(now: Gpu, xids: &[Xid]) -> Option<Trouble> {
         let facts = between(&look([gpu(0), gpu(1)]), &look([now, gpu(1)]), xids);
         assert_eq!(facts[1].trouble(), None, "the other one is well");
         facts[0].trouble()
@@ -224,34 +204,44 @@ mod tests {
             assert!(told.starts_with("NVIDIA H200 (GPU-0) ") && told.contains(words), "{told}");
         };
         assert_eq!(trouble(gpu(0), &[]), None, "old errors are no news");
-        hardware(trouble(Reading { uncorrected: Some(4), ..gpu(0) }, &[]), "2 new errors");
-        hardware(trouble(Reading { uncorrected: Some(0), uncorrected_ever: Some(6), ..gpu(0) }, &[]), "1 new errors");
-        hardware(trouble(Reading { rows_failed: true, ..gpu(0) }, &[]), "no rows");
-        hardware(trouble(Reading { rows_pending: true, ..gpu(0) }, &[]), "replace rows");
+        hardware(trouble(with_errors(4, 5), &[]), "2 new errors");
+        hardware(trouble(with_errors(0, 6), &[]), "1 new errors");
+        hardware(trouble(with_rows(false, true), &[]), "no rows");
+        hardware(trouble(with_rows(true, false), &[]), "replace rows");
         hardware(trouble(gpu(0), &[xid(0, 31), xid(0, 79)]), "Xid 79");
         assert!(matches!(trouble(gpu(0), &[xid(0, 31)]), Some(Trouble::Fault(told)) if told.contains("Xid 31")));
         assert_eq!(trouble(gpu(0), &[xid(0, 45)]), None, "what a kill leaves behind");
     }
 
     #[test]
+    fn what_runs_survives_a_row_that_is_to_be_replaced_and_nothing_else() {
+        let fatal = |now: Gpu, xids: &[Xid]| between(&look([gpu(0)]), &look([now]), xids)[0].is_fatal();
+        assert!(!fatal(gpu(0), &[xid(0, 63), xid(0, 31)]) && !fatal(with_rows(true, false), &[]));
+        assert!(fatal(gpu(0), &[xid(0, 63), xid(0, 48)]) && fatal(with_errors(3, 6), &[]));
+        assert!(fatal(with_rows(true, true), &[]) && fatal(Gpu { lost: true, ..gpu(0) }, &[]));
+    }
+
+    #[test]
     fn a_gpu_that_does_not_answer_or_is_not_there_any_more_is_lost() {
-        let silent = Reading { index: 0, lost: true, ..Reading::default() };
-        let facts = between(&look([gpu(0)]), &look([silent]), &[]);
-        assert_eq!((facts[0].uuid.as_deref(), facts[0].lost), (Some("GPU-0"), true), "it is known by its place");
+        let silent = |places: &[u32], gpus: Vec<Gpu>| Inventory { silent: places.to_vec(), ..look(gpus) };
+        let facts = between(&look([gpu(0)]), &silent(&[0], vec![]), &[]);
+        let lost = |facts: &[GpuFacts]| facts.iter().map(|gpu| (gpu.uuid.clone(), gpu.lost)).collect::<Vec<_>>();
+        let named = |index: u32| Some(format!("GPU-{index}"));
+        assert_eq!(lost(&facts), [(named(0), true)], "it is known from before");
         let facts = between(&look([gpu(0), gpu(1)]), &look([gpu(0)]), &[]);
-        let lost: Vec<_> = facts.iter().map(|gpu| (gpu.uuid.as_deref(), gpu.lost)).collect();
-        assert_eq!(lost, [(Some("GPU-0"), false), (Some("GPU-1"), true)]);
+        assert_eq!(lost(&facts), [(named(0), false), (named(1), true)]);
         // Places are given out anew when one is gone.
-        let moved = Reading { index: 0, ..gpu(1) };
+        let moved = Gpu { index: 0, ..gpu(1) };
         let facts = between(&look([gpu(0), gpu(1)]), &look([moved]), &[]);
-        assert_eq!(facts.iter().map(|gpu| gpu.lost).collect::<Vec<_>>(), [false, true]);
+        assert_eq!(lost(&facts), [(named(1), false), (named(0), true)]);
+        assert_eq!(lost(&between(&Inventory::default(), &silent(&[3], vec![]), &[])), [(None, true)]);
     }
 
     #[test]
     fn where_nobody_looked_before_nothing_is_new_but_what_is_lost() {
-        let bad = Reading { uncorrected: Some(9), rows_pending: true, rows_failed: true, ..gpu(0) };
-        assert_eq!(between(&Look::default(), &look([bad.clone()]), &[])[0].trouble(), None);
-        let lost = Reading { lost: true, ..bad };
-        assert!(between(&Look::default(), &look([lost]), &[])[0].trouble().is_some());
+        let bad = Gpu { remapped_rows: with_rows(true, true).remapped_rows, ..with_errors(9, 9) };
+        assert_eq!(between(&Inventory::default(), &look([bad.clone()]), &[])[0].trouble(), None);
+        let lost = Gpu { lost: true, ..bad };
+        assert!(between(&Inventory::default(), &look([lost]), &[])[0].trouble().is_some());
     }
 }

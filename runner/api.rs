@@ -1,7 +1,7 @@
 //! What the gateway says and hears, the same over MCP and REST: the command line reads these types back.
 
 use drydock_spec::dataset::{Columns, Format};
-use drydock_spec::report::{Checkpoint, DatasetReport, Evaluation, Metrics, Quantized, Sample, Score};
+use drydock_spec::report::{Checkpoint, DatasetReport, Evaluation, GpuReading, Metrics, Quantized, Sample, Score};
 use drydock_spec::{
     Failure, InvalidOption, JobArgs, JobEvent, JobId, LimitArgs, OnFailure, Priority, ReportLine, Stage, TraceId,
 };
@@ -13,14 +13,16 @@ use crate::store::Resumed;
 
 mod failures;
 mod gc;
+mod gpus;
 mod knowledge;
 mod plans;
 mod remedies;
 
 pub use failures::{BestRemedy, Explanation, FailureGroupView, FailureList, LastGood, ModelWords, SimilarFailure};
 pub use gc::{GcReport, GcRequest, Taken, TakenKind};
+pub use gpus::{CordonGpu, GpuHolder, GpuList, GpuView, Strangers};
 pub use knowledge::ImportedKnowledge;
-pub use plans::{Estimate, PlanView, RenderedRow, RowsPreview};
+pub use plans::{Estimate, Need, PlanView, RenderedRow, RowsPreview};
 pub use remedies::{
     AdviceList, AdviceView, Advise, ApplyRemedy, JoinFingerprints, JoinedFingerprint, RemedyList, RemedyView, TrialView,
 };
@@ -85,6 +87,9 @@ pub struct JobView {
     /// When a queued job starts at the latest, if none comes before it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub starts_by_ms: Option<i64>,
+    /// When it is expected to, where what runs tells how long it still needs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected_start_ms: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub progress: Option<Progress>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -178,6 +183,9 @@ pub struct Progress {
     /// The newest checkpoint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<Checkpoint>,
+    /// The GPUs that it has, as the host sees them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gpus: Vec<GpuReading>,
 }
 
 /// So much of a stage is done.

@@ -17,6 +17,7 @@ use crate::datasets::Datasets;
 use crate::diagnose::{Ending, diagnose};
 use crate::engine::EngineWatch;
 use crate::fail_point::{self, Step};
+use crate::gpus::GpuProbe;
 use crate::models::Models;
 use crate::remedy::Remedies;
 use crate::sandbox::attempt_dir::{AttemptDir, AttemptDirError};
@@ -36,7 +37,6 @@ mod start;
 /// Characters of what a worker says that a file is.
 const MOST_ROLE_CHARS: usize = 64;
 
-pub use gpus::HostGpus;
 pub use hand::InHand;
 
 /// What attempts are made with. Cloning shares it.
@@ -50,7 +50,7 @@ pub struct Attempts {
     pub artifacts: ArtifactStore,
     pub checkpoints: Checkpoints,
     pub remedies: Remedies,
-    pub gpus: HostGpus,
+    pub gpus: GpuProbe,
     /// The attempts that this process is at work on.
     pub in_hand: InHand,
     pub config: Arc<Config>,
@@ -159,14 +159,10 @@ impl Attempts {
             let message = format!("{MOST_ORPHANED} gateways in a row died while they were at work on the attempt");
             return Err(Stop::failed(FailureKind::Internal, Stage::Start, message));
         }
-        let watched = self.gpus.watch().await;
+        let gpus = self.gpus_from_here(lease).await?;
         let dir = self.start(lease).await?;
-        let mut ending = self.follow(lease, dir).await?;
-        // What befalls a GPU while another program computes on it is nothing to a worker on the CPU.
-        if lease.started().await?.is_some_and(|started| started.device.starts_with("cuda")) {
-            ending.gpus = watched.end().await;
-        }
-        Ok(ending)
+        let ending = self.follow(lease, dir, &gpus.mark).await?;
+        self.add_gpus(lease, &gpus, ending).await
     }
 
     /// Takes the artifacts of a success over; what cannot be taken over turns it into a failure. Of a job that has

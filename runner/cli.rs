@@ -23,6 +23,7 @@ mod failures;
 mod flags;
 mod follow;
 mod gc;
+mod gpus;
 mod jobs;
 mod knowledge;
 mod logs;
@@ -116,6 +117,8 @@ enum Command {
     Datasets(datasets::Datasets),
     /// List what a job has made, or download it
     Artifacts(artifacts::Artifacts),
+    /// List the host's GPUs, or say which of them no job gets
+    Gpus(gpus::Gpus),
     /// Remove what has had its time: artifacts and reports of ended jobs, files that nothing needs
     Gc(gc::Gc),
     /// Print the configuration in force, and where each value comes from
@@ -169,6 +172,7 @@ impl Cli {
             Command::Knowledge(knowledge) => knowledge.run(&global.client()?, out).await,
             Command::Models(models) => models.run(&global.client()?, out).await,
             Command::Datasets(datasets) => datasets.run(&global.client()?, out).await,
+            Command::Gpus(gpus) => gpus.run(&global.client()?, out).await,
             Command::Gc(gc) => gc.run(&global.client()?, out).await,
             Command::Artifacts(artifacts) => artifacts.run(&global.client()?, out).await,
         }

@@ -15,11 +15,13 @@ use crate::sandbox::users::{UserRange, Users};
 
 mod address;
 mod error;
+mod gpus;
 mod key;
 mod load;
 
 pub use address::{AddressFile, published};
 pub use error::{BadKey, ConfigError};
+pub use gpus::DefaultGpus;
 pub use key::{KEYS, Key};
 pub use load::{Flag, Loaded, Sources, load};
 
@@ -160,6 +162,8 @@ pub struct LimitsConfig {
     pub grace: Duration,
     /// Attempts of a job, the first one included; only failures of the infrastructure are tried again.
     pub max_attempts: u32,
+    /// GPUs of a job.
+    pub gpus: DefaultGpus,
 }
 
 /// Who comes next where not everybody fits.
@@ -341,6 +345,7 @@ impl Default for LimitsConfig {
             silence: Duration::from_secs(600),
             grace: Duration::from_secs(30),
             max_attempts: 3,
+            gpus: DefaultGpus::Auto,
         }
     }
 }

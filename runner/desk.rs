@@ -21,6 +21,7 @@ use crate::config::Config;
 use crate::datasets::{DatasetError, Datasets};
 use crate::disk::DiskWatch;
 use crate::engine::EngineWatch;
+use crate::gpus::GpuProbe;
 use crate::line::Line;
 use crate::models::{ModelError, Models};
 use crate::plan::forecast::{self, Accuracy};
@@ -32,15 +33,18 @@ use crate::sandbox::{ContainerName, Sandbox, SandboxError};
 use crate::store::{Filter, NewJob, Store, StoreError, Subscription};
 
 mod explain;
+mod gpus;
 mod knowledge;
 mod remedies;
 mod rows;
 mod view;
 mod waits;
 
+pub use gpus::GpuError;
 pub use knowledge::KnowledgeError;
 pub use remedies::RemedyError;
 pub use view::log_line;
+pub use waits::Foresight;
 
 /// A request cannot be granted. The gateway turns this into a message.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +67,8 @@ pub enum DeskError {
     Remedy(#[from] RemedyError),
     #[error(transparent)]
     Knowledge(#[from] KnowledgeError),
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
 }
 
 /// What a submission leads to.
@@ -87,7 +93,9 @@ pub struct Desk {
     pub previews: Previews,
     pub engine: EngineWatch,
     pub disk: DiskWatch,
+    pub gpus: GpuProbe,
     pub line: Line,
+    pub foresight: Foresight,
     pub sandbox: Arc<dyn Sandbox>,
     pub config: Arc<Config>,
 }

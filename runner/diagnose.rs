@@ -43,6 +43,8 @@ pub struct Ending {
     pub stage: Option<Stage>,
     /// Largest resident memory that the worker reported, in bytes.
     pub peak_rss_bytes: Option<u64>,
+    /// Most memory of one of its GPUs that the host saw it hold, in bytes.
+    pub gpu_peak_bytes: Option<u64>,
     /// Whether somebody asked for the job's end.
     pub cancel_requested: bool,
     /// Why we ended the container, if we did.
@@ -52,6 +54,10 @@ pub struct Ending {
     pub limits: Limits,
     /// What became of the GPUs, if the worker computed on any.
     pub gpus: GpuAccount,
+    /// Whether they are those that the attempt was given: another attempt is given others.
+    pub has_gpus: bool,
+    /// Why nothing may go on upon one of them, if that is so.
+    pub gpu_lost: Option<String>,
 }
 
 /// Exit codes above this are a signal's number plus this.
@@ -153,18 +159,21 @@ fn failure(ending: &Ending) -> Failure {
 /// The failure that a GPU's trouble was, where the worker's end may have come of it: a damaged GPU is behind most of
 /// what a program can say about one, a program's fault on it behind an end without a reason only.
 fn weigh(failure: Failure, ending: &Ending) -> Failure {
-    use FailureKind::{ContractBroken, Crashed, GpuDriver, GpuFault, GpuMissing, Silent, Unexplained};
+    use FailureKind::{
+        ContractBroken, Crashed, GpuDriver, GpuFault, GpuHardware, GpuLost, GpuMissing, Silent, Unexplained,
+    };
     let unsaid = match failure.kind {
         Crashed | Unexplained => true,
         ContractBroken => ending.broken.is_none() && ending.last.as_ref().is_none_or(|last| !last.is_last()),
         _ => false,
     };
-    let of_damage = unsaid || matches!(failure.kind, Silent | GpuFault | GpuMissing | GpuDriver);
+    let of_damage = unsaid || matches!(failure.kind, Silent | GpuFault | GpuMissing | GpuDriver | GpuHardware);
     let troubles: Vec<_> = ending.gpus.gpus.iter().filter_map(GpuFacts::trouble).collect();
     let damage = troubles.iter().find(|trouble| matches!(trouble, Trouble::Hardware(_)) && of_damage);
     match damage.or_else(|| troubles.first().filter(|_| unsaid)) {
-        Some(Trouble::Hardware(told)) => as_of_gpu(FailureKind::GpuHardware, told, failure),
-        Some(Trouble::Fault(told)) => as_of_gpu(FailureKind::GpuFault, told, failure),
+        Some(Trouble::Hardware(told)) if ending.has_gpus => as_of_gpu(GpuLost, told, failure),
+        Some(Trouble::Hardware(told)) => as_of_gpu(GpuHardware, told, failure),
+        Some(Trouble::Fault(told)) => as_of_gpu(GpuFault, told, failure),
         None => failure,
     }
 }
@@ -194,6 +203,10 @@ fn our_own_doing(ending: &Ending) -> Option<Failure> {
             FailureKind::ContractBroken,
             ending.broken.clone().unwrap_or_else(|| "the events file cannot be read".into()),
         ),
+        Termination::GpuLost => {
+            let why = ending.gpu_lost.clone().unwrap_or_else(|| "a GPU of the attempt was damaged".into());
+            Failure::new(FailureKind::GpuLost, format!("{why}; drydock has ended the attempt"))
+        }
     })
 }
 
@@ -263,6 +276,7 @@ mod tests {
             last: None,
             stage: Some(Stage::Train),
             peak_rss_bytes: None,
+            gpu_peak_bytes: None,
             cancel_requested: false,
             terminated: None,
             broken: None,
@@ -279,6 +293,8 @@ mod tests {
                 gpu_memory_bytes: None,
             },
             gpus: GpuAccount::default(),
+            has_gpus: false,
+            gpu_lost: None,
         }
     }
 
@@ -341,6 +357,28 @@ mod tests {
         ] {
             assert_eq!(with(lost(), ending), kind);
         }
+    }
+
+    #[test]
+    fn what_failed_on_a_gpu_of_its_own_that_is_damaged_is_tried_again_on_another_one() {
+        let lost = GpuFacts { lost: true, ..GpuFacts::default() };
+        let gpus = || GpuAccount { driver: None, gpus: vec![lost.clone()] };
+        let said = |kind| Ending { last: Some(Report::Failed(Failure::new(kind, "x"))), ..exited(1) };
+        for ending in [exited(1), exited(139), said(FailureKind::GpuHardware), said(FailureKind::GpuFault)] {
+            let kind = kind(&Ending { has_gpus: true, gpus: gpus(), ..ending.clone() });
+            assert!(kind == FailureKind::GpuLost && kind.retryable(), "{ending:?}");
+        }
+        let why = Some("NVIDIA H200 (GPU-0) has told of Xid 79".to_owned());
+        let ended = Ending { terminated: Some(Termination::GpuLost), gpu_lost: why, ..exited(137) };
+        let Outcome::Failed(failure) = diagnose(&ended) else { panic!() };
+        assert_eq!(failure.kind, FailureKind::GpuLost);
+        assert_eq!(failure.message, "NVIDIA H200 (GPU-0) has told of Xid 79; drydock has ended the attempt");
+        let done = Ending { last: finished(), ..ended };
+        assert_eq!(
+            diagnose(&Ending { end: exited(0).end, ..done }),
+            Outcome::Succeeded,
+            "work that is done stays done"
+        );
     }
 
     #[test]

@@ -52,8 +52,7 @@ impl Dispatch {
                 _ = queue.changed() => {}
                 () = engine.changed() => {}
                 () = disk.changed() => {}
-                // Whoever publishes may be gone; then nothing changes any more.
-                Ok(()) = gpus.changed() => {}
+                () = gpus.changed() => {}
                 () = pause => {}
                 () = shutdown.cancelled() => return,
             }

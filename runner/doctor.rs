@@ -2,12 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
+use drydock_gpu::inventory::Inventory;
+use drydock_gpu::nvml::NoGpus;
 use serde::Serialize;
 
-use crate::api::HostView;
+use crate::api::{GpuList, HostView};
 use crate::config::{Config, Loaded};
 use crate::sandbox::{EngineInfo, SandboxError};
 
+mod gpus;
 mod injection;
 mod walls;
 
@@ -39,16 +42,18 @@ pub struct Check {
 pub struct GatewayView {
     pub url: String,
     pub host: HostView,
+    pub gpus: GpuList,
     pub models: usize,
     pub datasets: usize,
 }
 
-/// Every check, in the order in which things depend on each other. `engine` is the engine's own answer, `gateway` the
-/// gateway's or why there is none.
+/// Every check, in the order in which things depend on each other. `engine` is the engine's own answer, `looked` what the
+/// GPUs' driver tells, `gateway` the gateway's answer or why there is none.
 #[must_use]
 pub fn examine(
     loaded: &Loaded,
     engine: &Result<EngineInfo, SandboxError>,
+    looked: &Result<Inventory, NoGpus>,
     gateway: &Result<GatewayView, String>,
 ) -> Vec<Check> {
     let config = &loaded.config;
@@ -61,6 +66,7 @@ pub fn examine(
     checks.extend(engine.as_ref().ok().into_iter().flat_map(|info| injection::checks(config, info, Path::new("/"))));
     checks.push(memory(config, engine));
     checks.push(cpu());
+    checks.extend(gpus::checks(looked, gateway.as_ref().ok().map(|view| &view.gpus)));
     checks.extend(wording(config));
     checks.push(gateway_answers(gateway));
     checks.extend(gateway.as_ref().ok().into_iter().flat_map(stores));
@@ -307,6 +313,10 @@ mod tests {
         }
     }
 
+    fn no_gpus() -> Result<Inventory, NoGpus> {
+        Err(NoGpus::NoLibrary("no such file".into()))
+    }
+
     fn find(checks: &[Check], name: &str) -> Check {
         checks.iter().find(|check| check.name == name).unwrap().clone()
     }
@@ -315,7 +325,7 @@ mod tests {
     fn a_missing_image_is_a_problem_with_its_remedy() {
         let folder = tempfile::tempdir().unwrap();
         let engine = EngineInfo { image: Err(SandboxError::ImageMissing("drydock-worker".into())), ..engine() };
-        let checks = examine(&loaded(folder.path()), &Ok(engine), &Err("nobody there".into()));
+        let checks = examine(&loaded(folder.path()), &Ok(engine), &no_gpus(), &Err("nobody there".into()));
         let image = find(&checks, "worker image");
         assert_eq!((image.verdict, image.mend.as_deref()), (Verdict::Problem, Some("make image")));
         assert_eq!(find(&checks, "gateway").verdict, Verdict::Warn);
@@ -345,7 +355,7 @@ mod tests {
         let mut loaded = loaded(folder.path());
         let engine = Err(SandboxError::Unreachable("no such file".into()));
         loaded.config.sandbox.docker_host = Some(format!("unix://{}/none.sock", folder.path().display()));
-        let check = find(&examine(&loaded, &engine, &Err(String::new())), "engine");
+        let check = find(&examine(&loaded, &engine, &no_gpus(), &Err(String::new())), "engine");
         assert_eq!(check.verdict, Verdict::Problem);
         assert!(check.mend.unwrap().starts_with("install and start Docker"));
     }

@@ -88,8 +88,8 @@ impl EngineWatch {
     /// Why containers get none of the GPUs that the host has, in words; nothing where it has none, or they do.
     pub fn no_gpu_access(&self) -> Option<String> {
         let access = self.now().ok()?.gpus;
-        let why = access.injection.err().filter(|_| access.units > 0)?;
-        Some(SandboxError::NoInjector(why).to_string())
+        let why = access.barrier().filter(|_| access.units > 0)?;
+        Some(format!("{why}; see `drydock doctor`"))
     }
 
     /// The engine's info and the image's id, or why no attempt can start.

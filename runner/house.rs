@@ -6,24 +6,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use drydock_gpu::inventory::Inventory;
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{getegid, geteuid};
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::artifacts::ArtifactStore;
-use crate::attempt::{Attempts, HostGpus, InHand};
+use crate::attempt::{Attempts, InHand};
 use crate::blobs::Blobs;
 use crate::checkpoints::Checkpoints;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::datasets::Datasets;
-use crate::desk::Desk;
+use crate::desk::{Desk, Foresight};
 use crate::disk::DiskProbe;
 use crate::dispatch::Dispatch;
 use crate::engine::EngineProbe;
+use crate::gpus::{self, GpuProbe, Host};
 use crate::hub::Hub;
 use crate::line::Line;
 use crate::models::Models;
@@ -56,8 +55,8 @@ pub struct House {
     probe: EngineProbe,
     /// Looks at the disks.
     pub disk: DiskProbe,
-    /// Tells of the host's GPUs.
-    pub gpus: watch::Sender<Inventory>,
+    /// Looks at the GPUs.
+    pub gpus: GpuProbe,
     shutdown: CancellationToken,
     tracker: TaskTracker,
     _lock: File,
@@ -83,8 +82,10 @@ impl House {
         let lock = lock(&state).await?;
         let store = Store::open(&state.join("drydock.db"), clock).await?;
         let instance = store.instance(&format!("{:016x}", rand::random::<u64>())).await?;
-        let known = KnownGpus::none();
-        let sandbox = engine.unwrap_or_else(|| Arc::new(DockerSandbox::new(docker(&config, &instance, known))));
+        let gpu_news = gpus::news();
+        let watch = gpu_news.watch();
+        let known = KnownGpus::asked(move || watch.inventory());
+        let sandbox = engine.unwrap_or_else(|| Arc::new(DockerSandbox::new(docker(&config, &instance, known.clone()))));
         let (probe, engine) = EngineProbe::new(Arc::clone(&sandbox));
         let blobs = Blobs::open(&state)?;
         let hub = Hub::open(&config.hub, blobs.clone())?;
@@ -95,11 +96,13 @@ impl House {
         let shutdown = CancellationToken::new();
         let tracker = TaskTracker::new();
         let config = Arc::new(config);
+        let host = Host::new(config.sandbox.nvml.clone());
+        let line_gpus = gpu_news.watch();
+        let gpus = GpuProbe::new(host, store.clone(), Arc::clone(&sandbox), gpu_news);
         let (disk, room) = DiskProbe::new(Arc::clone(&config), engine.clone());
-        let (inventory, gpus) = watch::channel(Inventory::default());
-        let line = Line { store: store.clone(), disk: room.clone(), gpus, config: Arc::clone(&config) };
+        let line = Line { store: store.clone(), disk: room.clone(), gpus: line_gpus, config: Arc::clone(&config) };
         let planner =
-            Planner::new(store.clone(), models.clone(), datasets.clone(), engine.clone(), Arc::clone(&config));
+            Planner::new(store.clone(), models.clone(), datasets.clone(), engine.clone(), known, Arc::clone(&config));
         let remedies = Remedies::new(store.clone(), planner.clone());
         let desk = Desk {
             store: store.clone(),
@@ -125,7 +128,9 @@ impl House {
             ),
             engine: engine.clone(),
             disk: room,
+            gpus: gpus.clone(),
             line: line.clone(),
+            foresight: Foresight::default(),
             sandbox: Arc::clone(&sandbox),
             config: Arc::clone(&config),
         };
@@ -139,7 +144,7 @@ impl House {
             artifacts,
             checkpoints: Checkpoints::new(state.join("checkpoints")),
             remedies,
-            gpus: HostGpus::open(config.sandbox.nvml.as_deref()),
+            gpus: gpus.clone(),
             in_hand: InHand::default(),
             config,
             instance,
@@ -148,7 +153,7 @@ impl House {
         };
         let holder = Holder { name: format!("{:032x}", rand::random::<u128>()), lease_ms };
         let dispatch = Dispatch { attempts, line, holder, tracker: tracker.clone() };
-        Ok(Self { desk, reaper: Reaper { dispatch }, probe, disk, gpus: inventory, shutdown, tracker, _lock: lock })
+        Ok(Self { desk, reaper: Reaper { dispatch }, probe, disk, gpus, shutdown, tracker, _lock: lock })
     }
 
     /// Cancelled when the house is being brought to rest.
@@ -157,8 +162,13 @@ impl House {
         self.shutdown.clone()
     }
 
-    /// Asks the engine once and looks at the disks, so that the desk knows of them before anything else is set going.
+    /// Asks the engine once and looks at the disks and GPUs, so that the desk knows of them before anything else is set
+    /// going.
     pub async fn probe_once(&self) {
+        // The engine is asked how it gives containers those GPUs that there are.
+        if let Err(error) = self.gpus.look_once().await {
+            tracing::error!(%error, "the GPUs could not be looked at");
+        }
         self.probe.probe_once().await;
         self.disk.probe_once();
     }
@@ -173,6 +183,7 @@ impl House {
         self.reaper.adopt_once().await?;
         self.tracker.spawn(self.probe.clone().run(PROBE, self.shutdown.clone()));
         self.tracker.spawn(self.disk.clone().run(PROBE, self.shutdown.clone()));
+        self.tracker.spawn(self.gpus.clone().run(self.shutdown.clone()));
         self.tracker.spawn(self.reaper.clone().run(REAP, self.shutdown.clone()));
         self.tracker.spawn(self.desk.retention.clone().run(TIDY, self.shutdown.clone()));
         self.tracker.spawn(self.reaper.dispatch.clone().run(self.shutdown.clone()));

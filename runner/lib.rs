@@ -19,6 +19,7 @@ pub mod doctor;
 pub mod engine;
 pub mod fail_point;
 pub mod gateway;
+pub mod gpus;
 mod hostile;
 pub mod house;
 pub mod hub;

@@ -1,30 +1,31 @@
 //! The line as the rule sees it: read anew from the database, the engine, the disks and the GPUs whenever somebody asks.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use drydock_gpu::assign::{
     Capacity, Ends, GpuNeed, Host, HostUnit, Need, Outlook, Plan, Policy, Running, Standing, Waiting, assign, outlook,
     share_of,
 };
-use drydock_gpu::inventory::Inventory;
-use drydock_spec::{Limits, Owner};
-use tokio::sync::watch;
+use drydock_spec::{JobId, Limits, Owner, Report, ReportLine};
 
 use crate::config::{Config, QueueConfig};
 use crate::disk::DiskWatch;
+use crate::gpus::GpuWatch;
 use crate::sandbox::EngineInfo;
 use crate::store::{Queued, Store, StoreError, UnderWay};
 
 /// Jobs of an owner that are looked at, the first ones.
 const EACH: u32 = 64;
+/// Jobs whose start is foreseen, the first ones of all.
+const FORESEEN: usize = 64;
 
 /// Where everything is known from that a turn depends on. Cloning shares it.
 #[derive(Debug, Clone)]
 pub struct Line {
     pub store: Store,
     pub disk: DiskWatch,
-    pub gpus: watch::Receiver<Inventory>,
+    pub gpus: GpuWatch,
     pub config: Arc<Config>,
 }
 
@@ -48,7 +49,10 @@ impl Line {
         Host {
             capacity: self.config.capacity.of(engine),
             disk_bytes: self.disk.now().free_bytes,
-            units: HostUnit::all(&self.gpus.borrow()),
+            units: match engine.gpus.barrier() {
+                None => HostUnit::all(&self.gpus.inventory()),
+                Some(_) => Vec::new(),
+            },
             sharers: self.config.queue.gpu_sharers,
         }
     }
@@ -87,10 +91,27 @@ impl Look {
         assign(&self.host, &self.running, &self.waiting, &self.owners, &self.policy, self.now_ms)
     }
 
-    /// When those in line will start, as far as that can be foreseen.
+    /// When the first of those in line will start, as the plan ranks them.
     #[must_use]
-    pub fn outlook(&self, ends: Ends) -> Outlook {
-        outlook(&self.host, &self.running, &self.waiting, &self.owners, &self.policy, self.now_ms, ends)
+    pub fn outlook(&self, plan: &Plan, ends: Ends) -> Outlook {
+        let starts = plan.starts.iter().map(|start| start.job);
+        let ranked = starts.chain(plan.holds.iter().map(|(job, _)| *job));
+        let first: HashSet<_> = ranked.take(FORESEEN).collect();
+        let line: Vec<_> = self.waiting.iter().filter(|waiting| first.contains(&waiting.job)).cloned().collect();
+        outlook(&self.host, &self.running, &line, &self.owners, &self.policy, self.now_ms, ends)
+    }
+
+    /// Takes in what workers have said last of how long they still need. Says whether any end can be told from it.
+    pub fn expect(&mut self, newest: &HashMap<JobId, Vec<ReportLine>>) -> bool {
+        for job in &mut self.running {
+            let said = newest.get(&job.job).into_iter().flatten();
+            let eta_ms = said.filter_map(|line| match &line.report {
+                Report::Metrics(metrics) => Some(metrics.eta_ms),
+                _ => None,
+            });
+            job.expected_end_ms = eta_ms.last().map(|eta| self.now_ms.saturating_add_unsigned(eta));
+        }
+        self.running.iter().any(|job| job.expected_end_ms.is_some())
     }
 }
 

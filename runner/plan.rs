@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use drydock_gpu::Capacity;
+use drydock_gpu::assign::HostUnit;
+use drydock_gpu::estimate::shipped_memory;
 use drydock_spec::dataset::Columns;
+use drydock_spec::finetune::Objective;
 use drydock_spec::{
     EvaluateSpec, FinetuneArgs, FinetuneSpec, InvalidOptions, JobArgs, JobSpec, JobState, LimitArgs, Limits,
     QuantizeSpec, TrainSpec,
@@ -16,22 +19,27 @@ use crate::datasets::{DatasetError, Datasets};
 use crate::diagnose::fingerprint::{Signature, Witness};
 use crate::engine::EngineWatch;
 use crate::models::{self, ModelError, Models};
+use crate::sandbox::gpus::KnownGpus;
 use crate::store::{Job, Store, StoreError};
 use before::{Foreseen, Past};
 use chain::{Link, Room};
 use cut::CutRows;
-use forecast::Accuracy;
-use needs::Needs;
+use forecast::{Accuracy, Forecast, Quantity};
+use margin::Margin;
+use needs::{Needs, Terms};
 use rows::Data;
 
+mod auto;
 pub mod before;
 mod chain;
 pub mod cut;
 mod evaluate;
 mod finetune;
 pub mod forecast;
+mod gpus;
 mod inputs;
 mod limits;
+pub mod margin;
 mod needs;
 mod quantize;
 mod rows;
@@ -79,6 +87,7 @@ pub struct Planner {
     models: Models,
     datasets: Datasets,
     engine: EngineWatch,
+    gpus: KnownGpus,
     config: Arc<Config>,
 }
 
@@ -98,21 +107,33 @@ struct Draft {
 }
 
 impl Planner {
-    pub fn new(store: Store, models: Models, datasets: Datasets, engine: EngineWatch, config: Arc<Config>) -> Self {
-        Self { store, models, datasets, engine, config }
+    pub fn new(
+        store: Store,
+        models: Models,
+        datasets: Datasets,
+        engine: EngineWatch,
+        gpus: KnownGpus,
+        config: Arc<Config>,
+    ) -> Self {
+        Self { store, models, datasets, engine, gpus, config }
     }
 
     /// Parses the options, fixes the inputs, estimates the needs, and refuses what cannot work.
     pub async fn plan(&self, job: JobArgs, limits: &LimitArgs) -> Result<Plan, PlanError> {
         let asked = if let JobArgs::Finetune(args) = &job { Some(args.clone()) } else { None };
+        let spec = both(job.parse(), limits.check())?;
+        let limits = &gpus::decided(limits, &spec, self.config.limits.gpus, self.host().gpus.as_ref());
+        let method = forecast::method_of(&spec, limits.gpus.unwrap_or(0));
+        let past = self.store.forecasts(spec.kind(), method.as_deref()).await?;
+        let terms = self.terms(&spec, limits, &past).await?;
         // Boxed: each holds models and rows, and a request would hold the largest of them to its end.
-        let draft = match both(job.parse(), limits.check())? {
-            JobSpec::Finetune(spec) => Box::pin(self.finetune(spec, &asked.unwrap_or_default())).await?,
-            JobSpec::Train(spec) => Box::pin(self.train(spec)).await?,
-            JobSpec::Quantize(spec) => Box::pin(self.quantize(spec)).await?,
-            JobSpec::Evaluate(spec) => Box::pin(self.evaluate(spec)).await?,
+        let draft = match spec {
+            JobSpec::Finetune(spec) => Box::pin(self.finetune(spec, &asked.unwrap_or_default(), terms)).await?,
+            JobSpec::Train(spec) => Box::pin(self.train(spec, terms)).await?,
+            JobSpec::Quantize(spec) => Box::pin(self.quantize(spec, terms)).await?,
+            JobSpec::Evaluate(spec) => Box::pin(self.evaluate(spec, terms)).await?,
         };
-        let forecasts = self.forecasts(&draft.spec).await?;
+        let forecasts = forecast::judge(&past);
         let before = self.awaited(&draft.inputs).await?;
         let mut plan = self.fit(draft, limits, forecasts, &before)?;
         plan.foreseen = self.foresee(&plan).await?;
@@ -131,7 +152,7 @@ impl Planner {
         let Draft { spec, inputs, needs, cut, mut warnings } = draft;
         let host = self.host();
         let limits = limits::in_force(asked, &self.config.limits, &needs, &host)?;
-        let estimate = needs.estimate;
+        let estimate = needs.estimate.clone();
         self.models.check_room(estimate.download_bytes.saturating_add(estimate.disk_bytes))?;
         warnings.extend(limits::warnings(&limits, &estimate, &forecasts, &host));
         let room = Room { free: self.models.free(), kept: self.config.disk.min_free_state.0 };
@@ -154,10 +175,30 @@ impl Planner {
         Ok(found)
     }
 
-    /// How well jobs of the same kind and method were predicted.
-    async fn forecasts(&self, spec: &JobSpec) -> Result<Vec<Accuracy>, StoreError> {
-        let before = self.store.forecasts(spec.kind(), forecast::method_of(spec)).await?;
-        Ok(forecast::judge(&before))
+    /// What a job is planned under, by how well those of the same kind and method were predicted.
+    async fn terms(&self, spec: &JobSpec, asked: &LimitArgs, past: &[Forecast]) -> Result<Terms, StoreError> {
+        let of_kind = self.store.forecasts_of_kind(spec.kind()).await?;
+        let shipped = shipped_memory(spec.kind(), forecast::method_of(spec, 0).as_deref());
+        Ok(Terms {
+            margin: Margin::learnt(Quantity::Memory, past, &of_kind, &shipped),
+            pace: Margin::learnt(Quantity::Time, past, &of_kind, &[]),
+            gpu: Margin::learnt(Quantity::GpuMemory, past, &of_kind, &[]),
+            cpu_millis: limits::cpu_millis(asked, &self.config.limits, &self.host()),
+            gpus: asked.gpus.unwrap_or(0),
+            memory_bytes: asked.memory_mib.map(|mib| mib << 20),
+            gpu_memory_bytes: asked.gpu_memory_mib.map(|mib| mib << 20),
+        })
+    }
+
+    /// Whether a job has room in what it was given, or else in what jobs may use on this host.
+    fn has_room(&self, needs: &Needs, terms: Terms) -> bool {
+        let host = self.host().capacity.map_or(u64::MAX, |capacity| capacity.memory_bytes);
+        let fits = match terms.memory_bytes {
+            Some(given) => needs.estimate.memory_bytes <= given.min(host),
+            None => needs.memory_limit() <= host,
+        };
+        let on_gpu = needs.estimate.needs.get(&Quantity::GpuMemory).map_or(0, |need| need.expected);
+        fits && terms.gpu_memory_bytes.is_none_or(|given| on_gpu <= given)
     }
 
     /// How the job will fail, if it ends as the newest of those did that asked for no more.
@@ -174,34 +215,48 @@ impl Planner {
         Ok(vec![omen.foreseen(fingerprint.0)])
     }
 
-    async fn finetune(&self, mut spec: FinetuneSpec, asked: &FinetuneArgs) -> Result<Draft, PlanError> {
+    async fn finetune(&self, mut spec: FinetuneSpec, asked: &FinetuneArgs, terms: Terms) -> Result<Draft, PlanError> {
         let (model, doubt) = self.model(&spec.model, spec.adapter.as_deref()).await?;
         let data = self.data(&spec.dataset, spec.eval_dataset.as_deref(), &mut spec.columns).await?;
         let mut warnings = finetune::keep_adapters_shape(&mut spec, asked, &model);
         finetune::check(&spec, &model, &data)?;
         warnings.extend(doubt);
         warnings.extend(finetune::warnings(&model.facts, &data));
-        let needs = finetune::needs(&spec, &model, &data);
+        let asked = spec.recipe.clone();
+        let least_rows = if spec.objective == Objective::Kto { 2 } else { 1 };
+        let chosen = auto::choose(auto::finetunes(&spec, least_rows), |spec| {
+            self.has_room(&finetune::needs(spec, &model, &data, terms), terms)
+        });
+        let spec = chosen.unwrap_or(spec);
+        warnings.extend(auto::said(&asked, &spec.recipe, Some(spec.method)));
+        let needs = finetune::needs(&spec, &model, &data, terms);
         let limit = model.facts.max_positions;
         let cut = data.cut(spec.recipe.seq_length(limit), limit);
         let inputs = ResolvedInputs { model: Some(model.input), ..data.inputs() };
         Ok(Draft { spec: JobSpec::Finetune(spec), inputs, needs, cut, warnings })
     }
 
-    async fn train(&self, mut spec: TrainSpec) -> Result<Draft, PlanError> {
+    async fn train(&self, mut spec: TrainSpec, terms: Terms) -> Result<Draft, PlanError> {
         let tokenizer = match &spec.tokenizer {
             Some(name) => Some(self.models.resolve(name).await?),
             None => None,
         };
         let data = self.data(&spec.dataset, spec.eval_dataset.as_deref(), &mut spec.columns).await?;
         train::check(&data)?;
-        let needs = train::needs(&spec, tokenizer.as_ref(), &data);
-        let warnings = data.warnings();
+        let candidates = auto::recipes(&spec.recipe, 1).into_iter();
+        let candidates = candidates.map(|recipe| TrainSpec { recipe, ..spec.clone() }).collect();
+        let chosen = auto::choose(candidates, |spec| {
+            self.has_room(&train::needs(spec, tokenizer.as_ref(), &data, terms), terms)
+        });
+        let mut warnings = data.warnings();
+        warnings.extend(chosen.as_ref().and_then(|chosen| auto::said(&spec.recipe, &chosen.recipe, None)));
+        let spec = chosen.unwrap_or(spec);
+        let needs = train::needs(&spec, tokenizer.as_ref(), &data, terms);
         let inputs = ResolvedInputs { tokenizer: tokenizer.map(|model| model.input), ..data.inputs() };
         Ok(Draft { spec: JobSpec::Train(spec), inputs, needs, cut: None, warnings })
     }
 
-    async fn quantize(&self, mut spec: QuantizeSpec) -> Result<Draft, PlanError> {
+    async fn quantize(&self, mut spec: QuantizeSpec, terms: Terms) -> Result<Draft, PlanError> {
         let (model, doubt) = self.model(&spec.model, spec.adapter.as_deref()).await?;
         let data = match spec.imatrix_dataset.clone() {
             Some(name) => Some(self.data(&name, None, &mut spec.columns).await?),
@@ -210,13 +265,13 @@ impl Planner {
         quantize::check(&spec, data.as_ref())?;
         let mut warnings = quantize::warnings(&spec, &model.facts, data.as_ref());
         warnings.extend(doubt);
-        let needs = quantize::needs(&spec, &model, data.as_ref());
+        let needs = quantize::needs(&spec, &model, data.as_ref(), terms);
         let read = data.map(|data| data.inputs()).unwrap_or_default();
         let inputs = ResolvedInputs { model: Some(model.input), ..read };
         Ok(Draft { spec: JobSpec::Quantize(spec), inputs, needs, cut: None, warnings })
     }
 
-    async fn evaluate(&self, mut spec: EvaluateSpec) -> Result<Draft, PlanError> {
+    async fn evaluate(&self, mut spec: EvaluateSpec, terms: Terms) -> Result<Draft, PlanError> {
         let (first, doubt) = self.model(&spec.model, spec.adapter.as_deref()).await?;
         let mut warnings = Vec::from_iter(doubt);
         let mut models = vec![first];
@@ -228,7 +283,7 @@ impl Planner {
         let data = self.data(&spec.dataset, None, &mut spec.columns).await?;
         evaluate::check(&spec, &models, &data)?;
         warnings.extend(evaluate::warnings(&spec, &models, &data));
-        let needs = evaluate::needs(&spec, &models, &data);
+        let needs = evaluate::needs(&spec, &models, &data, terms);
         let mut models = models.into_iter().map(|model| model.input);
         let inputs = ResolvedInputs { model: models.next(), compared: models.collect(), ..data.inputs() };
         Ok(Draft { spec: JobSpec::Evaluate(spec), inputs, needs, cut: None, warnings })
@@ -264,6 +319,10 @@ impl Planner {
         let engine = self.engine.now();
         Host {
             capacity: engine.as_ref().map(|info| self.config.capacity.of(info)).map_err(ToString::to_string),
+            gpus: engine
+                .as_ref()
+                .ok()
+                .map(|info| gpus::Offer { units: HostUnit::all(&self.gpus.now()), barrier: info.gpus.barrier() }),
             image: engine.and_then(|info| info.image).map(drop).map_err(|error| error.to_string()),
         }
     }
@@ -289,6 +348,8 @@ fn past(job: Job) -> Option<Past> {
 /// What jobs may use, or why that is not known.
 struct Host {
     capacity: Result<Capacity, String>,
+    /// Nothing where no engine says what its containers can have.
+    gpus: Option<gpus::Offer>,
     /// Why no attempt can start now.
     image: Result<(), String>,
 }

@@ -113,6 +113,8 @@ pub struct Exit {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
     pub name: ContainerName,
+    /// What the engine calls it in the control groups of its processes.
+    pub id: String,
     pub labels: Labels,
     pub status: Status,
     /// When it was created, in milliseconds since 1970, by the engine's clock.

@@ -1,6 +1,7 @@
 //! From a configuration to a gateway that answers: the house and its faces, opened and closed in order.
 
 use anyhow::Context as _;
+use drydock_gpu::inventory::Inventory;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
@@ -55,9 +56,9 @@ pub async fn bridge(
     Ok(gateway::stdio::bridge(url, stdin, stdout, shutdown).await?)
 }
 
-/// What the configured engine says of itself, and of how containers get GPUs.
-pub async fn probe(config: &Config) -> Result<EngineInfo, SandboxError> {
-    let sandbox = DockerSandbox::new(docker(config, "doctor", KnownGpus::none()));
+/// What the configured engine says of itself, and of how containers get those of the host's GPUs that there are.
+pub async fn probe(config: &Config, gpus: Inventory) -> Result<EngineInfo, SandboxError> {
+    let sandbox = DockerSandbox::new(docker(config, "doctor", KnownGpus::asked(move || gpus.clone())));
     let asked = sandbox.probe().await;
     if asked.is_ok() && sandbox.try_injectors().await { sandbox.probe().await } else { asked }
 }

@@ -6,6 +6,10 @@
 mod again;
 #[path = "gateway/events.rs"]
 mod events;
+#[path = "fake_nvml/fake.rs"]
+mod fake_nvml;
+#[path = "gateway/gpus.rs"]
+mod gpus;
 #[path = "gateway/hostile.rs"]
 mod hostile;
 #[path = "gateway/house.rs"]

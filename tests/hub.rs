@@ -16,6 +16,7 @@ use std::time::Instant;
 use drydock::engine::EngineWatch;
 use drydock::plan::{ModelInput, ModelSource, Plan, PlanError, Planner};
 use drydock::sandbox::SandboxError;
+use drydock::sandbox::gpus::KnownGpus;
 use drydock_spec::{FailureKind, FinetuneArgs, JobArgs, LimitArgs};
 use house::House;
 use small_hub::{Fault, SmallHub, TOKEN};
@@ -45,6 +46,7 @@ async fn plan(house: &House, model: &str) -> Result<Plan, PlanError> {
         house.models.clone(),
         house.datasets.clone(),
         engine,
+        KnownGpus::none(),
         Arc::new(house.config.clone()),
     );
     let args = FinetuneArgs { model: model.into(), dataset: "rows".into(), lora_r: Some(4), ..FinetuneArgs::default() };

@@ -29,10 +29,10 @@ pub(super) struct Ranked<'a> {
 
 /// The line in order.
 pub(super) fn ranked<'a>(
-    host: &Host,
-    running: &[Running],
+    host: &'a Host,
+    running: &'a [Running],
     line: &[&'a Waiting],
-    owners: &HashMap<Owner, Standing>,
+    owners: &'a HashMap<Owner, Standing>,
     policy: &Policy,
     now_ms: i64,
 ) -> Vec<Ranked<'a>> {

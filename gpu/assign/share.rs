@@ -64,23 +64,24 @@ pub fn share_of(host: &Host, need: &Need) -> f64 {
 pub(super) struct Scores<'a> {
     host: &'a Host,
     /// Shares of the host.
-    by_owner: HashMap<Owner, f64>,
+    by_owner: HashMap<&'a Owner, f64>,
 }
 
 impl<'a> Scores<'a> {
     pub(super) fn new(
         host: &'a Host,
-        running: &[Running],
-        owners: &HashMap<Owner, Standing>,
+        running: &'a [Running],
+        owners: &'a HashMap<Owner, Standing>,
         policy: &Policy,
         now_ms: i64,
     ) -> Self {
         let half_life_ms = policy.half_life_ms;
-        let mean = |(owner, standing): (&Owner, &Standing)| (owner.clone(), standing.mean_at(now_ms, half_life_ms));
+        let mean = |(owner, standing): (&'a Owner, &Standing)| (owner, standing.mean_at(now_ms, half_life_ms));
         let mut scores = Self { host, by_owner: owners.iter().map(mean).collect() };
         for job in running {
             let share = share_of(host, &job.need);
-            *scores.of_owner(&job.owner) += share + had(share, (job.since_ms, now_ms), now_ms, half_life_ms);
+            *scores.by_owner.entry(&job.owner).or_default() +=
+                share + had(share, (job.since_ms, now_ms), now_ms, half_life_ms);
         }
         scores
     }
@@ -90,14 +91,9 @@ impl<'a> Scores<'a> {
     }
 
     /// The owner's score as if the job ran already.
-    pub(super) fn charge(&mut self, waiting: &Waiting) -> f64 {
-        let share = share_of(self.host, &waiting.need);
-        let score = self.of_owner(&waiting.owner);
-        *score += share;
+    pub(super) fn charge(&mut self, waiting: &'a Waiting) -> f64 {
+        let score = self.by_owner.entry(&waiting.owner).or_default();
+        *score += share_of(self.host, &waiting.need);
         *score
-    }
-
-    fn of_owner(&mut self, owner: &Owner) -> &mut f64 {
-        self.by_owner.entry(owner.clone()).or_default()
     }
 }

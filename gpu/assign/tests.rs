@@ -1,4 +1,5 @@
 use super::*;
+use crate::inventory::{Memory, Process};
 
 const GIB: u64 = 1 << 30;
 
@@ -106,6 +107,30 @@ fn a_gpu_that_other_programs_use_is_not_given_whole_and_has_less_to_share() {
     let two = pass(&host, &[], &[job(1, own(2, 8))]);
     let shortage = Shortage::Gpus { needs: 2, free: 1, foreign: 1 };
     assert_eq!(holds(&two), [(1, Hold::TooLarge { shortage })]);
+}
+
+#[test]
+fn what_a_program_holds_that_is_no_job_is_foreign() {
+    let process = |name: Option<&str>, job, gib: u64| Process {
+        name: name.map(str::to_owned),
+        job,
+        memory_bytes: Some(gib * GIB),
+        ..Process::default()
+    };
+    let job = JobId::from_parts(0, 1);
+    let gpu = Gpu {
+        uuid: "GPU-0".into(),
+        name: "a".into(),
+        memory: Memory { total_bytes: 80 * GIB, ..Memory::default() },
+        processes: vec![
+            process(Some("python3"), None, 7),
+            process(Some("worker"), Some(job), 20),
+            process(None, None, 3),
+        ],
+        ..Gpu::default()
+    };
+    let units = HostUnit::all(&Inventory { gpus: vec![gpu], ..Inventory::default() });
+    assert_eq!((units[0].foreign_bytes, &*units[0].name), (7 * GIB, "a"));
 }
 
 #[test]

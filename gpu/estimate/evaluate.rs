@@ -1,8 +1,6 @@
 //! What an evaluation needs.
 
-use drydock_spec::quantize::TensorType;
-
-use super::{Batch, Decoder, F32, sum};
+use super::{Base, Batch, Decoder, F32, Needs, Part, SCORED_TOKENS};
 
 /// How a model answers while it is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,46 +9,57 @@ pub struct Answering {
     pub batch: Batch,
     /// Tokens that are written behind each of them; 0 where none are.
     pub new_tokens: u32,
+    /// Whether it chooses among answers that are given.
+    pub chooses: bool,
+    /// Whether products with quantized weights are taken in integers.
+    pub in_integers: bool,
 }
 
-/// Peak memory of the worker in bytes while it measures one model, without its rows.
+/// Peak memory of the worker while it measures one model, without its rows.
 ///
 /// ```text
-/// base + weights                                   in the form that they are stored in, where that is quantized
-///      + 4 * tokens * (kept + passing)             one layer of a forward pass
-///      + 4 * 2 * kv * layers * rows * (length + new)   keys and values, where answers are written
-///      + 4 * tokens * vocabulary                   logits, 64 MiB of them at a time
+/// worker + weights                                as they lie in their file; once more, turned, where in integers
+///        + 4 * tokens * (one layer, nothing kept)
+///        + 4 * 2 * kv * layers * rows * (length + new)   keys and values, where answers are written
+///        + 4 * tokens * vocabulary                logits, 64 MiB of them at a time
 /// ```
 #[must_use]
-pub fn evaluate_memory(model: &Decoder, stored: Option<TensorType>, answering: Answering) -> u64 {
-    let Answering { batch, new_tokens } = answering;
-    let tokens = batch.tokens();
-    let layer = model.widths().kept() + model.passing_per_token();
+pub fn evaluate_memory(model: &Decoder, base: Base, answering: Answering, threads: u32) -> Needs {
+    let Answering { batch, new_tokens, chooses, in_integers } = answering;
+    // Texts and choices are scored so many tokens at a time; questions are read as they come.
+    let scored_at_once = SCORED_TOKENS.max(batch.length.into());
+    let tokens = if new_tokens > 0 { batch.tokens() } else { scored_at_once };
     let remembered = match new_tokens {
+        0 if chooses => tokens,
         0 => 0,
         new => u64::from(batch.rows).saturating_mul(u64::from(batch.length) + u64::from(new)),
     };
+    // Of a question that is chosen for only the answers are scored, one after the other.
+    let scored = if chooses && new_tokens == 0 { tokens / 4 } else { tokens };
     let cache = (2 * F32 * u64::from(model.kv_width())).saturating_mul(u64::from(model.layers));
-    sum([
-        model.weights(stored.unwrap_or(TensorType::F32)),
-        F32.saturating_mul(tokens).saturating_mul(layer),
-        cache.saturating_mul(remembered),
-        model.logits(tokens),
-    ])
+    let weights = if in_integers { base.scored(model) } else { base.bytes() };
+    model
+        .worker(threads)
+        .and(&model.scoring(tokens, scored))
+        .with(Part::Weights, weights)
+        .with(Part::Cache, cache.saturating_mul(remembered))
 }
 
 #[cfg(test)]
 mod tests {
+    use drydock_spec::quantize::TensorType;
+
     use super::super::SMOLLM2_135M;
     use super::*;
 
     #[test]
     fn answers_take_a_cache_and_a_quantized_model_its_own_size() {
-        let need = |stored, new_tokens| {
-            evaluate_memory(&SMOLLM2_135M, stored, Answering { batch: Batch::new(16, 512), new_tokens })
+        let need = |kind, new_tokens| {
+            let answering = Answering { batch: Batch::new(16, 512), new_tokens, chooses: false, in_integers: true };
+            evaluate_memory(&SMOLLM2_135M, Base::of(&SMOLLM2_135M, kind), answering, 2)
         };
         // Keys and values of 192 numbers in 30 layers for 16 rows of 640 tokens.
-        assert_eq!(need(None, 128) - need(None, 0), 4 * 2 * 192 * 30 * 16 * 640);
-        assert!(need(Some(TensorType::Q4_0), 0) + (300 << 20) < need(None, 0));
+        assert_eq!(need(TensorType::F32, 128).get(Part::Cache), 4 * 2 * 192 * 30 * 16 * 640);
+        assert!(need(TensorType::Q4_0, 0).total() + (300 << 20) < need(TensorType::F32, 0).total());
     }
 }

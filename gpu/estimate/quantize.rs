@@ -3,31 +3,39 @@
 use drydock_spec::finetune::TargetModule;
 use drydock_spec::quantize::{QuantType, QuantizeSpec, TensorType};
 
-use super::{Batch, Decoder, F32, SMALL_FILES, sum};
+use super::{Base, Decoder, F32, Needs, Part, SMALL_FILES};
 
 /// Tokens of a row that an importance matrix is measured on.
-const IMATRIX_ROW: u32 = 512;
+const IMATRIX_ROW: u64 = 512;
+/// Values of a tensor that are encoded at a time.
+const PIECE_VALUES: u64 = 1 << 23;
 
-/// Peak memory of the worker in bytes, without its rows: tensors come and go one by one, so that the largest of them
-/// decides, widened to f32 and once more as it is searched. An importance matrix is measured with the whole model, and
-/// an adapter is worked in with its matrices beside.
+/// Peak memory of the worker, without its rows: tensors come and go one by one, so that the largest of them decides, as
+/// it lies in its file, and a piece of it as it is written. An importance matrix is measured with the whole model, and an
+/// adapter is worked into whole matrices in f32.
 #[must_use]
-pub fn quantize_memory(model: &Decoder, spec: &QuantizeSpec) -> u64 {
+pub fn quantize_memory(model: &Decoder, base: Base, spec: &QuantizeSpec, threads: u32) -> Needs {
     let largest =
         TargetModule::ALL.iter().map(|module| model.projection_size(*module)).fold(model.embedding(), u64::max);
-    let tensors = (2 * F32).saturating_mul(largest);
-    let measured = match &spec.imatrix_dataset {
-        None => 0,
+    let share = largest as f64 / model.parameters() as f64;
+    let read = (base.bytes() as f64 * share) as u64;
+    let merged = if spec.adapter.is_some() { F32.saturating_mul(largest) } else { 0 };
+    let (values, bytes) = spec.quant_type.main_type().block();
+    let written = largest.min(PIECE_VALUES).div_ceil(values as u64) * bytes as u64;
+    let worker = model.worker(threads);
+    let writing = worker.clone().with(Part::Weights, read.saturating_add(merged)).with(Part::Workspace, written);
+    let measuring = match &spec.imatrix_dataset {
+        None => Needs::default(),
         Some(_) => {
-            let tokens = Batch::new(1, IMATRIX_ROW).tokens();
-            let layer = model.widths().kept() + model.passing_per_token();
-            model
-                .weights(TensorType::F32)
-                .saturating_add(F32.saturating_mul(tokens).saturating_mul(layer))
-                .saturating_add(model.logits(tokens))
+            // Sums of the squares of each projection's inputs, in f64.
+            let sums = model.projections().isqrt().saturating_mul(8);
+            worker
+                .and(&model.scoring(IMATRIX_ROW, IMATRIX_ROW))
+                .with(Part::Weights, base.bytes())
+                .with(Part::Workspace, sums)
         }
     };
-    sum([tensors.max(measured)])
+    Needs::largest([writing, measuring])
 }
 
 /// Bytes of a GGUF file of this type, its tokenizer included; of a mix the most that it can come to.
@@ -57,7 +65,7 @@ pub fn file_bytes(model: &Decoder, quant_type: QuantType) -> u64 {
 }
 
 /// What a mix gives to the tensors that matter more.
-fn better(main: TensorType) -> TensorType {
+pub(super) fn better(main: TensorType) -> TensorType {
     match main {
         TensorType::Q2_K | TensorType::Q3_K => TensorType::Q5_K,
         _ => TensorType::Q6_K,
@@ -127,9 +135,12 @@ mod tests {
 
     #[test]
     fn only_an_importance_matrix_needs_the_whole_model() {
-        let plain = quantize_memory(&SMOLLM2_135M, &spec(|_| {}));
-        assert!(plain < 4 * SMOLLM2_135M.parameters(), "{plain}");
-        let measured = quantize_memory(&SMOLLM2_135M, &spec(|args| args.imatrix_dataset = Some("d".into())));
+        let need = |spec: &QuantizeSpec| {
+            quantize_memory(&SMOLLM2_135M, Base::of(&SMOLLM2_135M, TensorType::F32), spec, 2).total()
+        };
+        let plain = need(&spec(|_| {}));
+        assert!(plain < 2 * SMOLLM2_135M.parameters(), "{plain}");
+        let measured = need(&spec(|args| args.imatrix_dataset = Some("d".into())));
         assert!(measured > 4 * SMOLLM2_135M.parameters(), "{measured}");
     }
 }

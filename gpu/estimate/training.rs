@@ -1,11 +1,12 @@
 //! What a finetune or a training from nothing needs.
 
+use drydock_spec::device::{DeviceTraining, WORKSPACE_BYTES};
 use drydock_spec::finetune::{FinetuneSpec, Method, Objective, TargetModule};
-use drydock_spec::quantize::TensorType;
-use drydock_spec::recipe::{OnDivergence, Recipe};
+use drydock_spec::recipe::{DType, OnDivergence, Recipe};
+use drydock_spec::tape::LayerWidths;
 
 use super::names::{matches, tensors};
-use super::{Batch, Decoder, F32, SMALL_FILES, sum};
+use super::{Base, Batch, Decoder, F32, MAPPED_BYTES, Needs, Part, SCORED_TOKENS, SMALL_FILES};
 
 /// A change that makes a training fit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,8 +17,9 @@ pub struct Fit {
     pub max_seq_length: u32,
 }
 
-/// A trained number: itself, its gradient and two moments.
-const TRAINED: u64 = 4 * F32;
+/// What a GPU's driver, its context and the libraries' kernels take for a process: about half a GiB, as NVIDIA's tools
+/// show it for others' programs; ours was not measured on a GPU yet.
+const CONTEXT_BYTES: u64 = 512 << 20;
 /// A trained number in a checkpoint: itself and two moments.
 const CHECKPOINTED: u64 = 3 * F32;
 /// Rows are not cut shorter than this by a suggestion; what is left would teach nothing.
@@ -28,45 +30,55 @@ const SHORTEST_SUGGESTION: u32 = 32;
 pub struct Training {
     model: Decoder,
     trained: u64,
-    frozen_bytes: u64,
+    /// Bytes of what is not trained: as it lies in its file, and in blocks of its own.
+    frozen: [u64; 2],
+    /// Bytes of the head's columns that are widened at once.
+    widened: u64,
     /// Numbers of one token that adapters have under way through a layer.
     passing_by_adapters: u64,
-    /// What is held beside all that: one matrix with its adapter worked in, where its norm is needed.
-    beside: u64,
+    /// Whether a pass without gradients is taken while the tape of one with them is there: KTO's other answers.
+    scores_on_the_way: bool,
+    /// Whether held-out rows are measured between steps.
+    evaluates: bool,
+    /// Copies of the trained values that are kept for being the best, between steps and at the end.
+    best: [u64; 2],
     /// Rows of a pass for each row of the batch.
     sides: u64,
     /// Rows of a batch at least: KTO compares them.
     least_rows: u32,
     checkpointed: bool,
+    dtype: DType,
+    /// Whether adapters drop some of what they see.
+    drops: bool,
     /// What is left behind, checkpoints aside.
     kept_bytes: u64,
     checkpoints: u64,
 }
 
 impl Training {
-    /// A finetune of `model`. Of a base that is quantized already, `stored` says in what.
+    /// A finetune of `model`, whose weights lie in `base`.
     #[must_use]
-    pub fn finetune(model: &Decoder, spec: &FinetuneSpec, stored: Option<TensorType>) -> Self {
+    pub fn finetune(model: &Decoder, spec: &FinetuneSpec, base: Base) -> Self {
         let trained = trainable(model, spec);
-        let frozen_bytes = match spec.method {
-            Method::Lora | Method::Dora => model.weights(TensorType::F32),
-            Method::Qlora => model.weights(stored.unwrap_or(spec.base_quant_type)),
-            Method::Full => F32.saturating_mul(model.parameters() - trained),
-        };
         let adapter = if spec.keep.adapter() { F32.saturating_mul(trained) } else { 0 };
         let merged = if spec.keep.merged() { F32.saturating_mul(model.parameters()) } else { 0 };
         Self {
             model: *model,
             trained,
-            frozen_bytes,
+            frozen: frozen(model, spec, base, trained),
+            widened: if spec.method == Method::Full { 0 } else { base.widened(model) },
             passing_by_adapters: passing_by_adapters(model, spec),
-            beside: if spec.method == Method::Dora { F32.saturating_mul(largest(model, spec)) } else { 0 },
+            scores_on_the_way: spec.objective == Objective::Kto,
+            evaluates: spec.recipe.eval_steps.is_some(),
+            best: copies_of_the_best(&spec.recipe),
             sides: match spec.objective {
                 Objective::Sft | Objective::Kto => 1,
                 Objective::Dpo | Objective::Orpo => 2,
             },
             least_rows: if spec.objective == Objective::Kto { 2 } else { 1 },
             checkpointed: spec.recipe.gradient_checkpointing,
+            dtype: spec.recipe.dtype,
+            drops: spec.method.has_adapter() && spec.lora_dropout > 0.0,
             kept_bytes: sum_of([adapter, merged, model.tokenizer(), SMALL_FILES]),
             checkpoints: checkpoints(&spec.recipe),
         }
@@ -79,12 +91,17 @@ impl Training {
         Self {
             model: *model,
             trained: model.parameters(),
-            frozen_bytes: 0,
+            frozen: [0, 0],
+            widened: 0,
             passing_by_adapters: 0,
-            beside: 0,
+            scores_on_the_way: false,
+            evaluates: recipe.eval_steps.is_some(),
+            best: copies_of_the_best(recipe),
             sides: 1,
             least_rows: 1,
             checkpointed: recipe.gradient_checkpointing,
+            dtype: recipe.dtype,
+            drops: false,
             kept_bytes: sum_of([weights, model.tokenizer(), SMALL_FILES]),
             checkpoints: checkpoints(recipe),
         }
@@ -102,37 +119,105 @@ impl Training {
         self.trained
     }
 
-    /// Peak memory of the worker in bytes, without its rows.
+    /// Peak memory of the worker, without its rows.
     ///
     /// ```text
-    /// base + frozen weights                  4 bytes a number, or what their quantized form takes
-    ///      + 16 * trained                    value, gradient, two moments
-    ///      + 4 * tokens * taped              what the backward pass reads again ([`LayerWidths::taped`]); with gradient
+    /// worker + frozen weights                as they lie in their file, or in quantized blocks (see [`Base`])
+    ///        + 16 * trained                  value, gradient, two moments
+    ///        + 4 * tokens * taped            what the backward pass reads again ([`LayerWidths::taped`]); with gradient
     ///                                        checkpointing also what one layer keeps
-    ///      + 4 * tokens * passing            gradients under way through one layer
-    ///      + 4 * tokens * vocabulary         logits, 64 MiB of them at a time
+    ///        + 4 * tokens * passing          under way through one layer
+    ///        + 4 * tokens * vocabulary       logits, 64 MiB of them at a time
     /// ```
     ///
-    /// DoRA (Liu et al. 2024) has one matrix at a time beside it, whose rows' norms it needs. DPO and ORPO pass two
-    /// answers for each row of the batch.
+    /// DPO and ORPO pass two answers for each row of the batch. Before and after training, rows are scored with all but
+    /// the tape and the optimizer.
     ///
     /// [`LayerWidths::taped`]: drydock_spec::tape::LayerWidths::taped
     #[must_use]
-    pub fn memory(&self, batch: Batch) -> u64 {
+    pub fn memory(&self, batch: Batch, threads: u32) -> Needs {
         let tokens = batch.tokens().saturating_mul(self.sides);
-        let widths = self.model.widths();
-        let taped = widths.taped(u64::from(self.model.layers), self.checkpointed);
-        let again = if self.checkpointed { widths.kept() } else { 0 };
-        let passing = self.model.passing_per_token().saturating_add(self.passing_by_adapters);
-        let activations = F32.saturating_mul(tokens);
-        sum([
-            self.frozen_bytes,
-            TRAINED.saturating_mul(self.trained),
-            self.beside,
-            activations.saturating_mul(taped.saturating_add(again)),
-            activations.saturating_mul(passing),
-            self.model.logits(tokens),
-        ])
+        let scored = SCORED_TOKENS.max(batch.length.into());
+        let values = F32.saturating_mul(self.trained);
+        let held = self
+            .model
+            .worker(threads)
+            .with(Part::Weights, sum_of(self.frozen))
+            .with(Part::Trained, values)
+            .with(Part::Gradients, values)
+            .with(Part::Moments, values.saturating_mul(2));
+        let learning = held
+            .clone()
+            .with(Part::Activations, F32.saturating_mul(tokens).saturating_mul(self.taped()))
+            .with(Part::Best, values.saturating_mul(self.best[0]))
+            .and(&self.step(tokens, scored));
+        let measuring =
+            held.with(Part::Best, values.saturating_mul(self.best[1])).and(&self.model.scoring(scored, scored));
+        Needs::largest([learning, measuring])
+    }
+
+    /// Numbers of one token that a step has on its tape when all layers are through.
+    fn taped(&self) -> u64 {
+        self.model.widths().taped(u64::from(self.model.layers), self.checkpointed)
+    }
+
+    /// What a step has under way, beside its tape: the wider of a layer's way back and of its losses.
+    fn step(&self, tokens: u64, scored: u64) -> Needs {
+        let LayerWidths { hidden, queries, keys, ffn, .. } = self.model.widths();
+        // The gradients of the gate, of what goes through it and of what comes out, beside the stream's; or those of
+        // attention's four projections beside the norm's. KTO asks for its other answers while the tape is there.
+        let mlp = 3 * ffn + hidden;
+        let attention = 3 * hidden + 2 * queries + 2 * keys;
+        let forward = if self.scores_on_the_way { 4 * hidden + 2 * queries + 2 * keys + 3 * ffn } else { 0 };
+        let passing = mlp.max(attention).max(forward).saturating_add(self.passing_by_adapters);
+        let layer = F32.saturating_mul(tokens).saturating_mul(passing).saturating_add(self.model.packed(tokens));
+        let head = F32.saturating_mul(tokens).saturating_mul(5 * hidden);
+        let at_once = if self.evaluates { tokens.max(scored) } else { tokens };
+        let logits = self.model.logits(at_once);
+        if !self.checkpointed {
+            return self.model.around_the_head(layer, head, at_once).with(Part::Workspace, self.widened);
+        }
+        let again = F32.saturating_mul(tokens).saturating_mul(self.model.widths().kept());
+        if logits >= MAPPED_BYTES {
+            let both = self.model.around_the_head(layer, head, at_once).with(Part::Workspace, self.widened);
+            return both.with(Part::Activations, again);
+        }
+        // What a layer keeps when it is computed again finds its room where the logits have been.
+        let losses = Needs::default().with(Part::Logits, logits).with(Part::Workspace, head + self.widened);
+        let way_back = Needs::default().with(Part::Activations, again).with(Part::Workspace, layer);
+        Needs::largest([losses, way_back])
+    }
+
+    /// Peak memory on a GPU, by the formula that the worker's engine is tested against
+    /// ([`drydock_spec::device::DeviceTraining`]); and what the driver takes for a process, about (not measured by us on
+    /// a GPU yet).
+    #[must_use]
+    pub fn gpu_memory(&self, batch: Batch) -> Needs {
+        let on_device = DeviceTraining {
+            dtype: self.dtype,
+            widths: self.model.widths(),
+            layers: self.model.layers.into(),
+            query_heads: self.model.heads.into(),
+            vocabulary: self.model.vocabulary.into(),
+            frozen: if self.frozen == [0, 0] { 0 } else { self.model.parameters() },
+            trained: self.trained,
+            tokens: batch.tokens().saturating_mul(self.sides),
+            longest_row: batch.length.into(),
+            gradient_checkpointing: self.checkpointed,
+            dropout: self.drops,
+        };
+        let copy = if self.dtype == DType::Bf16 { 2 } else { 0 };
+        let values = F32.saturating_mul(self.trained);
+        let weights = on_device.weights();
+        let step = on_device.bytes().saturating_sub(weights).saturating_sub(WORKSPACE_BYTES);
+        Needs::default()
+            .with(Part::Weights, weights.saturating_sub(self.trained.saturating_mul(16 + copy)))
+            .with(Part::Trained, self.trained.saturating_mul(4 + copy))
+            .with(Part::Gradients, values)
+            .with(Part::Moments, values.saturating_mul(2))
+            .with(Part::Activations, step)
+            .with(Part::Workspace, WORKSPACE_BYTES)
+            .with(Part::Context, CONTEXT_BYTES)
     }
 
     /// Size of what is left behind in bytes, with the checkpoints that lie beside it on the way.
@@ -192,9 +277,25 @@ fn passing_by_adapters(model: &Decoder, spec: &FinetuneSpec) -> u64 {
     2 * (u64::from(spec.lora_r) + u64::from(dropped) + u64::from(stretched))
 }
 
-/// Numbers in the largest matrix that an adapter sits on.
-fn largest(model: &Decoder, spec: &FinetuneSpec) -> u64 {
-    spec.target_modules.iter().map(|module| model.projection_size(*module)).max().unwrap_or(0)
+/// Bytes of what is not trained: as it lies in its file, and in blocks of its own.
+fn frozen(model: &Decoder, spec: &FinetuneSpec, base: Base, trained: u64) -> [u64; 2] {
+    match spec.method {
+        Method::Full => {
+            let share = 1.0 - trained as f64 / model.parameters() as f64;
+            [(base.bytes() as f64 * share) as u64, 0]
+        }
+        Method::Qlora if !base.is_quantized() => {
+            let held = base.quantized_to(model, spec.base_quant_type);
+            [held.rest, held.blocks]
+        }
+        Method::Lora | Method::Dora | Method::Qlora => [base.bytes(), 0],
+    }
+}
+
+/// Copies of the trained values that are kept: the best so far, and at the end those of the last step beside them while
+/// the best are put in their place.
+fn copies_of_the_best(recipe: &Recipe) -> [u64; 2] {
+    if recipe.load_best_model_at_end { [1, 3] } else { [0, 0] }
 }
 
 fn sum_of<const N: usize>(parts: [u64; N]) -> u64 {

@@ -61,6 +61,9 @@ pub enum FailureKind {
     GpuFault,
     /// A GPU is damaged, or lost to the host.
     GpuHardware,
+    /// The same of one that the attempt was given, by what the host's driver counts: it is cordoned, and another attempt
+    /// gets another one.
+    GpuLost,
     /// The sandbox, or the rights of a file, refuse what the worker tried.
     NotPermitted,
     /// The job has written more than it may.
@@ -110,13 +113,14 @@ pub enum FailureKind {
 }
 
 impl FailureKind {
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 30] = [
         Self::OutOfMemory,
         Self::GpuOutOfMemory,
         Self::GpuMissing,
         Self::GpuDriver,
         Self::GpuFault,
         Self::GpuHardware,
+        Self::GpuLost,
         Self::NotPermitted,
         Self::DiskFull,
         Self::TimeLimit,
@@ -152,6 +156,7 @@ impl FailureKind {
             Self::GpuDriver => "unfit GPU driver",
             Self::GpuFault => "fault on the GPU",
             Self::GpuHardware => "GPU hardware failed",
+            Self::GpuLost => "GPU lost",
             Self::NotPermitted => "not permitted",
             Self::DiskFull => "disk full",
             Self::TimeLimit => "time limit reached",
@@ -183,7 +188,12 @@ impl FailureKind {
     #[must_use]
     pub fn retryable(self) -> bool {
         match self {
-            Self::HubUnavailable | Self::StartFailed | Self::EngineLost | Self::NoRoom | Self::Internal => true,
+            Self::GpuLost
+            | Self::HubUnavailable
+            | Self::StartFailed
+            | Self::EngineLost
+            | Self::NoRoom
+            | Self::Internal => true,
             Self::OutOfMemory
             | Self::GpuOutOfMemory
             | Self::GpuMissing
@@ -236,6 +246,10 @@ impl FailureKind {
             Self::GpuHardware => {
                 "take the GPU out of use and look for `NVRM: Xid` in the host's kernel log (`dmesg`); submit again on \
                  another GPU, from the last checkpoint"
+            }
+            Self::GpuLost => {
+                "it is cordoned: look for `NVRM: Xid` in the host's kernel log (`dmesg`), and have it repaired or reset \
+                 before `drydock gpus uncordon`"
             }
             Self::NotPermitted => {
                 "see in the job's logs what was refused; a worker may write to its output folder and /tmp only, and has \
@@ -327,8 +341,8 @@ mod tests {
 
     #[test]
     fn what_a_job_or_a_gpu_brings_about_is_not_tried_again_unchanged() {
-        use FailureKind::{EngineLost, HubUnavailable, Internal, NoRoom, StartFailed};
+        use FailureKind::{EngineLost, GpuLost, HubUnavailable, Internal, NoRoom, StartFailed};
         let retryable: Vec<_> = FailureKind::ALL.into_iter().filter(|kind| kind.retryable()).collect();
-        assert_eq!(retryable, [HubUnavailable, StartFailed, EngineLost, NoRoom, Internal]);
+        assert_eq!(retryable, [GpuLost, HubUnavailable, StartFailed, EngineLost, NoRoom, Internal]);
     }
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::dataset::Columns;
 use crate::option::{Complaints, InvalidOption, InvalidOptions};
 use crate::quantize::TensorType;
-use crate::recipe::{Defaults, Recipe, SchedulerType, training_args};
+use crate::recipe::{Auto, Defaults, Recipe, SchedulerType, training_args};
 
 /// A projection of a decoder layer that can carry an adapter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
@@ -276,6 +276,7 @@ impl FinetuneSpec {
             InvalidOption::new("test_size", self.test_size, "given together with eval_dataset", "give one of the two")
         });
         self.check_measured(wrong);
+        self.check_auto(wrong);
         self.check_adapter(wrong);
         self.check_objective(wrong);
         wrong.require(self.sample_prompts.len() <= 8, || {
@@ -293,6 +294,15 @@ impl FinetuneSpec {
                 InvalidOption::new("eval_steps", steps, "given without held-out rows", next)
             });
         }
+    }
+
+    /// Only LoRA has another method that differs in nothing but what the base is held in.
+    fn check_auto(&self, wrong: &mut Complaints) {
+        let methods = [Method::Lora, Method::Qlora];
+        wrong.require(!self.recipe.auto.contains(&Auto::Method) || methods.contains(&self.method), || {
+            let next = "leave method out of auto, or choose method \"lora\"";
+            InvalidOption::new("auto", "method", format!("nothing stands in for {}", self.method.name()), next)
+        });
     }
 
     fn check_adapter(&self, wrong: &mut Complaints) {

@@ -9,10 +9,10 @@ use crate::option::{Complaints, InvalidOption, InvalidOptions};
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LimitArgs {
-    /// Memory in MiB, 64 or more. Default: what the plan estimates, with a margin.
+    /// Memory in MiB, 64 or more. Default: what the plan estimates.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_mib: Option<u64>,
-    /// CPUs, 0.1 to 1024, may be a fraction such as 1.5. Default: the configured `limits.cpus`.
+    /// CPUs, 0.1 to 1024. Default: the configured `limits.cpus`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpus: Option<f64>,
     /// Room for the job's output in MiB, 16 or more. Default: the configured `limits.disk`.
@@ -25,14 +25,14 @@ pub struct LimitArgs {
     /// `limits.silence`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub silence_limit_s: Option<u64>,
-    /// Attempts at most, 1 to 10, the first one included; only failures of the infrastructure are tried again. Default:
-    /// the configured `limits.max_attempts`.
+    /// Attempts at most, 1 to 10; only failures of the infrastructure are tried again. Default: the configured
+    /// `limits.max_attempts`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_attempts: Option<u32>,
     /// GPUs or MIG slices, 0 to 16; 0 computes on the CPU. Default: the configured `limits.gpus`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gpus: Option<u32>,
-    /// Memory of a GPU in MiB, 256 or more, for a job that shares one with others. Default: a GPU of its own.
+    /// MiB of a GPU that the job shares, 256 or more. Default: GPUs of its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gpu_memory_mib: Option<u64>,
 }

@@ -38,6 +38,17 @@ pub enum OnDivergence {
     RollBack,
 }
 
+/// Something that is left to the plan: it takes what fits, and what costs least of that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Auto {
+    /// The rows of a forward pass, and with them how many passes make a step, so that a step learns from as many rows.
+    BatchSize,
+    GradientCheckpointing,
+    /// LoRA over a base that is held quantized, where one as it is does not fit.
+    Method,
+}
+
 /// The options of training, complete and within range.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Recipe {
@@ -47,6 +58,9 @@ pub struct Recipe {
     pub per_device_train_batch_size: u32,
     pub gradient_accumulation_steps: u32,
     pub gradient_checkpointing: bool,
+    /// What the plan may change; nothing any more once a job is queued.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub auto: Vec<Auto>,
     pub dtype: DType,
     pub learning_rate: f64,
     pub lr_scheduler_type: SchedulerType,
@@ -109,11 +123,15 @@ macro_rules! training_args {
             /// Forward passes whose gradients are added up before one optimizer step, 1 to 4096. Default 1.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub gradient_accumulation_steps: Option<u32>,
-            /// Keep only what enters each layer and compute the rest again in the backward pass: about a quarter more
-            /// time for much less memory. Default false.
+            /// Keep only what enters each layer and compute the rest again: about a quarter more time for much less
+            /// memory. Default false.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub gradient_checkpointing: Option<bool>,
-            /// What matrix products are computed in: f32 or bf16 (faster; sums and trained values stay f32). Default f32.
+            /// What the plan chooses so that the job fits: batch_size (a step keeps its rows), gradient_checkpointing, and
+            /// of a finetune by lora its method.
+            #[serde(skip_serializing_if = "Option::is_none")]
+            pub auto: Option<Vec<$crate::recipe::Auto>>,
+            /// What products are computed in: f32 or bf16 (sums and trained values stay f32). Default f32.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub dtype: Option<$crate::recipe::DType>,
             /// Peak learning rate, above 0, up to 1. Default: adapters 2e-4, method full 2e-5, on preferences a
@@ -194,6 +212,7 @@ macro_rules! training_args {
                     per_device_train_batch_size: self.per_device_train_batch_size.unwrap_or(4),
                     gradient_accumulation_steps: self.gradient_accumulation_steps.unwrap_or(1),
                     gradient_checkpointing: self.gradient_checkpointing.unwrap_or(false),
+                    auto: self.auto.clone().unwrap_or_default(),
                     dtype: self.dtype.unwrap_or_default(),
                     learning_rate: self.learning_rate.unwrap_or(defaults.learning_rate),
                     lr_scheduler_type: self.lr_scheduler_type.unwrap_or(defaults.lr_scheduler_type),

@@ -61,6 +61,8 @@ pub enum Report {
     Quantized(Quantized),
     /// A file under the output folder is complete.
     Artifact { path: String, role: String },
+    /// How the GPUs of the attempt are. The host says so, never a worker.
+    Gpus { gpus: Vec<GpuReading> },
     /// The worker ends and knows why. Always the last report of such an attempt.
     Failed(Failure),
     /// The worker was asked to stop and has. Always the last report of such an attempt.
@@ -219,6 +221,23 @@ pub struct Quantized {
     pub relative_error: f64,
 }
 
+/// How a GPU of an attempt is, or a slice of one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct GpuReading {
+    /// Such as `GPU-5a2e...` or `MIG-41b3...`.
+    pub uuid: String,
+    /// Bytes of its memory that the attempt holds; where the driver does not tell them apart, that anybody holds.
+    pub memory_used_bytes: u64,
+    /// The most that was seen of it since the attempt began.
+    pub memory_peak_bytes: u64,
+    /// Percent of the time in which it computes; a slice does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub utilization_percent: Option<u32>,
+    /// What the whole GPU draws.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub power_watts: Option<f64>,
+}
+
 /// The sum of an attempt that went well.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Finished {
@@ -240,6 +259,12 @@ impl Report {
         matches!(self, Self::Failed(_) | Self::Stopped { .. } | Self::Finished(_))
     }
 
+    /// Whether it is the host's to say: from a worker it is a forgery.
+    #[must_use]
+    pub fn is_of_host(&self) -> bool {
+        matches!(self, Self::Gpus { .. })
+    }
+
     /// The report's type, as it stands in the JSON.
     #[must_use]
     pub fn name(&self) -> &'static str {
@@ -257,6 +282,7 @@ impl Report {
             Self::Score(_) => "score",
             Self::Quantized(_) => "quantized",
             Self::Artifact { .. } => "artifact",
+            Self::Gpus { .. } => "gpus",
             Self::Failed(_) => "failed",
             Self::Stopped { .. } => "stopped",
             Self::Finished(_) => "finished",

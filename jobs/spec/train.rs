@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::dataset::Columns;
 use crate::option::{Complaints, InvalidOption, InvalidOptions};
-use crate::recipe::{Defaults, Recipe, SchedulerType, training_args};
+use crate::recipe::{Auto, Defaults, Recipe, SchedulerType, training_args};
 
 /// A decoder's shape by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -231,6 +231,10 @@ impl TrainSpec {
             InvalidOption::new("test_size", self.test_size, "given together with eval_dataset", "give one of the two")
         });
         wrong.within("vocab_size", self.vocab_size, 257, 262_144);
+        wrong.require(!self.recipe.auto.contains(&Auto::Method), || {
+            let next = "name batch_size or gradient_checkpointing";
+            InvalidOption::new("auto", "method", "a training from nothing has but one method", next)
+        });
         wrong.require(self.sample_prompts.len() <= 8, || {
             let value = format!("{} prompts", self.sample_prompts.len());
             InvalidOption::new("sample_prompts", value, "too many", "give at most 8")

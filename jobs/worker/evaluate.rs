@@ -29,6 +29,7 @@ use serde_json::Value;
 use crate::data::render::{Renderer, template};
 use crate::data::rows::Tokenizing;
 use crate::ending::{Ending, Result, input};
+use crate::forget;
 use crate::kernels::weight::Precision;
 use crate::model::ModelFiles;
 use crate::model::config::Config;
@@ -145,6 +146,7 @@ pub fn evaluate(attempt: &AttemptSpec, spec: &EvaluateSpec, reporter: &Reporter)
             reporter.report(Report::Dataset(prepared.report(rows.measured.len())));
         }
         reporter.stage(Stage::Load);
+        forget::free_heap();
         let mut decoder = Decoder::load(&files, prepared.positions(), |_| stop::check())?;
         decoder.scoring = precision(spec);
         for adapter in subject.states() {

@@ -9,6 +9,7 @@ use crate::compute::Compute;
 use crate::data::lesson::digest;
 use crate::data::{self, Prepared};
 use crate::ending::{Ending, OrFail, Result, input};
+use crate::forget;
 use crate::generate::{Prompts, Question, answer_all, questions};
 use crate::model::ModelFiles;
 use crate::model::decoder::Decoder;
@@ -48,6 +49,7 @@ pub fn finetune(
     let questions = questions(&asked, &text, |prompt| prepared.renderer.question(prompt, prepared.chat), reporter)?;
 
     reporter.stage(Stage::Load);
+    forget::free_heap();
     let mut decoder = load(&files, spec, &prepared, &questions, reporter)?;
     let Chosen { trainables, adapter } = choose(&mut decoder, spec, model.adapter.as_deref())?;
     reporter.report(Report::Model(model_report(&decoder, &trainables)));
@@ -75,6 +77,7 @@ pub fn finetune(
     }
 
     reporter.stage(Stage::Train);
+    forget::free_heap();
     let trained = trainer.train()?;
     let left = Left { attempt, spec, model, files: &files, text: &text, prepared: &prepared, questions: &questions };
     let finished = left.behind(&decoder, &trainables, adapter.as_ref(), &trained, &mut trainer, reporter);
@@ -121,6 +124,7 @@ impl Left<'_> {
     ) -> Result<Finished> {
         let Self { attempt, spec, model, files, text, prepared, questions } = *self;
         reporter.stage(Stage::Save);
+        forget::free_heap();
         let saver = Saver::new(&attempt.output, reporter);
         if let Some(shape) = adapter.filter(|_| spec.keep.adapter()) {
             saver.adapter(shape, &model.name, trainables)?;

@@ -12,6 +12,7 @@ pub mod ending;
 pub mod evaluate;
 pub mod finetune;
 pub mod foreign;
+pub mod forget;
 pub mod generate;
 pub mod gguf;
 pub mod kernels;

@@ -107,6 +107,7 @@ pub fn quantize(attempt: &AttemptSpec, spec: &QuantizeSpec, reporter: &Reporter)
         stop::check()?;
         let importance = importance.get(&tensor.name).map(Vec::as_slice);
         losses.push(transfer(tensor, plan.kind, importance, &mut writer)?);
+        tensor.forget()?;
         reporter.progress(losses.len() as u64, planned.len() as u64);
     }
 

@@ -13,6 +13,7 @@ use crate::compute::Compute;
 use crate::data::lesson::digest;
 use crate::data::render::Rendered;
 use crate::ending::{Ending, OrFail, Result};
+use crate::forget;
 use crate::generate::{Prompts, Question, answer_all, questions};
 use crate::model::ModelFiles;
 use crate::model::config::Config;
@@ -39,6 +40,8 @@ pub fn train(attempt: &AttemptSpec, spec: &TrainSpec, compute: &Compute, reporte
     let mut text = tokenizer_of(attempt, spec, &texts)?;
     text.fit(text.vocabulary())?;
     let rows = texts.learnable(&text, spec, reporter)?;
+    drop(texts);
+    forget::free_heap();
     reporter.report(Report::Dataset(rows.report.clone()));
 
     reporter.stage(Stage::Load);
@@ -58,6 +61,7 @@ pub fn train(attempt: &AttemptSpec, spec: &TrainSpec, compute: &Compute, reporte
     }
 
     reporter.stage(Stage::Train);
+    forget::free_heap();
     let trained = trainer.train()?;
     let finished = model.save(&decoder, &trained, &mut trainer);
     if matches!(finished, Err(Ending::Stopped)) {
@@ -166,6 +170,7 @@ impl Model<'_> {
     /// Saves what was trained, measures it once more, and says what was done.
     fn save(&self, decoder: &Decoder, trained: &Trained, trainer: &mut Trainer<'_>) -> Result<Finished> {
         self.reporter.stage(Stage::Save);
+        forget::free_heap();
         let saver = Saver::new(&self.attempt.output, self.reporter);
         let description = self.files.description(&self.text)?;
         saver.model("model", WholeModel { decoder, description: &description, text: &self.text }, SavedAs::F32)?;

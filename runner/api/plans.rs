@@ -1,5 +1,7 @@
 //! Plans, as whoever is about to submit a job sees them.
 
+use std::collections::BTreeMap;
+
 use drydock_spec::dataset::Format;
 use drydock_spec::report::DatasetReport;
 use drydock_spec::{JobSpec, Limits};
@@ -9,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use crate::plan::ResolvedInputs;
 use crate::plan::before::Foreseen;
 use crate::plan::cut::CutRows;
-use crate::plan::forecast::Accuracy;
+use crate::plan::forecast::Quantity;
+use crate::plan::margin::Range;
 
 /// What would be done for a submission.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -21,9 +24,6 @@ pub struct PlanView {
     /// The limits that would be in force.
     pub limits: Limits,
     pub estimate: Estimate,
-    /// How well jobs of this kind and method were predicted before.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub forecasts: Vec<Accuracy>,
     /// How it will fail, if it ends as its like did; the warnings say the same.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub foreseen: Vec<Foreseen>,
@@ -41,7 +41,7 @@ pub struct PlanView {
 }
 
 /// What a job is expected to need.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Estimate {
     /// Peak memory of the worker, in bytes.
     pub memory_bytes: u64,
@@ -51,6 +51,31 @@ pub struct Estimate {
     pub download_bytes: u64,
     /// Numbers that are trained; 0 where nothing is.
     pub trainable_parameters: u64,
+    /// Milliseconds of a nominal machine, by which jobs are compared.
+    #[serde(default)]
+    pub work_ms: u64,
+    /// By part and with their ranges: memory and GPU memory in bytes, time in milliseconds.
+    #[serde(default)]
+    #[schemars(with = "BTreeMap<String, Need>")]
+    pub needs: BTreeMap<Quantity, Need>,
+}
+
+impl Estimate {
+    /// Where a quantity is expected to lie.
+    #[must_use]
+    pub fn range(&self, quantity: Quantity) -> Option<Range> {
+        self.needs.get(&quantity).and_then(|need| need.range)
+    }
+}
+
+/// What a job is expected to need of something.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Need {
+    pub expected: u64,
+    /// Where it should lie; absent where nothing like it was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub range: Option<Range>,
+    pub parts: BTreeMap<String, u64>,
 }
 
 /// Rows as the worker would train on them.

@@ -7,11 +7,14 @@ use drydock_gpu::health::GpuAccount;
 use drydock_spec::{Report, ReportLine, Stage};
 use futures::StreamExt;
 
+use super::gpus::Readings;
 use super::reports::ReportReader;
 use super::{AttemptError, Attempts, Stop, blocking, hold, stopping};
 use crate::clock::Clock;
 use crate::diagnose::{End, Ending, UNSEEN};
 use crate::fail_point::{self, Step};
+use crate::gpus::Mark;
+use crate::gpus::readings::peak_gpu_bytes;
 use crate::sandbox::attempt_dir::{AttemptDir, Usage};
 use crate::sandbox::{ContainerName, Exit, Status};
 use crate::store::{Lease, Termination};
@@ -40,6 +43,9 @@ struct Tale {
     last: Option<Report>,
     stage: Option<Stage>,
     peak_rss_bytes: Option<u64>,
+    gpus: Readings,
+    /// Whether nothing may go on upon a GPU that it has.
+    gpu_lost: bool,
     broken: Option<String>,
     times: Times,
 }
@@ -94,7 +100,7 @@ impl Tale {
 
 impl Attempts {
     /// Follows the container until it has ended and everything it said is stored.
-    pub(super) async fn follow(&self, lease: &mut Lease, dir: AttemptDir) -> Result<Ending, Stop> {
+    pub(super) async fn follow(&self, lease: &mut Lease, dir: AttemptDir, gpus_before: &Mark) -> Result<Ending, Stop> {
         let name = ContainerName::of(lease.job().id, lease.attempt());
         let mut tale = self.tale_so_far(lease).await?;
         let mut reader = ReportReader::open(&dir.events_path(), lease.row().report_offset, tale.is_over())
@@ -114,6 +120,7 @@ impl Attempts {
                 let in_order = tale.is_over() && matches!(end, End::Seen(exit) if exit.code == 0);
                 let outage = !in_order && self.engine_restarted(lease).await?;
                 fail_point::after(Step::Exit);
+                tale.gpus.say(lease).await?;
                 return Ok(ending(lease, tale, end.clone(), outage));
             }
             tokio::select! {
@@ -136,6 +143,8 @@ impl Attempts {
                         renewed_ms = clock.steady_ms();
                     }
                     tick.set(clock.sleep(TICK));
+                    tale.gpus.go_on(self, lease).await?;
+                    tale.gpu_lost = self.gpus.now().fatal(&lease.row().gpus, gpus_before).is_some();
                     self.enforce(lease, &dir, &mut tale, &name, &mut signalled).await?;
                 }
                 () = std::future::ready(()), if more => {}
@@ -166,7 +175,8 @@ impl Attempts {
 
     /// What the reports that are stored already add up to.
     async fn tale_so_far(&self, lease: &Lease) -> Result<Tale, Stop> {
-        let mut tale = Tale { times: Times::of(lease, self.store.clock()), ..Tale::default() };
+        let times = Times::of(lease, self.store.clock());
+        let mut tale = Tale { times, gpus: Readings::of(lease).await?, ..Tale::default() };
         if lease.row().report_offset > 0 {
             let mut newest = self.store.newest_reports(&[lease.job().id]).await?;
             tale.goes_on(&newest.remove(&lease.job().id).unwrap_or_default());
@@ -190,7 +200,7 @@ impl Attempts {
             lease.terminating(why).await?;
         }
         let Some((_, why)) = lease.row().terminated else { return Ok(()) };
-        let grace_ms = if is_flood(why) { 0 } else { lease.job().limits.grace_ms };
+        let grace_ms = if is_at_once(why) { 0 } else { lease.job().limits.grace_ms };
         let steady = self.store.clock().steady_ms();
         let overdue = steady - *tale.times.told_ms.get_or_insert(steady) >= grace_ms;
         if overdue {
@@ -217,6 +227,9 @@ impl Attempts {
         }
         if tale.broken.is_some() {
             return Ok(Some(Termination::ContractBroken));
+        }
+        if tale.gpu_lost {
+            return Ok(Some(Termination::GpuLost));
         }
         let now = self.store.clock().steady_ms();
         if now - tale.times.launched_ms >= job.limits.time_ms {
@@ -324,10 +337,11 @@ impl Attempts {
     }
 }
 
-/// Whether the reason is that the attempt writes what it must not: a grace would be time to go on with it.
-fn is_flood(why: Termination) -> bool {
+/// Whether the attempt writes what it must not, which a grace would be time to go on with, or would use it to keep what a
+/// damaged GPU has computed.
+fn is_at_once(why: Termination) -> bool {
     match why {
-        Termination::DiskFull | Termination::ContractBroken => true,
+        Termination::DiskFull | Termination::ContractBroken | Termination::GpuLost => true,
         Termination::Cancelled | Termination::TimeLimit | Termination::Silent => false,
     }
 }
@@ -339,11 +353,14 @@ fn ending(lease: &Lease, tale: Tale, end: End, outage: bool) -> Ending {
         last: tale.last,
         stage: tale.stage,
         peak_rss_bytes: tale.peak_rss_bytes,
+        gpu_peak_bytes: peak_gpu_bytes(&tale.gpus.newest),
         cancel_requested: stopping(lease),
         terminated: lease.row().terminated.map(|(_, why)| why),
         broken: tale.broken,
         limits: lease.job().limits,
         gpus: GpuAccount::default(),
+        has_gpus: false,
+        gpu_lost: None,
     }
 }
 

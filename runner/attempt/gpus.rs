@@ -1,91 +1,104 @@
-//! The host's GPUs while an attempt is under way: looked at before and after, and listened to in between.
+//! The GPUs of an attempt: what it holds of them is said among its reports, and what became of them is told at its end.
 
-use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use drydock_gpu::health::nvml::Gpus;
-use drydock_gpu::health::{GpuAccount, Look, Xid, between};
-use tokio::task::JoinHandle;
+use drydock_spec::report::GpuReading;
+use drydock_spec::{Outcome, Report};
 
-/// How long a look may take: a GPU that is dying can keep its driver waiting for good.
-const LOOK: Duration = Duration::from_secs(10);
+use super::{Attempts, Stop, hold};
+use crate::diagnose::{Ending, diagnose};
+use crate::gpus::readings::readings;
+use crate::gpus::{Attended, Mark};
+use crate::store::{Lease, StoreError};
 
-/// The host's GPUs, if it has any. Cloning shares them.
-#[derive(Clone, Default)]
-pub struct HostGpus {
-    gpus: Option<Arc<Gpus>>,
+/// How often what an attempt holds is said.
+const SAY: Duration = Duration::from_secs(10);
+
+/// GPUs since an attempt began with them.
+pub(super) struct Since {
+    pub(super) mark: Mark,
+    /// They are looked at more often meanwhile.
+    _attended: Option<Attended>,
 }
 
-/// GPUs that are watched until [`Watched::end`], or until this is dropped.
-pub(super) struct Watched {
-    /// Nothing on a host without any.
-    begun: Option<Begun>,
+/// What was read of an attempt's GPUs.
+#[derive(Debug, Default)]
+pub(super) struct Readings {
+    /// With the most that was ever held.
+    pub(super) newest: Vec<GpuReading>,
+    /// The look that it is from.
+    looked_ms: Option<i64>,
+    /// When it was said, by the steady clock, and what.
+    said_ms: Option<i64>,
+    said: Vec<GpuReading>,
 }
 
-struct Begun {
-    gpus: Arc<Gpus>,
-    before: Look,
-    over: Arc<AtomicBool>,
-    xids: JoinHandle<Vec<Xid>>,
-}
-
-impl HostGpus {
-    /// Those that this library of the driver's knows, by default the host's own.
-    #[must_use]
-    pub fn open(library: Option<&Path>) -> Self {
-        match Gpus::open(library) {
-            Ok(gpus) => Self { gpus: Some(Arc::new(gpus)) },
-            Err(error) => {
-                tracing::debug!(%error, "no GPU is looked at");
-                Self::default()
-            }
+impl Attempts {
+    /// From here on it is told what becomes of the attempt's GPUs.
+    pub(super) async fn gpus_from_here(&self, lease: &Lease) -> Result<Since, Stop> {
+        if lease.row().gpus.is_empty() {
+            return Ok(Since { mark: self.gpus.mark(), _attended: None });
         }
+        self.asked(lease, self.gpus.look_once()).await?;
+        Ok(Since { mark: self.gpus.mark(), _attended: Some(self.gpus.attend()) })
     }
 
-    pub(super) async fn watch(&self) -> Watched {
-        let Some(gpus) = self.gpus.clone() else { return Watched { begun: None } };
-        let Some(before) = look(&gpus).await.filter(|look| !look.gpus.is_empty()) else {
-            return Watched { begun: None };
-        };
-        let over = Arc::new(AtomicBool::new(false));
-        let (listener, until) = (Arc::clone(&gpus), Arc::clone(&over));
-        let xids = tokio::task::spawn_blocking(move || listener.watch(&until));
-        Watched { begun: Some(Begun { gpus, before, over, xids }) }
+    /// Adds to an ending what became of the GPUs that the worker computed on.
+    pub(super) async fn add_gpus(&self, lease: &Lease, since: &Since, mut ending: Ending) -> Result<Ending, Stop> {
+        let own = &lease.row().gpus;
+        // What befalls a GPU while another program computes on it is nothing to a worker on the CPU.
+        let is_on_gpu = !own.is_empty() || lease.started().await?.is_some_and(|said| said.device.starts_with("cuda"));
+        if !is_on_gpu || !self.gpus.can_look() || diagnose(&ending) == Outcome::Succeeded {
+            return Ok(ending);
+        }
+        ending.gpus = self.asked(lease, self.gpus.account(&since.mark, own)).await?;
+        ending.has_gpus = !own.is_empty();
+        ending.gpu_lost = self.gpus.now().fatal(own, &since.mark).map(str::to_owned);
+        Ok(ending)
     }
-}
 
-impl Watched {
-    /// What became of the GPUs since the watch began.
-    pub(super) async fn end(mut self) -> GpuAccount {
-        let Some(begun) = self.begun.as_mut() else { return GpuAccount::default() };
-        begun.over.store(true, Ordering::Relaxed);
-        let heard = tokio::time::timeout(LOOK, &mut begun.xids).await;
-        let xids = heard.ok().and_then(Result::ok).unwrap_or_default();
-        // A driver that does not answer tells nothing of which GPU it is for.
-        let Some(after) = look(&begun.gpus).await else { return GpuAccount::default() };
-        let gpus = between(&begun.before, &after, &xids);
-        GpuAccount { driver: after.driver.or_else(|| begun.before.driver.clone()), gpus }
-    }
-}
-
-impl Drop for Watched {
-    fn drop(&mut self) {
-        if let Some(begun) = &self.begun {
-            begun.over.store(true, Ordering::Relaxed);
+    /// What the driver answers, which may take it long: the lease is kept meanwhile.
+    async fn asked<T>(&self, lease: &Lease, answer: impl Future<Output = Result<T, StoreError>>) -> Result<T, Stop> {
+        tokio::select! {
+            answer = hold::renewing(lease, self.lease_ms, answer) => Ok(answer??),
+            () = self.shutdown.cancelled() => Err(Stop::Detached),
         }
     }
 }
 
-async fn look(gpus: &Arc<Gpus>) -> Option<Look> {
-    let gpus = Arc::clone(gpus);
-    let looked = tokio::time::timeout(LOOK, tokio::task::spawn_blocking(move || gpus.look())).await;
-    match looked {
-        Ok(look) => look.ok(),
-        Err(_) => {
-            tracing::warn!(limit = ?LOOK, "NVIDIA's driver does not answer; see `nvidia-smi` and the kernel's log");
-            None
+impl Readings {
+    /// Those that an earlier gateway has said of the attempt.
+    pub(super) async fn of(lease: &Lease) -> Result<Self, StoreError> {
+        let said = if lease.row().gpus.is_empty() { Vec::new() } else { lease.gpus_said().await? };
+        Ok(Self { newest: said.clone(), said, ..Self::default() })
+    }
+
+    /// Reads what the newest look tells, and says it when it is time.
+    pub(super) async fn go_on(&mut self, attempts: &Attempts, lease: &mut Lease) -> Result<(), StoreError> {
+        if lease.row().gpus.is_empty() {
+            return Ok(());
         }
+        let known = attempts.gpus.now();
+        if let (Ok(look), true) = (&known.gpus, known.looked_ms > self.looked_ms) {
+            self.looked_ms = known.looked_ms;
+            let own = (lease.job().id, lease.attempt());
+            self.newest = readings(look, &lease.row().gpus, own, &self.newest);
+        }
+        let now = attempts.store.clock().steady_ms();
+        let is_time = self.said_ms.is_none_or(|then| u128::from((now - then).unsigned_abs()) >= SAY.as_millis());
+        if !is_time {
+            return Ok(());
+        }
+        self.said_ms = Some(now);
+        self.say(lease).await
+    }
+
+    /// Says what was not said yet.
+    pub(super) async fn say(&mut self, lease: &mut Lease) -> Result<(), StoreError> {
+        if self.newest.is_empty() || self.newest == self.said {
+            return Ok(());
+        }
+        self.said.clone_from(&self.newest);
+        lease.observe(Report::Gpus { gpus: self.newest.clone() }).await
     }
 }

@@ -12,6 +12,7 @@ use std::path::Path;
 
 use drydock_spec::report::MAX_LINE_BYTES;
 use drydock_spec::{Report, ReportLine};
+use serde::de::Error as _;
 
 use crate::legible::{is_plain, make_legible};
 use crate::store::ReportBatch;
@@ -114,14 +115,19 @@ impl ReportReader {
     }
 }
 
-/// The report, with every text in it made legible.
+/// The report, with every text in it made legible. What is the host's to say is refused.
 fn parse(line: &[u8]) -> serde_json::Result<ReportLine> {
-    if is_plain(line) {
-        return serde_json::from_slice(line);
+    let line: ReportLine = if is_plain(line) {
+        serde_json::from_slice(line)?
+    } else {
+        let mut value = serde_json::from_slice(line)?;
+        make_legible(&mut value);
+        serde_json::from_value(value)?
+    };
+    match line.report.is_of_host() {
+        true => Err(serde_json::Error::custom(format!("`{}` is not a worker's to say", line.report.name()))),
+        false => Ok(line),
     }
-    let mut value = serde_json::from_slice(line)?;
-    make_legible(&mut value);
-    serde_json::from_value(value)
 }
 
 /// Fills as much of the buffer as the file has.
@@ -227,6 +233,24 @@ mod tests {
         let file = file_with(forged.as_bytes());
         std::fs::OpenOptions::new().append(true).open(file.path()).unwrap().write_all(b"\n").unwrap();
         assert_eq!(read_all(file.path(), 0).batch.lines, [stage(1)]);
+    }
+
+    #[test]
+    fn a_worker_cannot_say_how_much_of_a_gpu_it_holds() {
+        let reading = drydock_spec::report::GpuReading {
+            uuid: "GPU-0".into(),
+            memory_used_bytes: 1,
+            memory_peak_bytes: 1,
+            utilization_percent: None,
+            power_watts: None,
+        };
+        let forged = ReportLine { elapsed_ms: 1, report: Report::Gpus { gpus: vec![reading] } };
+        let Report::Warning { message, .. } =
+            &read_all(file_with(text(&forged).as_bytes()).path(), 0).batch.lines[0].report
+        else {
+            panic!("it is believed")
+        };
+        assert!(message.contains("not a worker's to say"), "{message}");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use drydock_spec::report::{DatasetReport, Metrics, Phase, Quantized};
+use drydock_spec::report::{DatasetReport, GpuReading, Metrics, Phase, Quantized};
 use drydock_spec::{JobEvent, Outcome, Report};
 
 use super::text::{count, one_line, size, span};
@@ -95,6 +95,7 @@ fn report(report: &Report) -> String {
         }
         Report::Quantized(made) => quantized(made),
         Report::Artifact { path, role } => format!("wrote {path} ({role})"),
+        Report::Gpus { gpus } => gpus.iter().map(gpu).collect::<Vec<_>>().join("; "),
         Report::Failed(failure) => format!("worker: {failure}"),
         Report::Stopped { step } => format!("worker stopped after step {step}"),
         Report::Finished(finished) => {
@@ -122,6 +123,14 @@ pub(super) fn metrics(metrics: &Metrics) -> String {
         "loss {:.4}{margin}  learning rate {:.2e}  {:.0} tokens/s{left}",
         metrics.loss, metrics.learning_rate, metrics.tokens_per_second
     )
+}
+
+/// What an attempt holds of a GPU.
+pub(super) fn gpu(reading: &GpuReading) -> String {
+    let (held, peak) = (size(reading.memory_used_bytes), size(reading.memory_peak_bytes));
+    let busy = reading.utilization_percent.map_or_else(String::new, |percent| format!(", {percent} % busy"));
+    let power = reading.power_watts.map_or_else(String::new, |watts| format!(", {watts:.0} W"));
+    format!("{}: {held} held, {peak} at most{busy}{power}", reading.uuid)
 }
 
 /// What became of a model's weights.

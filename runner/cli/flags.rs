@@ -47,7 +47,11 @@ kind!(EvaluateArgs, Evaluate, "Options of the evaluation");
 impl Options for LimitArgs {
     const HEADING: &'static str = "Limits";
     fn flag(field: &str) -> String {
-        format!("limit-{}", field.replace("_limit", "").replace('_', "-"))
+        match field {
+            // As `docker run --gpus` has it: these are asked for more than kept to.
+            "gpus" | "gpu_memory_mib" => field.replace('_', "-"),
+            _ => format!("limit-{}", field.replace("_limit", "").replace('_', "-")),
+        }
     }
 }
 
@@ -441,11 +445,17 @@ mod tests {
     }
 
     #[test]
-    fn limits_carry_a_prefix() {
+    fn limits_carry_a_prefix_but_for_gpus() {
         let given: LimitArgs =
-            parse(&["--limit-memory-mib", "900", "--limit-time-s", "60", "--limit-cpus", "1.5"]).unwrap();
-        let expected =
-            LimitArgs { memory_mib: Some(900), time_limit_s: Some(60), cpus: Some(1.5), ..LimitArgs::default() };
+            parse(&["--limit-memory-mib", "900", "--limit-time-s", "60", "--limit-cpus", "1.5", "--gpus", "2"])
+                .unwrap();
+        let expected = LimitArgs {
+            memory_mib: Some(900),
+            time_limit_s: Some(60),
+            cpus: Some(1.5),
+            gpus: Some(2),
+            ..LimitArgs::default()
+        };
         assert_eq!(given, expected);
     }
 

@@ -166,6 +166,9 @@ fn print(job: &JobView, out: &mut Out) -> Result<(), CliError> {
         out.line(format!("  step {step}/{total}  {}", describe::metrics(metrics)))?;
         out.line(format!("  memory {}", size(metrics.rss_bytes)))?;
     }
+    for reading in job.progress.iter().flat_map(|progress| &progress.gpus) {
+        out.line(format!("  {}", describe::gpu(reading)))?;
+    }
     if let Some(checkpoint) = job.progress.as_ref().and_then(|progress| progress.checkpoint.as_ref()) {
         out.line(format!("  checkpoint after step {}, {}", checkpoint.step, size(checkpoint.bytes)))?;
     }

@@ -8,7 +8,8 @@ use super::flags::{Flags, Kind};
 use super::out::Out;
 use super::text::{count, one_line, size, span};
 use super::watch;
-use crate::api::{PlanView, Submission, SubmittedView};
+use crate::api::{Estimate, PlanView, Submission, SubmittedView};
+use crate::plan::forecast::Quantity;
 
 /// The job, and what to do about it.
 #[derive(Debug, clap::Args)]
@@ -108,6 +109,31 @@ pub(super) async fn queued(
     Ok(Exit::Ok)
 }
 
+/// What each need is made of, the largest part first, and how sure it is.
+fn print_needs(estimate: &Estimate, out: &mut Out) -> Result<(), CliError> {
+    for (quantity, need) in &estimate.needs {
+        let said = |amount: u64| match quantity {
+            Quantity::Time => span(std::time::Duration::from_secs(amount.div_ceil(1000))),
+            Quantity::Memory | Quantity::GpuMemory | Quantity::Disk => size(amount),
+        };
+        let name = match quantity {
+            Quantity::GpuMemory => "gpu",
+            other => other.name(),
+        };
+        let range = match need.range {
+            Some(range) => format!("{} to {} ({})", said(range.low), said(range.high), range.grounds()),
+            None => format!("{} (by formula alone)", said(need.expected)),
+        };
+        out.line(format!("{name:<8} {range}"))?;
+        let mut parts: Vec<_> = need.parts.iter().collect();
+        parts.sort_by_key(|(part, amount)| (std::cmp::Reverse(**amount), *part));
+        for (part, amount) in parts {
+            out.line(format!("         {part:<12} {:>11}", said(*amount)))?;
+        }
+    }
+    Ok(())
+}
+
 pub(super) fn print_plan(plan: &PlanView, out: &mut Out) -> Result<Exit, CliError> {
     if out.json {
         out.document(plan)?;
@@ -125,9 +151,7 @@ pub(super) fn print_plan(plan: &PlanView, out: &mut Out) -> Result<Exit, CliErro
         size(estimate.disk_bytes),
         size(estimate.download_bytes)
     ))?;
-    for known in &plan.forecasts {
-        out.line(format!("         {known}"))?;
-    }
+    print_needs(estimate, out)?;
     if estimate.trainable_parameters > 0 {
         out.line(format!("trains   {} parameters", count(estimate.trainable_parameters)))?;
     }

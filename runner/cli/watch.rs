@@ -162,6 +162,8 @@ impl Screen {
                         self.tell(*done, *total, line, out);
                     }
                 }
+                // Every few seconds anew; `drydock show` says what it is now, `drydock logs` what it was.
+                Report::Gpus { .. } => {}
                 _ => self.say(&describe::line(line), out),
             },
         }

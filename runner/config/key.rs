@@ -78,6 +78,7 @@ pub const KEYS: &[Key] = keys! {
     "limits.silence", TIME, "time between two reports of an attempt";
     "limits.grace", TIME, "time from SIGTERM to SIGKILL";
     "limits.max_attempts", "a whole number from 1 to 10", "attempts of a job; only failures of the infrastructure are tried again";
+    "limits.gpus", "\"auto\" or a whole number from 0 to 16", "GPUs of a job that computes on them; auto is 1 where the host has any and the worker image says `cuda`";
     "queue.half_life", TIME, "time after which what an owner's jobs have had of the host counts half";
     "queue.patience", TIME, "time after which an owner's oldest job goes to the front of the line";
     "queue.gpu_sharers", COUNT, "jobs that may share a GPU or MIG slice";

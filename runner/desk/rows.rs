@@ -40,7 +40,6 @@ impl Desk {
             inputs: plan.inputs,
             limits: plan.limits,
             estimate: plan.estimate,
-            forecasts: plan.forecasts,
             foreseen: plan.foreseen,
             cut,
             rows: preview.map(rendered),

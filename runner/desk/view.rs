@@ -2,7 +2,7 @@
 
 use drydock_spec::{JobId, JobState, Outcome, Report, ReportLine, TraceId};
 
-use super::waits::{Turn, in_words};
+use super::waits::{Start, Turn, in_words};
 use super::{Desk, DeskError};
 use crate::api::{AttemptReport, EntryView, JobView, LogLineView, Part, Progress, WaitsFor};
 use crate::scores;
@@ -46,6 +46,7 @@ fn job(
     let progress = progress(newest, job.spec.recipe().is_some());
     // A worker that has spoken waits for nothing.
     let turn = turn.filter(|_| progress.is_none() || matches!(job.state, JobState::Queued { .. }));
+    let start = turn.as_ref().map(|turn| turn.start).unwrap_or_default();
     let mut view = JobView {
         id: job.id,
         kind: job.spec.kind().to_owned(),
@@ -64,7 +65,8 @@ fn job(
         submitted_ms: job.submitted_ms,
         started_ms: job.started_ms,
         ended_ms: job.ended_ms,
-        starts_by_ms: turn.as_ref().and_then(|turn| turn.starts_by_ms),
+        starts_by_ms: start.by_ms,
+        expected_start_ms: start.expected_ms,
         waits_for: turn.map(|turn| turn.waits_for),
         progress,
         evaluations: Vec::new(),
@@ -89,14 +91,21 @@ fn job(
             _ => {}
         }
     }
-    view.summary = summary(job, &view, now_ms);
+    view.summary = summary(job, &view, start, now_ms);
     view
 }
 
 /// How far the newest attempt has come; nothing before its worker has spoken.
 fn progress(newest: &[ReportLine], trains: bool) -> Option<Progress> {
-    let mut progress =
-        Progress { stage: None, fraction: 0.0, part: None, metrics: None, dataset: None, checkpoint: None };
+    let mut progress = Progress {
+        stage: None,
+        fraction: 0.0,
+        part: None,
+        metrics: None,
+        dataset: None,
+        checkpoint: None,
+        gpus: vec![],
+    };
     for line in newest {
         match &line.report {
             Report::Stage { stage } => {
@@ -114,6 +123,7 @@ fn progress(newest: &[ReportLine], trains: bool) -> Option<Progress> {
                 progress.fraction = metrics.step as f64 / metrics.total_steps.max(1) as f64;
                 progress.metrics = Some(metrics.clone());
             }
+            Report::Gpus { gpus } => progress.gpus = gpus.clone(),
             Report::Dataset(dataset) => progress.dataset = Some(dataset.clone()),
             Report::Finished(_) => progress.fraction = 1.0,
             _ => {}
@@ -122,9 +132,9 @@ fn progress(newest: &[ReportLine], trains: bool) -> Option<Progress> {
     (!newest.is_empty()).then_some(progress)
 }
 
-fn summary(job: &Job, view: &JobView, now_ms: i64) -> String {
+fn summary(job: &Job, view: &JobView, start: Start, now_ms: i64) -> String {
     match &job.state {
-        JobState::Queued { .. } => in_words(view.waits_for.as_ref(), view.starts_by_ms, now_ms),
+        JobState::Queued { .. } => in_words(view.waits_for.as_ref(), start, now_ms),
         JobState::Running { attempt } => match view.progress.as_ref().and_then(|progress| progress.metrics.as_ref()) {
             Some(metrics) if metrics.step < metrics.total_steps => format!(
                 "step {} of {}, loss {:.4}, {:.0} tokens/s, about {} s of training left",

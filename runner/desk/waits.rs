@@ -1,9 +1,11 @@
 //! Why a queued job does not run yet, and when it is expected to start.
 
 use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use drydock_gpu::Shortage;
-use drydock_gpu::assign::{Ends, Hold};
+use drydock_gpu::assign::{Ends, Hold, Host, Outlook};
 use drydock_spec::{JobId, JobState};
 use humantime::format_rfc3339_seconds;
 
@@ -11,19 +13,31 @@ use super::{Desk, DeskError};
 use crate::api::WaitsFor;
 use crate::blobs::size;
 use crate::line::Look;
+use crate::sandbox::EngineInfo;
 use crate::store::{Job, MOST_AHEAD};
+
+/// How long what was foreseen may be told again: until then what runs has hardly come any further.
+const FRESH: Duration = Duration::from_secs(1);
 
 /// What is known of a job's turn.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Turn {
     pub(super) waits_for: WaitsFor,
-    /// When it starts if everything runs for as long as it may.
-    pub(super) starts_by_ms: Option<i64>,
+    pub(super) start: Start,
+}
+
+/// When a job starts, as far as that can be foreseen.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Start {
+    /// If everything runs for as long as it may.
+    pub(super) by_ms: Option<i64>,
+    /// If everything runs for as long as is expected of it.
+    pub(super) expected_ms: Option<i64>,
 }
 
 impl From<WaitsFor> for Turn {
     fn from(waits_for: WaitsFor) -> Self {
-        Self { waits_for, starts_by_ms: None }
+        Self { waits_for, start: Start::default() }
     }
 }
 
@@ -69,24 +83,71 @@ impl Desk {
             let (needs, free) = (shortage.least_bytes, shortage.free_bytes);
             return Ok(all(WaitsFor::Disk { needs, free, problem: shortage.to_string() }));
         }
-        let look = self.line.look(&engine).await?;
-        let mut seen = foresee(&look);
+        let seen = self.foreseen(&engine).await?;
         let unseen: Vec<_> = jobs.iter().copied().filter(|job| !seen.contains_key(job)).collect();
         let ahead = self.store.ahead_of(&unseen).await?;
-        let far_behind = |job: &JobId| Turn::from(WaitsFor::JobsAhead { jobs: ahead.get(job).copied().unwrap_or(0) });
-        Ok(jobs.iter().map(|job| (*job, seen.remove(job).unwrap_or_else(|| far_behind(job)))).collect())
+        let far_behind = |job: &JobId| match ahead.get(job) {
+            None | Some(0) => WaitsFor::Dispatch.into(),
+            Some(&jobs) => WaitsFor::JobsAhead { jobs }.into(),
+        };
+        Ok(jobs.iter().map(|job| (*job, seen.get(job).cloned().unwrap_or_else(|| far_behind(job)))).collect())
+    }
+
+    /// What is foreseen of those in front: what was foreseen last, as long as nobody has come or gone since.
+    async fn foreseen(&self, engine: &EngineInfo) -> Result<Arc<HashMap<JobId, Turn>>, DeskError> {
+        let moves = *self.store.changes().queue().borrow();
+        let host = self.line.host(engine);
+        if let Some(turns) = self.foresight.newest(moves, &host) {
+            return Ok(turns);
+        }
+        let mut look = self.line.look(engine).await?;
+        let running: Vec<_> = look.running.iter().map(|job| job.job).collect();
+        let tells = look.expect(&self.store.newest_reports(&running).await?);
+        let turns = Arc::new(foresee(&look, tells));
+        self.foresight.keep(Foreseen { at: Instant::now(), moves, host, turns: Arc::clone(&turns) });
+        Ok(turns)
     }
 }
 
-/// What is to be said of all who are seen in line.
-fn foresee(look: &Look) -> HashMap<JobId, Turn> {
+/// What was foreseen last, so that a crowd that asks is answered once. Cloning shares it.
+#[derive(Debug, Clone, Default)]
+pub struct Foresight(Arc<Mutex<Option<Foreseen>>>);
+
+#[derive(Debug)]
+struct Foreseen {
+    at: Instant,
+    /// How often the line had moved by then.
+    moves: u64,
+    host: Host,
+    turns: Arc<HashMap<JobId, Turn>>,
+}
+
+impl Foresight {
+    fn newest(&self, moves: u64, host: &Host) -> Option<Arc<HashMap<JobId, Turn>>> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = |known: &&Foreseen| {
+            let alike = known.host.units == host.units && known.host.capacity == host.capacity;
+            known.moves == moves && alike && known.at.elapsed() < FRESH
+        };
+        known.as_ref().filter(same).map(|known| Arc::clone(&known.turns))
+    }
+
+    fn keep(&self, foreseen: Foreseen) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(foreseen);
+    }
+}
+
+/// What is to be said of all who are seen in line. `tells`: whether anybody can tell when what runs is expected to end.
+fn foresee(look: &Look, tells: bool) -> HashMap<JobId, Turn> {
     let plan = look.plan();
-    let starts_by = look.outlook(Ends::Latest);
+    let latest = look.outlook(&plan, Ends::Latest);
+    let expected = if tells { look.outlook(&plan, Ends::Expected) } else { Outlook::new() };
     let starts = plan.starts.into_iter().map(|start| (start.job, WaitsFor::Dispatch));
     let holds = plan.holds.into_iter().map(|(job, hold)| (job, waits_for(hold)));
     let turn = |(job, waits_for): (JobId, WaitsFor)| {
-        let starts_by_ms = starts_by.get(&job).copied().filter(|_| waits_for != WaitsFor::Dispatch);
-        (job, Turn { waits_for, starts_by_ms })
+        let of = |outlook: &Outlook| outlook.get(&job).copied().filter(|_| waits_for != WaitsFor::Dispatch);
+        let start = Start { by_ms: of(&latest), expected_ms: of(&expected) };
+        (job, Turn { waits_for, start })
     };
     starts.chain(holds).map(turn).collect()
 }
@@ -139,7 +200,7 @@ fn too_large(shortage: Shortage) -> String {
 }
 
 /// Why a job waits and until when, in words.
-pub(super) fn in_words(waits_for: Option<&WaitsFor>, starts_by_ms: Option<i64>, now_ms: i64) -> String {
+pub(super) fn in_words(waits_for: Option<&WaitsFor>, start: Start, now_ms: i64) -> String {
     let reason = match waits_for {
         None | Some(WaitsFor::Dispatch) => "queued, about to start".into(),
         Some(WaitsFor::Job { id, state }) => format!("queued: waits for job {id}, which is {state}"),
@@ -174,9 +235,14 @@ pub(super) fn in_words(waits_for: Option<&WaitsFor>, starts_by_ms: Option<i64>, 
             format!("queued: {problem}")
         }
     };
-    match starts_by_ms {
-        Some(at) => format!("{reason}; expected to start by {}", clock_time(at, now_ms)),
-        None => reason,
+    let clock = |at| clock_time(at, now_ms);
+    match (start.expected_ms, start.by_ms) {
+        (Some(at), Some(by)) => {
+            format!("{reason}; expected to start at {}, and by {} if all run to their limits", clock(at), clock(by))
+        }
+        (Some(at), None) => format!("{reason}; expected to start at {}", clock(at)),
+        (None, Some(by)) => format!("{reason}; expected to start by {}", clock(by)),
+        (None, None) => reason,
     }
 }
 
@@ -191,7 +257,7 @@ fn gpus(count: u32) -> String {
 /// Such as `14:05 UTC`; with the date where it is not today's.
 fn clock_time(at_ms: i64, now_ms: i64) -> String {
     let of = |ms: i64| {
-        let since = std::time::Duration::from_millis(u64::try_from(ms).unwrap_or(0));
+        let since = Duration::from_millis(u64::try_from(ms).unwrap_or(0));
         format_rfc3339_seconds(std::time::UNIX_EPOCH + since).to_string()
     };
     let (at, now) = (of(at_ms), of(now_ms));
@@ -210,7 +276,7 @@ mod tests {
     #[test]
     fn a_job_that_waits_says_what_for_and_until_when() {
         let now = 1_700_000_000_000;
-        let said = |waits_for: WaitsFor, by| in_words(Some(&waits_for), by, now);
+        let said = |waits_for: WaitsFor, by_ms| in_words(Some(&waits_for), Start { by_ms, expected_ms: None }, now);
         let two_hours = Some(now + 2 * 3_600_000);
         assert_eq!(
             said(WaitsFor::Gpus { needs: 2, free: 1, foreign: 0 }, Some(now + 60_000)),
@@ -220,6 +286,12 @@ mod tests {
             said(WaitsFor::Gpus { needs: 1, free: 0, foreign: 1 }, two_hours),
             "queued: needs 1 GPU, 0 are free, and other programs hold memory of 1 more; expected to start by \
              2023-11-15 00:13 UTC"
+        );
+        let start = Start { by_ms: two_hours, expected_ms: Some(now + 60_000) };
+        assert_eq!(
+            in_words(Some(&WaitsFor::JobsAhead { jobs: 2 }), start, now),
+            "queued behind 2 other job(s); expected to start at 22:14 UTC, and by 2023-11-15 00:13 UTC if all run to \
+             their limits"
         );
         let job = JobId::from_parts(0, 1);
         assert_eq!(

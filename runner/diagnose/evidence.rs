@@ -27,6 +27,9 @@ pub struct Evidence {
     /// Largest resident memory that the worker reported, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peak_rss_bytes: Option<u64>,
+    /// Most memory of one of its GPUs that the host saw the attempt hold, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_peak_bytes: Option<u64>,
     /// The limits in force.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<Limits>,
@@ -90,6 +93,7 @@ impl Evidence {
             ended_by_drydock: ending.terminated,
             reported: matches!(ending.last, Some(drydock_spec::Report::Failed(_))),
             peak_rss_bytes: ending.peak_rss_bytes,
+            gpu_peak_bytes: ending.gpu_peak_bytes,
             gpus: ending.gpus.gpus.clone(),
             environment: Environment {
                 driver: ending.gpus.driver.clone(),

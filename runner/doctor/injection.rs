@@ -58,7 +58,7 @@ mod tests {
 
     fn engine(injection: Result<Injector, String>) -> EngineInfo {
         let refused = RefusedInjector { injector: Injector::Cdi, why: "not spoken".into() };
-        let gpus = GpuAccess { units: 2, cuda: true, injection, refused: vec![refused] };
+        let gpus = GpuAccess { units: 2, cuda: true, injection, trying: false, refused: vec![refused] };
         EngineInfo {
             engine: "docker 1".into(),
             incarnation: "1".into(),

@@ -192,6 +192,13 @@ pub(super) async fn list_artifacts(gateway: &Gateway, JobArgs { id }: JobArgs) -
     told(text, &list)
 }
 
+/// Agents learn of what is not drydock's only that it is there.
+pub(super) async fn list_gpus(gateway: &Gateway, NoArgs {}: NoArgs) -> Told {
+    let list = gateway.desk.gpus().await?;
+    let text = words::gpus(&list);
+    told(text, &words::gpu_lines(list))
+}
+
 pub(super) async fn explain_failure(gateway: &Gateway, JobArgs { id }: JobArgs) -> Told {
     let id = job_id(&id)?;
     let mut told = gateway.desk.explain(id).await?.ok_or_else(|| rest::not_failed(id))?;

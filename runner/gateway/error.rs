@@ -10,7 +10,7 @@ use drydock_spec::{InvalidOptions, TraceId};
 use crate::api::{ErrorBody, ErrorView};
 use crate::blobs::BlobError;
 use crate::datasets::DatasetError;
-use crate::desk::{DeskError, KnowledgeError, RemedyError};
+use crate::desk::{DeskError, GpuError, KnowledgeError, RemedyError};
 use crate::hub::HubError;
 use crate::models::ModelError;
 use crate::plan::PlanError;
@@ -94,6 +94,7 @@ impl From<DeskError> for Refusal {
             DeskError::Retention(error) => Self::internal(&error),
             DeskError::Remedy(error) => error.into(),
             DeskError::Knowledge(error) => error.into(),
+            DeskError::Gpu(error) => error.into(),
         }
     }
 }
@@ -132,6 +133,22 @@ impl From<KnowledgeError> for Refusal {
             }
             KnowledgeError::Name(_) => Self::bad_request("bad_name", message)
                 .hint("choose up to 40 letters, digits, spaces, dots, dashes and underscores"),
+        }
+    }
+}
+
+impl From<GpuError> for Refusal {
+    fn from(error: GpuError) -> Self {
+        let message = error.to_string();
+        match error {
+            GpuError::NoSuchGpu(_) => Self::new(StatusCode::NOT_FOUND, "no_such_gpu", message)
+                .hint("GET /v1/gpus (`drydock gpus`) lists the GPUs there are, by UUID"),
+            GpuError::IsSlice { gpu, .. } => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, "is_slice", message).hint(format!("name `{gpu}`"))
+            }
+            GpuError::Reason => {
+                Self::bad_request("bad_reason", message).hint("say in a sentence why no job is to get it")
+            }
         }
     }
 }

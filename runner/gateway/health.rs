@@ -8,11 +8,13 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use drydock_gpu::inventory::Gpu;
 use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Gateway;
 use super::error::Refusal;
+use crate::gpus::Known;
 
 /// What went through the gateway since it started.
 #[derive(Debug, Default)]
@@ -111,6 +113,7 @@ pub(super) async fn metrics(State(gateway): State<Arc<Gateway>>) -> Result<Respo
     page.family("drydock_database_connections", "gauge", "Connections to the database.");
     page.value("{state=\"busy\"}", busy);
     page.value("{state=\"open\"}", open);
+    gpus(&mut page, &gateway.desk.gpus.now());
     page.family("drydock_watchers", "gauge", "Clients that follow a job's events.");
     page.value("", gateway.traffic.watchers.load(Ordering::Relaxed));
     page.family("drydock_http_requests_total", "counter", "Requests answered, by class of status.");
@@ -118,6 +121,29 @@ pub(super) async fn metrics(State(gateway): State<Arc<Gateway>>) -> Result<Respo
         page.value(&format!("{{status=\"{}xx\"}}", class + 1), count.load(Ordering::Relaxed));
     }
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], page.text).into_response())
+}
+
+fn gpus(page: &mut Page, known: &Known) {
+    let label = |gpu: &Gpu| format!("{{uuid=\"{}\"}}", gpu.uuid);
+    let mut family = |name, told, value: fn(&Gpu) -> Option<f64>| {
+        let values: Vec<_> = known.each().filter_map(|gpu| Some((label(gpu), value(gpu)?))).collect();
+        if !values.is_empty() {
+            page.family(name, "gauge", told);
+            values.iter().for_each(|(label, value)| page.value(label, value));
+        }
+    };
+    family("drydock_gpu_memory_bytes", "Memory of a GPU.", |gpu| Some(gpu.memory.total_bytes as f64));
+    family("drydock_gpu_memory_used_bytes", "Memory of a GPU that anybody holds.", |gpu| {
+        Some(gpu.memory.used_bytes() as f64)
+    });
+    family("drydock_gpu_utilization_percent", "Time in which a GPU computes.", |gpu| {
+        gpu.utilization.map(|of| f64::from(of.gpu_percent))
+    });
+    family("drydock_gpu_temperature_celsius", "Temperature of a GPU.", |gpu| gpu.temperature_celsius.map(f64::from));
+    family("drydock_gpu_power_watts", "What a GPU draws.", |gpu| gpu.power_watts);
+    family("drydock_gpu_cordoned", "Whether no job gets a GPU.", |gpu| {
+        Some(f64::from(u8::from(gpu.cordoned.is_some())))
+    });
 }
 
 /// Prometheus' text format.

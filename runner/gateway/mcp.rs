@@ -68,6 +68,7 @@ impl Server {
             "apply_remedy" => calls::apply_remedy(gateway, arguments(given)?).await,
             "list_models" => calls::list_models(gateway, arguments(given)?).await,
             "load_dataset" => calls::load_dataset(gateway, arguments(given)?).await,
+            "list_gpus" => calls::list_gpus(gateway, arguments(given)?).await,
             "list_artifacts" => calls::list_artifacts(gateway, arguments(given)?).await,
             // The caller has looked the name up; an unknown tool ends here only if the table grew without this list.
             _ => Err(Refusal::bad_request("unknown_tool", format!("no tool `{name}`"))),

@@ -14,9 +14,9 @@ use super::Gateway;
 use super::body::{Asked, Body, Named, job_id};
 use super::error::Refusal;
 use crate::api::{
-    AddModel, AdviceList, AdviceView, Advise, ApplyRemedy, ArtifactList, DatasetList, Explanation, FailureList,
-    GcReport, GcRequest, HostView, JobList, JobView, JoinFingerprints, JoinedFingerprint, LoadDataset, LoadedDataset,
-    Logs, MetricsView, ModelList, ModelView, RemedyList, Submission,
+    AddModel, AdviceList, AdviceView, Advise, ApplyRemedy, ArtifactList, CordonGpu, DatasetList, Explanation,
+    FailureList, GcReport, GcRequest, GpuList, HostView, JobList, JobView, JoinFingerprints, JoinedFingerprint,
+    LoadDataset, LoadedDataset, Logs, MetricsView, ModelList, ModelView, RemedyList, Submission,
 };
 use crate::desk::{Answer, DeskError};
 use crate::store::Filter;
@@ -289,6 +289,24 @@ pub(super) async fn gc(
     let retention = gateway.desk.retention.clone();
     let report = gateway.undisturbed(async move { retention.gc_once(dry_run).await.map_err(DeskError::from) });
     Ok(Json(report.await?))
+}
+
+pub(super) async fn gpus(State(gateway): Shared) -> Granted<Json<GpuList>> {
+    Ok(Json(gateway.desk.gpus().await?))
+}
+
+pub(super) async fn cordon(
+    State(gateway): Shared,
+    Path(uuid): Path<String>,
+    Body(CordonGpu { reason }): Body<CordonGpu>,
+) -> Granted<Json<GpuList>> {
+    let desk = gateway.desk.clone();
+    Ok(Json(gateway.undisturbed(async move { desk.cordon(&Owner::local(), &uuid, &reason).await }).await?))
+}
+
+pub(super) async fn uncordon(State(gateway): Shared, Path(uuid): Path<String>) -> Granted<Json<GpuList>> {
+    let desk = gateway.desk.clone();
+    Ok(Json(gateway.undisturbed(async move { desk.uncordon(&uuid).await }).await?))
 }
 
 pub(super) async fn host(State(gateway): Shared) -> Granted<Json<HostView>> {

@@ -13,10 +13,10 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use super::error::Refusal;
 use super::{Gateway, downloads, follow, health, knowledge, openapi, rest, uploads};
 use crate::api::{
-    AddModel, AdviceList, AdviceView, Advise, ApplyRemedy, ArtifactList, DatasetList, ErrorView, Explanation,
-    FailureList, GcReport, GcRequest, HostView, ImportedKnowledge, JobList, JobView, JoinFingerprints,
-    JoinedFingerprint, LoadDataset, LoadedDataset, Logs, MetricsView, ModelList, ModelView, PlanView, RemedyList,
-    Submission, SubmittedView,
+    AddModel, AdviceList, AdviceView, Advise, ApplyRemedy, ArtifactList, CordonGpu, DatasetList, ErrorView,
+    Explanation, FailureList, GcReport, GcRequest, GpuList, HostView, ImportedKnowledge, JobList, JobView,
+    JoinFingerprints, JoinedFingerprint, LoadDataset, LoadedDataset, Logs, MetricsView, ModelList, ModelView, PlanView,
+    RemedyList, Submission, SubmittedView,
 };
 use crate::knowledge::MEDIA_TYPE;
 
@@ -356,6 +356,25 @@ fn house() -> Vec<Route> {
         .answers::<ErrorView>(409, "It is this installation's own."),
         Route::get("/v1/host", "get_host", "The host, its engine, and what is wrong with them.", rest::host)
             .answers::<HostView>(200, "The host."),
+        Route::get("/v1/gpus", "list_gpus", "The host's GPUs, how they are and who has them.", rest::gpus)
+            .answers::<GpuList>(200, "By their places."),
+        Route::post(
+            "/v1/gpus/{uuid}/cordon",
+            "cordon_gpu",
+            "Have no job get a GPU; what runs on it goes on.",
+            rest::cordon,
+        )
+        .path("uuid", "As listed, such as `GPU-5a2e...`; not a slice's.")
+        .reads::<CordonGpu>()
+        .answers::<GpuList>(200, "The GPUs as they are now."),
+        Route::post(
+            "/v1/gpus/{uuid}/uncordon",
+            "uncordon_gpu",
+            "Let jobs have a GPU again; harmless if they may.",
+            rest::uncordon,
+        )
+        .path("uuid", "As listed.")
+        .answers::<GpuList>(200, "The GPUs as they are now."),
         Route::post("/v1/gc", "collect_garbage", "Remove what has had its time, or say what that is.", rest::gc)
             .reads::<GcRequest>()
             .answers::<GcReport>(200, "What was removed, or would be."),

@@ -38,8 +38,8 @@ pub(super) fn whole<T: JsonSchema>() -> Map<String, Value> {
 /// Levels of fields that an outline has.
 const LEVELS: u32 = 2;
 
-/// The schema of an answer in outline: the fields of two levels, the types of their values, and which of them are always
-/// there. An answer explains itself when it is seen, but some hosts put every tool's whole schema before the model, where
+/// The schema of an answer in outline: the fields of two levels, the types of their values, and which of the first level
+/// are always there. An answer explains itself when it is seen, but some hosts put every tool's whole schema before the model, where
 /// it stays for as long as they talk.
 pub(super) fn outline<T: JsonSchema>() -> Map<String, Value> {
     match outlined(&Value::Object(whole::<T>()), LEVELS) {
@@ -62,7 +62,8 @@ fn outlined(schema: &Value, levels: u32) -> Value {
     if let (Some(Value::Object(fields)), Some(levels)) = (schema.get("properties"), levels.checked_sub(1)) {
         let fields = fields.iter().map(|(name, field)| (name.clone(), outlined(field, levels)));
         outline.insert("properties".into(), Value::Object(fields.collect()));
-        outline.extend(schema.get("required").map(|names| ("required".into(), names.clone())));
+        let required = schema.get("required").filter(|_| levels + 1 == LEVELS);
+        outline.extend(required.map(|names| ("required".into(), names.clone())));
     }
     Value::Object(outline)
 }
@@ -192,7 +193,7 @@ mod tests {
             "properties": {
                 "type": {"type": "string"},
                 "list": {"type": "array", "items": {
-                    "type": "object", "required": ["deep"], "properties": {"deep": {"type": "object"}}
+                    "type": "object", "properties": {"deep": {"type": "object"}}
                 }},
                 "choice": {"type": "object"},
                 "any": {}

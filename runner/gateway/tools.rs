@@ -158,6 +158,35 @@ pub(super) struct JobLines {
     pub(super) next: Option<JobId>,
 }
 
+/// A GPU in short.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct GpuLine {
+    pub(super) uuid: String,
+    pub(super) name: String,
+    pub(super) total_bytes: u64,
+    pub(super) free_bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) busy_percent: Option<u32>,
+    /// UUIDs, where it is divided.
+    pub(super) slices: Vec<String>,
+    /// Jobs that have it.
+    pub(super) held_by: Vec<JobId>,
+    /// Bytes that processes hold which are not drydock's.
+    pub(super) foreign_bytes: u64,
+    /// Why no job gets it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) cordoned: Option<String>,
+}
+
+/// The host's GPUs.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct GpuLines {
+    pub(super) gpus: Vec<GpuLine>,
+    /// Why there are none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) problem: Option<String>,
+}
+
 /// Lines of a job's log.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct LogLines {
@@ -324,6 +353,12 @@ static TOOLS: LazyLock<Vec<Tool>> = LazyLock::new(|| {
             "Register a dataset from rows, a file of the gateway's host or the hub, and see how its first rows are \
              read: texts, chats, prompts with completions, pairs, labels or choices. Every row is checked. Then call \
              finetune, train or evaluate with the name.",
+        ),
+        tool::<NoArgs, GpuLines>(
+            "list_gpus",
+            "List GPUs",
+            Effect::Reads,
+            "The host's GPUs: memory, load, health, who has them, and which no job gets and why.",
         ),
         tool::<JobArgs, ArtifactList>(
             "list_artifacts",

@@ -10,9 +10,15 @@ use drydock_spec::remedy::Meaning;
 
 use crate::api::{
     ArtifactList, EntryView, Explanation, JobList, JobView, LoadedDataset, LogLineView, Logs, MetricsPoint, ModelList,
-    PlanView, RemedyList, RemedyView,
+    Need, PlanView, RemedyList, RemedyView,
 };
+use crate::plan::forecast::Quantity;
+use crate::plan::margin::Range;
 use crate::scores;
+
+mod gpus;
+
+pub(super) use gpus::{gpu_lines, gpus};
 
 /// Bytes of log lines in one answer.
 const LOG_BYTES: usize = 8 * 1024;
@@ -191,18 +197,41 @@ pub(super) fn brief(mut job: JobView) -> JobView {
     job
 }
 
+/// Where a number of bytes is expected to lie.
+fn range(range: Option<Range>) -> String {
+    let words = |range: Range| format!(" ({} to {}, {})", size(range.low), size(range.high), range.grounds());
+    range.map(words).unwrap_or_default()
+}
+
+/// What a GPU is expected to hold of a job.
+fn gpu_memory(need: &Need) -> String {
+    match need.range {
+        Some(_) => format!("needs about {} of GPU memory{}", size(need.expected), range(need.range)),
+        None => format!("needs about {} of GPU memory, by formula alone", size(need.expected)),
+    }
+}
+
+/// How long a job is expected to take.
+fn time(need: &Need) -> String {
+    let span = |ms: u64| humantime::format_duration(std::time::Duration::from_secs(ms.div_ceil(1000)));
+    let range = need.range.map(|range| format!(" ({} to {}, {})", span(range.low), span(range.high), range.grounds()));
+    format!("takes about {}{}", span(need.expected), range.unwrap_or_default())
+}
+
 pub(super) fn plan(plan: &PlanView) -> String {
     let estimate = &plan.estimate;
     let mut lines = vec![
         format!("nothing is queued; this is the plan: {}", cut(&plan.job.about(), 300)),
         format!(
-            "needs about {} of memory, {} of disk, {} to download",
+            "needs about {} of memory{}, {} of disk, {} to download",
             size(estimate.memory_bytes),
+            range(estimate.range(Quantity::Memory)),
             size(estimate.disk_bytes),
             size(estimate.download_bytes)
         ),
     ];
-    lines.extend(plan.forecasts.iter().map(ToString::to_string));
+    lines.extend(estimate.needs.get(&Quantity::GpuMemory).map(gpu_memory));
+    lines.extend(estimate.needs.get(&Quantity::Time).map(time));
     if estimate.trainable_parameters > 0 {
         lines.push(format!("trains {} parameters", estimate.trainable_parameters));
     }

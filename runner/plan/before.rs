@@ -175,6 +175,7 @@ fn is_its_own(kind: FailureKind) -> bool {
         | FailureKind::GpuDriver
         | FailureKind::GpuFault
         | FailureKind::GpuHardware
+        | FailureKind::GpuLost
         | FailureKind::Internal => false,
     }
 }

@@ -36,7 +36,10 @@ impl Link {
         Self {
             job: job.id,
             about: job.spec.about(),
-            disk_bytes: job.estimate.map_or(0, |estimate| estimate.disk_bytes.saturating_add(estimate.download_bytes)),
+            disk_bytes: job
+                .estimate
+                .as_ref()
+                .map_or(0, |estimate| estimate.disk_bytes.saturating_add(estimate.download_bytes)),
             merges: is_read && matches!(&job.spec, JobSpec::Finetune(spec) if merges(spec)),
         }
     }
@@ -103,7 +106,7 @@ mod tests {
     use drydock_spec::{InvalidOption, JobArgs};
     use serde_json::json;
 
-    use super::super::needs::Saving;
+    use super::super::needs::{Saving, Terms};
     use super::*;
 
     fn spec(job: serde_json::Value) -> JobSpec {
@@ -111,7 +114,9 @@ mod tests {
     }
 
     fn needs(mib: u64) -> Needs {
-        Needs::new(1, mib * MIB, 0, 0, |_, _| InvalidOption::new("", "", "", ""))
+        Needs::new(Default::default(), &Default::default(), Terms::default(), [mib * MIB, 0, 0], |_, _| {
+            InvalidOption::new("", "", "", "")
+        })
     }
 
     fn limits(disk_mib: u64) -> Limits {

@@ -1,12 +1,12 @@
 //! Whether an evaluation can work with its models and rows, and what it needs: pure rules.
 
-use drydock_gpu::estimate::{Answering, Batch, evaluate_memory, with_margin};
+use drydock_gpu::estimate::{self, Answering, Batch, Tokens, Traffic, Work, evaluate_memory};
 use drydock_spec::evaluate::{EvaluateSpec, Measure};
 use drydock_spec::option::Complaints;
-use drydock_spec::recipe::DEFAULT_MAX_SEQ_LENGTH;
+use drydock_spec::recipe::{DEFAULT_MAX_SEQ_LENGTH, DType};
 use drydock_spec::{InvalidOption, InvalidOptions};
 
-use super::needs::{self, Needs};
+use super::needs::{self, Needs, Terms};
 use super::rows::{self, Data};
 use crate::blobs::size;
 use crate::models::Resolved;
@@ -44,10 +44,15 @@ pub(super) fn check(spec: &EvaluateSpec, models: &[Resolved], data: &Data) -> Re
 
 /// What the job needs in memory, on the disk and from the hub: one model after the other is in memory, so that the
 /// largest decides.
-pub(super) fn needs(spec: &EvaluateSpec, models: &[Resolved], data: &Data) -> Needs {
-    let rows_bytes = data.memory();
-    let answers = spec.measures.as_ref().is_none_or(|measures| measures.iter().any(|measure| measure.generates()));
+pub(super) fn needs(spec: &EvaluateSpec, models: &[Resolved], data: &Data, terms: Terms) -> Needs {
+    let (held, in_integers) = (data.rows(), spec.dtype == DType::F32);
+    let is_made = |measure: Measure| match &spec.measures {
+        Some(measures) => measures.contains(&measure),
+        None => rows::suits(data, measure),
+    };
+    let answers = [Measure::ExactMatch, Measure::NumericMatch].into_iter().any(is_made);
     let new_tokens = if answers { spec.max_new_tokens } else { 0 };
+    let chooses = is_made(Measure::MultipleChoice);
     // A question is put behind the solved ones.
     let longest = data.longest().saturating_mul(spec.num_fewshot.saturating_add(1));
     let of = {
@@ -55,24 +60,37 @@ pub(super) fn needs(spec: &EvaluateSpec, models: &[Resolved], data: &Data) -> Ne
         move |rows: u32| {
             let one = |model: &Resolved| {
                 let length = cut.min(model.facts.max_positions).min(longest);
-                let answering = Answering { batch: Batch::new(rows, length), new_tokens };
-                evaluate_memory(&model.facts.decoder, needs::stored_as(&model.facts), answering)
+                let answering = Answering { batch: Batch::new(rows, length), new_tokens, chooses, in_integers };
+                let decoder = &model.facts.decoder;
+                held.then(
+                    evaluate_memory(decoder, needs::base(model), answering, terms.threads()),
+                    decoder,
+                    terms.threads(),
+                )
             };
-            models.iter().map(one).max().unwrap_or(0).saturating_add(rows_bytes)
+            estimate::Needs::largest(models.iter().map(one))
         }
     };
     let kept = u64::from(spec.log_samples) * (u64::from(longest) + u64::from(new_tokens)) * CHARACTERS_A_TOKEN;
     let (memory, rows) = (of(spec.batch_size), spec.batch_size);
     let model_bytes = models.iter().map(|model| 4 * model.facts.decoder.parameters()).max().unwrap_or(0);
+    let read = data.rows();
+    let tokens = Tokens::of(read.count.min(spec.limit.map_or(u64::MAX, u64::from)), read.text_bytes, longest);
+    let traffic = Traffic { weights: model_bytes, text: read.text_bytes, saved: 0 };
+    let work = models.first().map(|model| Work::forward(&model.facts.decoder, tokens, traffic)).unwrap_or_default();
     Needs::new(
         memory,
-        (kept + RESULTS_BYTES).saturating_mul(models.len() as u64),
-        models.iter().map(|model| model.download_bytes).sum(),
-        0,
+        &work,
+        terms,
+        [
+            (kept + RESULTS_BYTES).saturating_mul(models.len() as u64),
+            models.iter().map(|model| model.download_bytes).sum(),
+            0,
+        ],
         move |budget, needed| {
             let problem = format!("the job needs about {}, jobs may use {} on this host", size(needed), size(budget));
             let halves = std::iter::successors(Some(rows), |rows| (*rows > 1).then_some(rows / 2));
-            let next = match halves.into_iter().find(|rows| with_margin(of(*rows)) <= budget) {
+            let next = match halves.into_iter().find(|rows| terms.margin.limit(of(*rows).total()) <= budget) {
                 Some(fewer) => format!("lower batch_size to {fewer}"),
                 None => "choose a smaller or quantized model, or raise capacity.memory".to_owned(),
             };

@@ -1,12 +1,12 @@
 //! Whether a finetune can work with its model and rows, and what it needs: pure rules.
 
-use drydock_gpu::estimate::{Batch, Training, matches};
+use drydock_gpu::estimate::{Batch, Tokens, Traffic, Training, Work, matches};
 use drydock_spec::finetune::{FinetuneArgs, FinetuneSpec, Keep, Method};
 use drydock_spec::option::Complaints;
 use drydock_spec::recipe::{OnDivergence, Recipe};
 use drydock_spec::{InvalidOption, InvalidOptions};
 
-use super::needs::{self, Needs, Saving};
+use super::needs::{self, Needs, Saving, Terms};
 use super::rows::{self, Data};
 use super::training::Room;
 use crate::models::{Facts, Resolved};
@@ -25,7 +25,7 @@ pub(super) fn check(spec: &FinetuneSpec, model: &Resolved, data: &Data) -> Resul
     rows::check_held_out(&mut wrong, spec.test_size, data);
     rows::check_form(&mut wrong, data, "dataset", rows::wanted_by_finetune(spec.objective));
     check_adapter(&mut wrong, spec, model);
-    let trained = Training::finetune(&model.facts.decoder, spec, needs::stored_as(&model.facts)).trained();
+    let trained = Training::finetune(&model.facts.decoder, spec, needs::base(model)).trained();
     wrong.require(trained > 0, || {
         let patterns = spec.trainable.clone().unwrap_or_default();
         let next = match patterns.iter().any(|pattern| matches(pattern, "model.layers.0.mlp.up_proj.weight")) {
@@ -75,31 +75,43 @@ pub(super) fn keep_adapters_shape(spec: &mut FinetuneSpec, args: &FinetuneArgs, 
 }
 
 /// What the job needs in memory, on the disk and from the hub.
-pub(super) fn needs(spec: &FinetuneSpec, model: &Resolved, data: &Data) -> Needs {
+pub(super) fn needs(spec: &FinetuneSpec, model: &Resolved, data: &Data, terms: Terms) -> Needs {
     let decoder = model.facts.decoder;
-    let stored = needs::stored_as(&model.facts);
-    let training = Training::finetune(&decoder, spec, stored);
+    let base = needs::base(model);
+    let training = Training::finetune(&decoder, spec, base);
     let length = rows::length(&spec.recipe, model.facts.max_positions, data);
-    let rows_bytes = data.memory();
     let batch = Batch::new(spec.recipe.per_device_train_batch_size, length);
     let qlora = FinetuneSpec { method: Method::Qlora, ..spec.clone() };
     let room = Room {
         recipe: spec.recipe.clone(),
         // What holds less is offered only where it does: a quantized base is what the weights are in already.
-        smaller: (spec.method == Method::Lora).then(|| Training::finetune(&decoder, &qlora, stored)),
+        smaller: (spec.method == Method::Lora).then(|| Training::finetune(&decoder, &qlora, base)),
         training: training.clone(),
-        weights_bytes: 4 * decoder.parameters(),
-        rows_bytes,
+        decoder,
+        weights_bytes: base.bytes(),
+        rows: data.rows(),
+        learns_tokenizer: false,
+        terms,
         length,
     };
     Needs::new(
-        training.memory(batch).saturating_add(rows_bytes),
-        training.disk(),
-        model.download_bytes,
-        training.trained(),
+        room.memory(&training, batch),
+        &work(spec, model, data, length, training.disk()),
+        terms,
+        [training.disk(), model.download_bytes, training.trained()],
         move |budget, needed| room.refusal(budget, needed),
     )
     .or_less(saving(spec, model))
+    .on_gpu((terms.gpus > 0).then(|| training.gpu_memory(batch)), terms.gpu)
+}
+
+/// What it costs in time.
+fn work(spec: &FinetuneSpec, model: &Resolved, data: &Data, length: u32, saved: u64) -> Work {
+    let rows = data.rows();
+    let tokens = Tokens::of(rows.count, rows.text_bytes, length);
+    let tokens = if spec.recipe.packing { tokens.packed(length) } else { tokens };
+    let traffic = Traffic { weights: needs::base(model).bytes(), text: rows.text_bytes, saved };
+    Work::finetune(&model.facts.decoder, spec, tokens, spec.test_size, traffic)
 }
 
 /// What is not asked for by everybody who gets it: a whole model beside the adapter, and checkpoints on the way.
@@ -113,7 +125,7 @@ fn saving(spec: &FinetuneSpec, model: &Resolved) -> Option<Saving> {
     } else {
         return None;
     };
-    let disk_bytes = Training::finetune(&model.facts.decoder, &changed, needs::stored_as(&model.facts)).disk();
+    let disk_bytes = Training::finetune(&model.facts.decoder, &changed, needs::base(model)).disk();
     Some(Saving { change: change.to_owned(), disk_bytes })
 }
 

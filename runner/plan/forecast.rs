@@ -1,15 +1,15 @@
 //! How well plans predict what jobs need: pure rules over what was predicted and what was measured.
 
 use std::collections::BTreeMap;
-use std::fmt;
 
-use drydock_spec::{FailureKind, JobSpec, Limits, Outcome, Report};
+use drydock_spec::{Attempt, FailureKind, JobSpec, Limits, Outcome, Report};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::api::Estimate;
+use crate::gpus::readings::peak_gpu_bytes;
 
-/// Something that is predicted of a job, in bytes.
+/// Something that is predicted of a job, in bytes; time in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Quantity {
@@ -17,6 +17,10 @@ pub enum Quantity {
     Memory,
     /// Artifacts, with the checkpoints that lay beside them on the way.
     Disk,
+    /// Largest memory on one GPU.
+    GpuMemory,
+    /// From the start of the worker to its last report. What is predicted of it is work; see `drydock_gpu::estimate::Work`.
+    Time,
 }
 
 /// What an attempt came to, in bytes.
@@ -79,6 +83,8 @@ impl Quantity {
         match self {
             Self::Memory => "memory",
             Self::Disk => "disk",
+            Self::GpuMemory => "gpu_memory",
+            Self::Time => "time",
         }
     }
 
@@ -88,17 +94,31 @@ impl Quantity {
         match self {
             Self::Memory => estimate.memory_bytes,
             Self::Disk => estimate.disk_bytes,
+            Self::GpuMemory => estimate.needs.get(&self).map_or(0, |need| need.expected),
+            Self::Time => estimate.work_ms,
         }
     }
 }
 
-/// How a finetune trains: predictions differ by that.
+/// How a finetune trains, and whether a job computes on GPUs: predictions differ by both.
 #[must_use]
-pub fn method_of(spec: &JobSpec) -> Option<&'static str> {
-    match spec {
+pub fn method_of(spec: &JobSpec, gpus: u32) -> Option<String> {
+    let method = match spec {
         JobSpec::Finetune(spec) => Some(spec.method.name()),
         JobSpec::Train(_) | JobSpec::Quantize(_) | JobSpec::Evaluate(_) => None,
+    };
+    match (method, gpus) {
+        (method, 0) => method.map(str::to_owned),
+        (method, _) => Some(format!("{} on gpu", method.unwrap_or("all")).trim_start_matches("all ").to_owned()),
     }
+}
+
+/// How long a job took whose worker spoke for the last time `elapsed_ms` after its start. Of one that went on from a
+/// checkpoint, or failed, nobody knows.
+#[must_use]
+pub fn took(outcome: &Outcome, attempt: Attempt, elapsed_ms: Option<u64>) -> Option<(Quantity, Measured)> {
+    let whole = *outcome == Outcome::Succeeded && attempt.0 == 1;
+    elapsed_ms.filter(|ms| whole && *ms > 0).map(|ms| (Quantity::Time, Measured::Exactly(ms)))
 }
 
 /// What an attempt that ended so can be measured by. `said` are its final report and its last two checkpoints,
@@ -120,9 +140,18 @@ pub fn measured(outcome: &Outcome, limits: &Limits, said: &[Report], artifact_by
             let peak = peak.filter(|peak| (1..=limits.memory_bytes).contains(peak));
             let disk = Some(disk).filter(|disk| (1..=limits.disk_bytes).contains(disk));
             let exactly = |quantity, bytes: Option<u64>| Some((quantity, Measured::Exactly(bytes?)));
-            [exactly(Quantity::Memory, peak), exactly(Quantity::Disk, disk)].into_iter().flatten().collect()
+            let gpu = said.iter().find_map(|report| match report {
+                Report::Gpus { gpus } => peak_gpu_bytes(gpus),
+                _ => None,
+            });
+            let all = [(Quantity::Memory, peak), (Quantity::Disk, disk), (Quantity::GpuMemory, gpu)];
+            all.into_iter().filter_map(|(quantity, bytes)| exactly(quantity, bytes)).collect()
         }
         Outcome::Failed(failure) => match failure.kind {
+            FailureKind::GpuOutOfMemory => {
+                let shared = limits.gpu_memory_bytes;
+                shared.map(|bytes| (Quantity::GpuMemory, Measured::MoreThan(bytes))).into_iter().collect()
+            }
             FailureKind::OutOfMemory => vec![(Quantity::Memory, Measured::MoreThan(limits.memory_bytes))],
             FailureKind::DiskFull => vec![(Quantity::Disk, Measured::MoreThan(limits.disk_bytes))],
             _ => Vec::new(),
@@ -135,7 +164,8 @@ pub fn measured(outcome: &Outcome, limits: &Limits, said: &[Report], artifact_by
 #[must_use]
 pub fn judge(forecasts: &[Forecast]) -> Vec<Accuracy> {
     let mut groups: BTreeMap<_, Vec<&Forecast>> = BTreeMap::new();
-    for forecast in forecasts {
+    // Work is no time: what is predicted of it is not meant to be what is measured.
+    for forecast in forecasts.iter().filter(|forecast| forecast.quantity != Quantity::Time) {
         groups.entry((&forecast.kind, &forecast.method, forecast.quantity)).or_default().push(forecast);
     }
     groups.into_iter().map(|((kind, method, quantity), group)| accuracy(kind, method, quantity, &group)).collect()
@@ -208,26 +238,6 @@ impl Accuracy {
 
     fn and_ran_out(&self) -> String {
         if self.ran_out > 0 { format!("; {} ran out of it", self.ran_out) } else { String::new() }
-    }
-}
-
-/// How sure a prediction is: a sentence for a plan.
-impl fmt::Display for Accuracy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: ", self.quantity.name())?;
-        match self.spread {
-            None => f.write_str("no job of this kind was measured yet")?,
-            Some(Spread { ratio_median, .. }) if self.jobs == 1 => {
-                write!(f, "a job of this kind needed {ratio_median:.2}x of what was predicted")?;
-            }
-            Some(Spread { ratio_p5, ratio_median, ratio_p95, .. }) => write!(
-                f,
-                "{} jobs of this kind needed {ratio_p5:.2}x to {ratio_p95:.2}x of what was predicted (median \
-                 {ratio_median:.2}x)",
-                self.jobs
-            )?,
-        }
-        f.write_str(&self.and_ran_out())
     }
 }
 

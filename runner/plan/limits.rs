@@ -7,9 +7,9 @@ use drydock_gpu::Capacity;
 use drydock_spec::option::Complaints;
 use drydock_spec::{InvalidOption, InvalidOptions, LimitArgs, Limits};
 
-use super::Host;
 use super::forecast::{Accuracy, Quantity};
 use super::needs::Needs;
+use super::{Host, gpus};
 use crate::api::Estimate;
 use crate::blobs::size;
 use crate::config::LimitsConfig;
@@ -30,6 +30,9 @@ pub(super) fn in_force(
     let disk_bytes = asked.disk_mib.map_or(config.disk.0, |mib| mib * MIB);
     if let Ok(capacity) = &host.capacity {
         check_capacity(&mut wrong, asked, memory_bytes, needs, *capacity);
+    }
+    if let Some(offer) = &host.gpus {
+        gpus::check(&mut wrong, asked, offer);
     }
     wrong.require(needs.estimate.disk_bytes <= disk_bytes, || {
         let problem = format!("the artifacts need about {}", size(needs.estimate.disk_bytes));
@@ -80,8 +83,8 @@ fn check_capacity(wrong: &mut Complaints, asked: &LimitArgs, memory: u64, needs:
     }
 }
 
-/// Thousandths of a CPU: as asked for, as configured, or all that jobs may use.
-fn cpu_millis(asked: &LimitArgs, config: &LimitsConfig, host: &Host) -> u32 {
+/// Thousandths of a CPU: as asked for, as configured, or of all that jobs may use what goes with the job's GPUs.
+pub(super) fn cpu_millis(asked: &LimitArgs, config: &LimitsConfig, host: &Host) -> u32 {
     let all = match &host.capacity {
         Ok(capacity) => capacity.cpu_millis,
         // Without an engine to ask, this host's own count is the best guess.
@@ -90,7 +93,7 @@ fn cpu_millis(asked: &LimitArgs, config: &LimitsConfig, host: &Host) -> u32 {
     let wanted = match (asked.cpus, config.cpus) {
         (Some(cpus), _) => (cpus * 1e3) as u64,
         (None, Some(cpus)) => ((cpus * 1e3) as u64).min(all),
-        (None, None) => all,
+        (None, None) => gpus::cpu_millis(asked, all, host.gpus.as_ref()),
     };
     u32::try_from(wanted).unwrap_or(u32::MAX)
 }

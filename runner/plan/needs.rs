@@ -1,13 +1,16 @@
 //! What a job needs, and what to say when that is too much.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
-use drydock_gpu::estimate;
+use drydock_gpu::estimate::{self, Base, Phase, Work};
 use drydock_spec::InvalidOption;
 use drydock_spec::quantize::{QuantType, TensorType};
 
-use crate::api::Estimate;
-use crate::models::Facts;
+use super::forecast::Quantity;
+use super::margin::Margin;
+use crate::api::{Estimate, Need};
+use crate::models::{Facts, Resolved};
 
 /// What a job needs, and how it could need less.
 pub(super) struct Needs {
@@ -16,6 +19,7 @@ pub(super) struct Needs {
     pub(super) saving: Option<Saving>,
     /// The model that it reads as a whole model in f32, in bytes; 0 where it reads none.
     pub(super) model_bytes: u64,
+    margin: Margin,
     /// From what jobs may use and what this one needs with its margin, both in bytes, to the refusal.
     refuse: Box<dyn Fn(u64, u64) -> InvalidOption + Send>,
 }
@@ -37,14 +41,19 @@ impl fmt::Debug for Needs {
 
 impl Needs {
     pub(super) fn new(
-        memory_bytes: u64,
-        disk_bytes: u64,
-        download_bytes: u64,
-        trainable_parameters: u64,
+        memory: estimate::Needs,
+        work: &Work,
+        terms: Terms,
+        [disk_bytes, download_bytes, trainable_parameters]: [u64; 3],
         refuse: impl Fn(u64, u64) -> InvalidOption + Send + 'static,
     ) -> Self {
-        let estimate = Estimate { memory_bytes, disk_bytes, download_bytes, trainable_parameters };
-        Self { estimate, saving: None, model_bytes: 0, refuse: Box::new(refuse) }
+        let (memory_bytes, margin) = (memory.total(), terms.margin);
+        let phases = work.milliseconds(f64::from(terms.cpu_millis) / 1e3);
+        let work_ms = phases.iter().map(|(_, ms)| *ms).fold(0, u64::saturating_add);
+        let mut needs = BTreeMap::from([(Quantity::Memory, need(&memory, margin))]);
+        needs.extend(time(&phases, work_ms, terms.pace).map(|time| (Quantity::Time, time)));
+        let estimate = Estimate { memory_bytes, disk_bytes, download_bytes, trainable_parameters, work_ms, needs };
+        Self { estimate, saving: None, model_bytes: 0, margin, refuse: Box::new(refuse) }
     }
 
     /// The same of a job that could write less.
@@ -59,9 +68,16 @@ impl Needs {
         Self { model_bytes, ..self }
     }
 
+    /// The same of a job that computes on a GPU, which it needs so much of.
+    #[must_use]
+    pub(super) fn on_gpu(mut self, memory: Option<estimate::Needs>, margin: Margin) -> Self {
+        self.estimate.needs.extend(memory.map(|memory| (Quantity::GpuMemory, need(&memory, margin))));
+        self
+    }
+
     /// The memory limit of the job where none is asked for.
     pub(super) fn memory_limit(&self) -> u64 {
-        estimate::with_margin(self.estimate.memory_bytes)
+        self.margin.limit(self.estimate.memory_bytes)
     }
 
     /// The refusal of a job that does not fit into `budget` bytes, with the change that would be accepted.
@@ -70,11 +86,61 @@ impl Needs {
     }
 }
 
+/// What a job is planned under: how far estimates are believed, and what the worker will compute with.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Terms {
+    /// Of memory.
+    pub(super) margin: Margin,
+    /// What work takes here.
+    pub(super) pace: Margin,
+    /// Of a GPU's memory.
+    pub(super) gpu: Margin,
+    pub(super) cpu_millis: u32,
+    pub(super) gpus: u32,
+    /// What was asked for of memory and of a GPU's.
+    pub(super) memory_bytes: Option<u64>,
+    pub(super) gpu_memory_bytes: Option<u64>,
+}
+
+impl Terms {
+    /// Threads that the worker computes with.
+    pub(super) fn threads(&self) -> u32 {
+        self.cpu_millis.div_ceil(1000)
+    }
+}
+
+/// An estimate by part, with its range.
+pub(super) fn need(parts: &estimate::Needs, margin: Margin) -> Need {
+    let parts_by_name = parts.iter().map(|(part, bytes)| (part.name().to_owned(), bytes)).collect();
+    Need { expected: parts.total(), range: margin.range(parts.total()), parts: parts_by_name }
+}
+
+/// The time that so much work will take; nothing before anything was measured.
+fn time(phases: &[(Phase, u64)], work_ms: u64, pace: Margin) -> Option<Need> {
+    let range = Some(pace.range(work_ms)?);
+    let parts = phases.iter().map(|(phase, ms)| Some((phase.name().to_owned(), pace.middle(*ms)?)));
+    Some(Need { expected: pace.middle(work_ms)?, range, parts: parts.collect::<Option<_>>()? })
+}
+
 /// The type that a quantized model's matrices are in, where they are in one that the worker computes with as it is.
 pub(super) fn stored_as(facts: &Facts) -> Option<TensorType> {
+    tensor_type(facts).filter(|kind| kind.is_quantized())
+}
+
+/// What most of a model's values are in, where that is known.
+fn tensor_type(facts: &Facts) -> Option<TensorType> {
     let named = serde_json::Value::String(facts.dtype.clone());
     let kind = serde_json::from_value::<TensorType>(named.clone())
-        .or_else(|_| serde_json::from_value::<QuantType>(named).map(QuantType::main_type))
-        .ok()?;
-    kind.is_quantized().then_some(kind)
+        .or_else(|_| serde_json::from_value::<QuantType>(named).map(QuantType::main_type));
+    kind.ok()
+}
+
+/// The model's weights as its files hold them. Of one that is not fetched yet only the size of its files is known, which
+/// are floats then.
+pub(super) fn base(model: &Resolved) -> Base {
+    match (tensor_type(&model.facts), model.download_bytes) {
+        (Some(kind), _) => Base::of(&model.facts.decoder, kind),
+        (None, 0) => Base::of(&model.facts.decoder, TensorType::F32),
+        (None, bytes) => Base::floats_of(bytes),
+    }
 }

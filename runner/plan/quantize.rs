@@ -1,14 +1,17 @@
 //! Whether a quantization can work, and what it needs: pure rules.
 
-use drydock_gpu::estimate::{file_bytes, quantize_memory};
+use drydock_gpu::estimate::{Traffic, Work, file_bytes, quantize_memory};
 use drydock_spec::option::Complaints;
 use drydock_spec::quantize::{QuantizeSpec, TensorType};
 use drydock_spec::{InvalidOption, InvalidOptions};
 
-use super::needs::{self, Needs};
+use super::needs::{self, Needs, Terms};
 use super::rows::{self, Data};
 use crate::blobs::size;
 use crate::models::{Facts, Resolved};
+
+/// Multiplications and additions that searching the scales of a value takes, about.
+const ENCODING_FLOP: f64 = 100.0;
 
 /// Refuses options that do not go with this model and these rows; all complaints come at once.
 pub(super) fn check(spec: &QuantizeSpec, data: Option<&Data>) -> Result<(), InvalidOptions> {
@@ -24,20 +27,26 @@ pub(super) fn check(spec: &QuantizeSpec, data: Option<&Data>) -> Result<(), Inva
 }
 
 /// What the job needs in memory, on the disk and from the hub.
-pub(super) fn needs(spec: &QuantizeSpec, model: &Resolved, data: Option<&Data>) -> Needs {
+pub(super) fn needs(spec: &QuantizeSpec, model: &Resolved, data: Option<&Data>, terms: Terms) -> Needs {
     let decoder = model.facts.decoder;
-    let rows_bytes = data.map_or(0, Data::memory);
+    let (base, threads) = (needs::base(model), terms.threads());
     let plain = QuantizeSpec { imatrix_dataset: None, ..spec.clone() };
-    let without = quantize_memory(&decoder, &plain);
+    let without = quantize_memory(&decoder, base, &plain, threads).total();
+    let memory = quantize_memory(&decoder, base, spec, threads);
+    let traffic = Traffic {
+        weights: base.bytes(),
+        text: data.map_or(0, |data| data.rows().text_bytes),
+        saved: file_bytes(&decoder, spec.quant_type),
+    };
     let (name, measures) = (spec.model.clone(), data.is_some());
     Needs::new(
-        quantize_memory(&decoder, spec).saturating_add(rows_bytes),
-        file_bytes(&decoder, spec.quant_type),
-        model.download_bytes,
-        0,
+        data.map_or(memory.clone(), |data| data.rows().then(memory, &decoder, threads)),
+        &Work::new(traffic, 0.0, ENCODING_FLOP * decoder.parameters() as f64),
+        terms,
+        [file_bytes(&decoder, spec.quant_type), model.download_bytes, 0],
         move |budget, needed| {
             let problem = format!("the job needs about {}, jobs may use {} on this host", size(needed), size(budget));
-            let fits = drydock_gpu::estimate::with_margin(without) <= budget;
+            let fits = terms.margin.limit(without) <= budget;
             match measures && fits {
                 true => InvalidOption::new("imatrix_dataset", "...", problem, "leave it out, or give a smaller one"),
                 false => {

@@ -1,6 +1,6 @@
 //! What a job learns from or is measured on: whether the form of the rows fits, and what they take.
 
-use drydock_gpu::estimate;
+use drydock_gpu::estimate::Rows;
 use drydock_spec::InvalidOption;
 use drydock_spec::dataset::Format;
 use drydock_spec::evaluate::Measure;
@@ -29,10 +29,16 @@ impl Data {
         std::iter::once(&self.rows).chain(&self.eval)
     }
 
-    /// Bytes that the worker holds of them.
-    pub(super) fn memory(&self) -> u64 {
-        let file_bytes = self.all().flat_map(|rows| &rows.manifest.files).map(|file| file.bytes).sum();
-        estimate::rows_memory(file_bytes, self.all().map(|rows| rows.manifest.text_bytes).sum())
+    /// What the worker has to read and to hold.
+    pub(super) fn rows(&self) -> Rows {
+        let longest = self.all().map(|rows| rows.manifest.longest_row_tokens).max().unwrap_or(0);
+        Rows {
+            count: self.all().map(|rows| rows.manifest.rows).sum(),
+            file_bytes: self.all().flat_map(|rows| &rows.manifest.files).map(|file| file.bytes).sum(),
+            text_bytes: self.all().map(|rows| rows.manifest.text_bytes).sum(),
+            // Of two letters one token is counted, see `datasets::read`.
+            longest_bytes: longest.saturating_mul(2),
+        }
     }
 
     /// Tokens of the longest row, generously counted.

@@ -1,11 +1,11 @@
 //! Whether a training from nothing can work with its rows, and what it needs: pure rules.
 
-use drydock_gpu::estimate::{Batch, Training};
+use drydock_gpu::estimate::{Batch, Tokens, Traffic, Training, Work};
 use drydock_spec::InvalidOptions;
 use drydock_spec::option::Complaints;
 use drydock_spec::train::TrainSpec;
 
-use super::needs::Needs;
+use super::needs::{Needs, Terms};
 use super::rows::{self, Data};
 use super::training::Room;
 use crate::models::{Resolved, decoder_of};
@@ -18,25 +18,31 @@ pub(super) fn check(data: &Data) -> Result<(), InvalidOptions> {
 }
 
 /// What the job needs in memory, on the disk and from the hub. With another model's tokenizer goes its vocabulary.
-pub(super) fn needs(spec: &TrainSpec, tokenizer: Option<&Resolved>, data: &Data) -> Needs {
+pub(super) fn needs(spec: &TrainSpec, tokenizer: Option<&Resolved>, data: &Data, terms: Terms) -> Needs {
     let decoder = decoder_of(spec, tokenizer.map_or(spec.vocab_size, |tokenizer| tokenizer.facts.decoder.vocabulary));
     let training = Training::from_nothing(&decoder, &spec.recipe);
     let length = rows::length(&spec.recipe, spec.config.max_position_embeddings, data);
-    let rows_bytes = data.memory();
     let room = Room {
         recipe: spec.recipe.clone(),
         training: training.clone(),
         smaller: None,
         weights_bytes: 4 * decoder.parameters(),
-        rows_bytes,
+        decoder,
+        rows: data.rows(),
+        learns_tokenizer: tokenizer.is_none(),
+        terms,
         length,
     };
+    let rows = data.rows();
+    let tokens = Tokens::of(1, rows.text_bytes, u32::MAX).packed(length);
+    let traffic = Traffic { weights: 0, text: rows.text_bytes, saved: training.disk() };
     let batch = Batch::new(spec.recipe.per_device_train_batch_size, length);
     Needs::new(
-        training.memory(batch).saturating_add(rows_bytes),
-        training.disk(),
-        tokenizer.map_or(0, |tokenizer| tokenizer.download_bytes),
-        training.trained(),
+        room.memory(&training, batch),
+        &Work::from_nothing(&decoder, &spec.recipe, tokens, spec.test_size, traffic),
+        terms,
+        [training.disk(), tokenizer.map_or(0, |tokenizer| tokenizer.download_bytes), training.trained()],
         move |budget, needed| room.refusal(budget, needed),
     )
+    .on_gpu((terms.gpus > 0).then(|| training.gpu_memory(batch)), terms.gpu)
 }

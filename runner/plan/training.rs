@@ -1,9 +1,11 @@
 //! How a training could be made to fit, found by trying.
 
-use drydock_gpu::estimate::{self, Batch, Fit, Training, shrink};
+use drydock_gpu::Decoder;
+use drydock_gpu::estimate::{self, Batch, Fit, Rows, Training, shrink};
 use drydock_spec::InvalidOption;
 use drydock_spec::recipe::Recipe;
 
+use super::needs::Terms;
 use crate::blobs::size;
 
 /// A training that may not fit, and what it could be changed to.
@@ -13,9 +15,12 @@ pub(super) struct Room {
     pub(super) training: Training,
     /// The same with its base held quantized, where that is a change.
     pub(super) smaller: Option<Training>,
+    pub(super) decoder: Decoder,
     pub(super) weights_bytes: u64,
-    /// What the rows take of the memory, however small the batch is.
-    pub(super) rows_bytes: u64,
+    pub(super) rows: Rows,
+    /// Whether a tokenizer is learnt from the rows.
+    pub(super) learns_tokenizer: bool,
+    pub(super) terms: Terms,
     /// Tokens of a row at most: what rows are cut to, or less where none is as long.
     pub(super) length: u32,
 }
@@ -34,7 +39,7 @@ impl Room {
             true => format!(
                 "choose a smaller model (the weights take {}) or dataset (the rows take {}), or raise capacity.memory",
                 size(self.weights_bytes),
-                size(self.rows_bytes)
+                size(self.rows.held())
             ),
             false => ways.join(", or "),
         };
@@ -67,7 +72,16 @@ impl Room {
     }
 
     fn fits(&self, training: &Training, budget: u64, batch: Batch) -> bool {
-        estimate::with_margin(training.memory(batch).saturating_add(self.rows_bytes)) <= budget
+        self.terms.margin.limit(self.memory(training, batch).total()) <= budget
+    }
+
+    /// What the job needs with this batch, rows included.
+    pub(super) fn memory(&self, training: &Training, batch: Batch) -> estimate::Needs {
+        let (needs, threads) = (training.memory(batch, self.terms.threads()), self.terms.threads());
+        match self.learns_tokenizer {
+            true => self.rows.learnt_then(needs, &self.decoder, threads),
+            false => self.rows.then(needs, &self.decoder, threads),
+        }
     }
 
     /// A smaller batch, and where shorter rows alone would do, those as well.

@@ -1,6 +1,6 @@
 //! What the numbers of a failure say that is needed.
 
-use drydock_gpu::estimate::with_margin;
+use drydock_gpu::estimate::limit_for;
 use drydock_spec::{Failure, FailureKind, JobSpec, Limits};
 use serde_json::Value;
 
@@ -65,11 +65,11 @@ impl Numbers<'_> {
         }
     }
 
-    /// What the planner expects with its margin; and where it had as much already, half as much again.
+    /// A quarter more than the planner expects, which it may have been wrong about; and where it had as much already, half as much again.
     fn memory(&self) -> Fitted {
         let had = self.limits.memory_bytes;
         let expected = self.expected.first().map_or(0, |expected| expected.memory_bytes);
-        let wanted = with_margin(expected).max((had as f64 * MORE) as u64);
+        let wanted = limit_for(expected / 4 * 5).max((had as f64 * MORE) as u64);
         let said = match expected > had {
             true => format!("it had {}, and is expected to need {}", size(had), size(expected)),
             false => format!("it had {}, which was too little", size(had)),
@@ -177,7 +177,7 @@ mod tests {
     #[test]
     fn memory_is_what_is_expected_with_a_margin_and_more_than_there_was() {
         let (value, said) = fit(FailureKind::OutOfMemory, "limits.memory_mib", 1, &[(12, 4000)]).unwrap();
-        assert_eq!((value, said.as_str()), (5256.into(), "it had 1000.0 MiB, and is expected to need 3.9 GiB"));
+        assert_eq!((value, said.as_str()), (5084.into(), "it had 1000.0 MiB, and is expected to need 3.9 GiB"));
         let (value, _) = fit(FailureKind::OutOfMemory, "limits.memory_mib", 1, &[(12, 500)]).unwrap();
         assert_eq!(value, 1500);
     }

@@ -151,6 +151,7 @@ pub fn rules(failure: &Failure, spec: &JobSpec) -> Vec<Rule> {
         FailureKind::GpuDriver => known("huggingface/candle#2237, #2498", &["outside: mend_driver"]),
         FailureKind::GpuFault => known("NVIDIA's catalogue of Xid errors", &["try again", "outside: mend_worker"]),
         FailureKind::GpuHardware => known("NVIDIA's catalogue of Xid errors", &["outside: another_gpu", "try again"]),
+        FailureKind::GpuLost => known("NVIDIA's catalogue of Xid errors", &["try again"]),
         FailureKind::NotPermitted => known(OWN, &["outside: mend_worker"]),
     }
     found
@@ -213,6 +214,7 @@ pub fn checkpoint_holds(kind: FailureKind) -> bool {
         | FailureKind::GpuDriver
         | FailureKind::GpuFault
         | FailureKind::GpuHardware
+        | FailureKind::GpuLost
         | FailureKind::NotPermitted
         | FailureKind::DiskFull
         | FailureKind::TimeLimit

@@ -86,6 +86,8 @@ pub struct GpuAccess {
     pub cuda: bool,
     /// The injector in force, or in words why no container can have a GPU.
     pub injection: Result<Injector, String>,
+    /// Whether that is being found out, which takes seconds: nobody need go without a GPU for it.
+    pub trying: bool,
     /// Those that were tried and do not work here, and why.
     pub refused: Vec<RefusedInjector>,
 }
@@ -97,10 +99,31 @@ pub struct RefusedInjector {
     pub why: String,
 }
 
+impl GpuAccess {
+    /// Why no job can compute on a GPU, if that is so.
+    #[must_use]
+    pub fn barrier(&self) -> Option<String> {
+        match &self.injection {
+            Err(_) if self.trying => None,
+            Err(why) => Some(format!("no container can have a GPU: {why}")),
+            Ok(_) if !self.cuda => Some(
+                "the worker image computes on the CPU only: its label `drydock.devices` does not say `cuda`".into(),
+            ),
+            Ok(_) => None,
+        }
+    }
+}
+
 impl Default for GpuAccess {
     /// An engine that has none to give.
     fn default() -> Self {
-        Self { units: 0, cuda: false, injection: Err("no GPU is known on this host".to_owned()), refused: Vec::new() }
+        Self {
+            units: 0,
+            cuda: false,
+            trying: false,
+            injection: Err("no GPU is known on this host".to_owned()),
+            refused: Vec::new(),
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! What was predicted of jobs, beside what they came to.
 
 use drydock_spec::{Attempt, Outcome, Report, ReportLine};
+use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, Sqlite, Transaction};
 
 use super::jobs::Job;
@@ -24,6 +25,20 @@ impl Store {
         rows.iter().map(|row| Ok((row.try_get("kind")?, some(row.try_get("method")?)))).collect()
     }
 
+    /// The newest predictions of jobs of a kind, whatever their method.
+    pub async fn forecasts_of_kind(&self, kind: &str) -> Result<Vec<Forecast>, StoreError> {
+        let rows = sqlx::query(
+            "-- store::forecasts::forecasts_of_kind
+             SELECT method, quantity, predicted, measured, ran_out FROM forecasts
+             WHERE kind = $1 ORDER BY number DESC LIMIT $2",
+        )
+        .bind(kind)
+        .bind(i64::from(NEWEST))
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter().map(|row| forecast(row, kind, some(row.try_get("method")?))).collect()
+    }
+
     /// The newest predictions of jobs of a kind, and of a method where it is a finetune.
     pub async fn forecasts(&self, kind: &str, method: Option<&str>) -> Result<Vec<Forecast>, StoreError> {
         let rows = sqlx::query(
@@ -36,20 +51,20 @@ impl Store {
         .bind(i64::from(NEWEST))
         .fetch_all(&self.pool)
         .await?;
-        rows.iter()
-            .map(|row| {
-                let bytes = unsigned(row.try_get("measured")?)?;
-                let ran_out = row.try_get::<i64, _>("ran_out")? != 0;
-                Ok(Forecast {
-                    kind: kind.to_owned(),
-                    method: method.map(str::to_owned),
-                    quantity: quantity(row.try_get("quantity")?)?,
-                    predicted: unsigned(row.try_get("predicted")?)?,
-                    measured: if ran_out { Measured::MoreThan(bytes) } else { Measured::Exactly(bytes) },
-                })
-            })
-            .collect()
+        rows.iter().map(|row| forecast(row, kind, method.map(str::to_owned))).collect()
     }
+}
+
+fn forecast(row: &SqliteRow, kind: &str, method: Option<String>) -> Result<Forecast, StoreError> {
+    let value = unsigned(row.try_get("measured")?)?;
+    let ran_out = row.try_get::<i64, _>("ran_out")? != 0;
+    Ok(Forecast {
+        kind: kind.to_owned(),
+        method,
+        quantity: quantity(row.try_get("quantity")?)?,
+        predicted: unsigned(row.try_get("predicted")?)?,
+        measured: if ran_out { Measured::MoreThan(value) } else { Measured::Exactly(value) },
+    })
 }
 
 /// Keeps what an attempt came to beside what was predicted of its job, in the transaction that ends it.
@@ -60,9 +75,12 @@ pub(super) async fn keep(
     artifacts: &[Artifact],
 ) -> Result<(), StoreError> {
     let Some(estimate) = &job.estimate else { return Ok(()) };
-    let said = said(tx, job, number).await?;
+    let lines = said(tx, job, number).await?;
+    let elapsed = lines.iter().find(|line| matches!(line.report, Report::Finished(_))).map(|line| line.elapsed_ms);
+    let said: Vec<Report> = lines.into_iter().map(|line| line.report).collect();
     let artifact_bytes = artifacts.iter().map(|artifact| artifact.bytes).sum();
-    for (quantity, measured) in forecast::measured(outcome, &job.limits, &said, artifact_bytes) {
+    let measured = forecast::measured(outcome, &job.limits, &said, artifact_bytes);
+    for (quantity, measured) in measured.into_iter().chain(forecast::took(outcome, number, elapsed)) {
         let predicted = quantity.of(estimate);
         if predicted == 0 {
             continue;
@@ -80,7 +98,7 @@ pub(super) async fn keep(
         .bind(i64::from(number.0))
         .bind(at_ms)
         .bind(job.spec.kind())
-        .bind(forecast::method_of(&job.spec).unwrap_or_default())
+        .bind(forecast::method_of(&job.spec, job.limits.gpus).unwrap_or_default())
         .bind(quantity.name())
         .bind(signed(predicted))
         .bind(signed(bytes))
@@ -91,10 +109,11 @@ pub(super) async fn keep(
     Ok(())
 }
 
-/// The attempt's final report, and its last two checkpoints: so many lie on the disk at once.
-async fn said(tx: &mut Transaction<'_, Sqlite>, job: &Job, number: Attempt) -> Result<Vec<Report>, StoreError> {
+/// The attempt's final report, its last two checkpoints, as so many lie on the disk at once, and what the host said last
+/// of its GPUs.
+async fn said(tx: &mut Transaction<'_, Sqlite>, job: &Job, number: Attempt) -> Result<Vec<ReportLine>, StoreError> {
     let mut said = Vec::new();
-    for (kind, most) in [("finished", 1), ("checkpoint", 2)] {
+    for (kind, most) in [("finished", 1), ("checkpoint", 2), ("gpus", 1)] {
         let texts: Vec<String> = sqlx::query_scalar(
             "-- store::forecasts::said
              SELECT report FROM reports WHERE job_id = $1 AND type = $2 AND attempt = $3 ORDER BY seq DESC LIMIT $4",
@@ -106,7 +125,7 @@ async fn said(tx: &mut Transaction<'_, Sqlite>, job: &Job, number: Attempt) -> R
         .fetch_all(&mut **tx)
         .await?;
         for text in texts {
-            said.push(json::<ReportLine>(&text)?.report);
+            said.push(json::<ReportLine>(&text)?);
         }
     }
     Ok(said)
@@ -117,7 +136,7 @@ fn some(method: String) -> Option<String> {
 }
 
 fn quantity(name: &str) -> Result<Quantity, StoreError> {
-    [Quantity::Memory, Quantity::Disk]
+    [Quantity::Memory, Quantity::Disk, Quantity::GpuMemory, Quantity::Time]
         .into_iter()
         .find(|quantity| quantity.name() == name)
         .ok_or_else(|| StoreError::Corrupt(format!("quantity `{name}`")))

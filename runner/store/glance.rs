@@ -52,7 +52,7 @@ impl Store {
         })
     }
 
-    /// How far each job has come: the newest stage, dataset, metrics, progress, checkpoint and finish of its newest
+    /// How far each job has come: the newest stage, dataset, metrics, progress, checkpoint, GPUs and finish of its newest
     /// attempt that has reports. Each is found by its index, however many reports there are.
     pub async fn newest_reports(&self, jobs: &[JobId]) -> Result<HashMap<JobId, Vec<ReportLine>>, StoreError> {
         newest(&mut *self.pool.acquire().await?, jobs).await
@@ -142,6 +142,7 @@ async fn newest(
                    SELECT MAX(seq) FROM reports WHERE job_id = asked.value AND type = 'metrics' UNION ALL
                    SELECT MAX(seq) FROM reports WHERE job_id = asked.value AND type = 'progress' UNION ALL
                    SELECT MAX(seq) FROM reports WHERE job_id = asked.value AND type = 'checkpoint' UNION ALL
+                   SELECT MAX(seq) FROM reports WHERE job_id = asked.value AND type = 'gpus' UNION ALL
                    SELECT MAX(seq) FROM reports WHERE job_id = asked.value AND type = 'finished')
          ORDER BY job_id, seq",
     );

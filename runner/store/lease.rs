@@ -3,7 +3,7 @@
 //! Whoever claims a job gets a [`Lease`], and nothing else can change the job while it runs: each statement below
 //! matches job, attempt and token, and if it changes no row, the lease is lost and its holder stops quietly.
 
-use drydock_spec::{Attempt, JobEvent, JobId, JobState, ReportLine};
+use drydock_spec::{Attempt, JobEvent, JobId, JobState};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sqlx::query::Query;
@@ -14,12 +14,14 @@ use super::awaited::first_awaited;
 use super::failures::FailureRecord;
 use super::jobs::{Job, apply, read};
 use super::line::{may_have, note_oldest};
-use super::rows::{attempt, job_id, json, signed, to_json};
+use super::rows::{attempt, job_id, json, to_json};
 use super::{Store, StoreError};
 
 mod finish;
+mod log;
 
 pub use finish::Cure;
+pub use log::ReportBatch;
 
 /// Why we ended an attempt ourselves, written before the signal is sent: intent before effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -35,6 +37,8 @@ pub enum Termination {
     DiskFull,
     /// The worker broke the container contract.
     ContractBroken,
+    /// A GPU of the attempt is damaged, or lost to the host.
+    GpuLost,
 }
 
 /// What the database knows of an attempt.
@@ -85,14 +89,6 @@ pub struct Lease {
     /// What is known of the failure that the attempt is about to end with, and what the next one does otherwise.
     explanation: Option<FailureRecord>,
     cure: Option<Cure>,
-}
-
-/// Reports read from an events file, with the part of the file that they came from.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct ReportBatch {
-    pub lines: Vec<ReportLine>,
-    /// Offset behind the last byte read.
-    pub end_offset: u64,
 }
 
 impl Store {
@@ -329,55 +325,6 @@ impl Lease {
         self.still_ours(statement.execute(&self.store.pool).await?)?;
         self.row.terminated = Some((now, why));
         self.row.terminated_steady_ms = Some(steady);
-        Ok(())
-    }
-
-    /// Stores reports and, in the same transaction, how far the events file has been read: so no report is lost or
-    /// stored twice, wherever the gateway dies.
-    pub async fn record(&mut self, batch: &ReportBatch) -> Result<(), StoreError> {
-        if batch.end_offset == self.row.report_offset {
-            return Ok(());
-        }
-        let mut tx = self.store.write().await?;
-        let now = self.store.clock.now_ms();
-        let last_report = if batch.lines.is_empty() { self.row.last_report_ms } else { Some(now) };
-        let statement = self.statement(
-            "-- store::lease::record
-             UPDATE attempts SET report_offset = $4, last_report_ms = $5, orphaned = 0
-             WHERE job_id = $1 AND attempt = $2 AND token = $3 AND report_offset = $6 AND ended_ms IS NULL",
-        );
-        let statement = statement.bind(signed(batch.end_offset)).bind(last_report).bind(signed(self.row.report_offset));
-        self.still_ours(statement.execute(&mut *tx).await?)?;
-        let last_seq: i64 = sqlx::query_scalar(
-            "-- store::lease::record
-             UPDATE jobs SET last_seq = last_seq + $1 WHERE id = $2 RETURNING last_seq",
-        )
-        .bind(signed(batch.lines.len() as u64))
-        .bind(self.job.id.to_string())
-        .fetch_one(&mut *tx)
-        .await?;
-        let first = last_seq + 1 - signed(batch.lines.len() as u64);
-        for (seq, line) in (first..).zip(&batch.lines) {
-            sqlx::query(
-                "-- store::lease::record
-                 INSERT INTO reports (job_id, seq, attempt, at_ms, type, report) VALUES ($1, $2, $3, $4, $5, $6)",
-            )
-            .bind(self.job.id.to_string())
-            .bind(seq)
-            .bind(i64::from(self.row.attempt.0))
-            .bind(now)
-            .bind(line.report.name())
-            .bind(to_json(line)?)
-            .execute(&mut *tx)
-            .await?;
-        }
-        tx.commit().await?;
-        self.row.report_offset = batch.end_offset;
-        self.row.last_report_ms = last_report;
-        self.job.last_seq = last_seq;
-        if !batch.lines.is_empty() {
-            self.store.changes.job_grew(self.job.id, last_seq);
-        }
         Ok(())
     }
 

@@ -30,7 +30,7 @@ macro_rules! is_read {
 }
 
 /// What a job says on its way: of interest while it runs, and to whoever looks back. What it found out is not among it.
-const ON_THE_WAY: [&str; 4] = ["metrics", "progress", "stage", "checkpoint"];
+const ON_THE_WAY: [&str; 5] = ["metrics", "progress", "stage", "checkpoint", "gpus"];
 
 impl Store {
     /// The artifacts that there are, those of the newest end first.

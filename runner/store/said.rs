@@ -2,18 +2,19 @@
 
 use std::collections::HashMap;
 
-use drydock_spec::report::Started;
+use drydock_spec::report::{GpuReading, Started};
 use drydock_spec::{Report, ReportLine};
 
 use super::rows::json;
 use super::{Lease, StoreError};
 
 impl Lease {
-    /// The last report of this attempt, if it has any.
+    /// The last report of this attempt's worker, if it has any.
     pub async fn last_report(&self) -> Result<Option<ReportLine>, StoreError> {
         let text: Option<String> = sqlx::query_scalar(
             "-- store::lease::last_report
-             SELECT report FROM reports WHERE job_id = $1 AND attempt = $2 ORDER BY seq DESC LIMIT 1",
+             SELECT report FROM reports WHERE job_id = $1 AND attempt = $2 AND type <> 'gpus'
+             ORDER BY seq DESC LIMIT 1",
         )
         .bind(self.job().id.to_string())
         .bind(i64::from(self.attempt().0))
@@ -36,6 +37,23 @@ impl Lease {
         Ok(line.and_then(|line| match line.report {
             Report::Started(started) => Some(started),
             _ => None,
+        }))
+    }
+
+    /// What the host has said last of the attempt's GPUs.
+    pub async fn gpus_said(&self) -> Result<Vec<GpuReading>, StoreError> {
+        let text: Option<String> = sqlx::query_scalar(
+            "-- store::lease::gpus_said
+             SELECT report FROM reports WHERE job_id = $1 AND attempt = $2 AND type = 'gpus' ORDER BY seq DESC LIMIT 1",
+        )
+        .bind(self.job().id.to_string())
+        .bind(i64::from(self.attempt().0))
+        .fetch_optional(&self.store.pool)
+        .await?;
+        let line: Option<ReportLine> = text.map(|text| json(&text)).transpose()?;
+        Ok(line.map_or(Vec::new(), |line| match line.report {
+            Report::Gpus { gpus } => gpus,
+            _ => Vec::new(),
         }))
     }
 

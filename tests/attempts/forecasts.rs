@@ -37,7 +37,7 @@ async fn an_attempt_that_went_well_is_kept_beside_what_was_predicted() {
     );
     let shown = world.house.desk.host().await.unwrap().forecasts;
     assert_eq!(shown.len(), 2);
-    assert_eq!(shown[0].to_string(), "memory: a job of this kind needed 0.50x of what was predicted");
+    assert_eq!(shown[0].spread.unwrap().ratio_median, 0.5);
     assert_eq!((shown[1].above, shown[1].ran_out), (1, 0));
 }
 

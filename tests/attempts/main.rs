@@ -20,6 +20,7 @@ mod room;
 mod signs;
 #[path = "../support/tiny.rs"]
 mod tiny;
+mod turns;
 
 use drydock::api::WaitsFor;
 use drydock::sandbox::{ContainerName, Labels, Launch};

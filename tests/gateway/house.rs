@@ -82,7 +82,7 @@ pub(crate) struct House {
     pub(crate) serving: JoinHandle<Result<(), gateway::GatewayError>>,
     pub(crate) client: reqwest::Client,
     pub(crate) config: Arc<Config>,
-    _whole: Box<drydock::house::House>,
+    pub(crate) whole: Box<drydock::house::House>,
     _folder: tempfile::TempDir,
 }
 
@@ -100,6 +100,8 @@ pub(crate) async fn whole(config: Config) -> drydock::house::House {
 pub(crate) async fn open_with(change: impl FnOnce(&mut Config)) -> House {
     let folder = tempfile::tempdir().unwrap();
     let mut config = Config { state_dir: folder.path().to_owned(), ..Config::default() };
+    // Where a test runs there may be GPUs.
+    config.sandbox.nvml = Some("/nowhere/libnvidia-ml.so.1".into());
     // Where a test runs there may be little room.
     config.disk.min_free_state = bytesize::ByteSize(0);
     change(&mut config);
@@ -112,7 +114,7 @@ pub(crate) async fn open_with(change: impl FnOnce(&mut Config)) -> House {
     let serving = tokio::spawn(gateway::serve(listener, desk, shutdown.clone()));
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let url = format!("http://127.0.0.1:{port}");
-    House { store, url, port, shutdown, serving, client, config, _whole: Box::new(whole), _folder: folder }
+    House { store, url, port, shutdown, serving, client, config, whole: Box::new(whole), _folder: folder }
 }
 
 impl House {

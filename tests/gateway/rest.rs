@@ -23,7 +23,11 @@ async fn every_route_of_the_document_answers_in_json_or_as_it_says() {
             if path.ends_with("/events") {
                 continue;
             }
-            let place = path.replace("{id}", &job).replace("{path}", "none").replace("{name}", "none");
+            let place = path
+                .replace("{id}", &job)
+                .replace("{path}", "none")
+                .replace("{name}", "none")
+                .replace("{uuid}", "none");
             let place = place.replace("{sha256}", &"0".repeat(64));
             let (status, body) = answer(house.ask(method.clone(), &place)).await;
             let status = status.as_u16().to_string();

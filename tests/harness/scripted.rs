@@ -335,6 +335,7 @@ impl Container {
     fn found(&self) -> Found {
         Found {
             name: self.launch.name.clone(),
+            id: format!("id-of-{}", self.launch.name),
             labels: self.launch.labels.clone(),
             status: self.status.clone(),
             created_ms: self.created_ms,
@@ -358,6 +359,7 @@ impl Sandbox for Scripted {
             gpus: GpuAccess {
                 units: 1,
                 cuda: true,
+                trying: false,
                 injection: if world.no_injector { Err("no injector works here".into()) } else { Ok(Injector::Cdi) },
                 refused: Vec::new(),
             },

@@ -49,6 +49,28 @@ impl World {
         Self { engine, house, folder }
     }
 
+    /// The same, and nothing happens by itself but that the GPUs are watched: a test claims and runs attempts.
+    pub async fn at_rest(engine: Scripted, change: impl FnOnce(&mut Config)) -> Self {
+        let folder = Folder::new();
+        for input in ["models/aa", "datasets/bb"] {
+            std::fs::create_dir_all(folder.state().join(input)).unwrap();
+        }
+        let mut config = config(&folder.state());
+        change(&mut config);
+        let house = open(config, &engine).await;
+        house.probe_once().await;
+        tokio::spawn(house.gpus.clone().run(house.shutdown()));
+        Self { engine, house, folder }
+    }
+
+    /// Begins the job's next attempt, on these GPUs.
+    pub async fn begin_on(&self, id: JobId, gpus: &[&str]) {
+        let dispatch = &self.house.reaper.dispatch;
+        let gpus: Vec<_> = gpus.iter().map(|gpu| (*gpu).to_owned()).collect();
+        let lease = self.house.desk.store.claim_on(id, &dispatch.holder, &gpus).await.unwrap().unwrap();
+        tokio::spawn(dispatch.attempts.clone().run(lease));
+    }
+
     /// The process ends, and another one opens the same state folder. Containers notice nothing.
     pub async fn restart(self) -> Self {
         let Self { engine, house, folder } = self;
@@ -158,7 +180,7 @@ impl World {
 
 /// What plans predict of the jobs that are submitted here.
 pub fn estimate() -> Estimate {
-    Estimate { memory_bytes: 2, disk_bytes: 14, download_bytes: 0, trainable_parameters: 1 }
+    Estimate { memory_bytes: 2, disk_bytes: 14, trainable_parameters: 1, ..Estimate::default() }
 }
 
 /// Limits that are far away.
@@ -183,6 +205,8 @@ fn config(state: &Path) -> Config {
     // The scripted engine's containers run as whoever runs the test.
     config.sandbox.uid = rustix::process::geteuid().as_raw();
     config.sandbox.gid = rustix::process::getegid().as_raw();
+    // Where a test runs there may be GPUs.
+    config.sandbox.nvml = Some("/nowhere/libnvidia-ml.so.1".into());
     // Where a test runs there may be little room.
     config.disk.min_free_state = bytesize::ByteSize(0);
     config

@@ -111,7 +111,7 @@ async fn a_quantization_needs_its_largest_tensor_and_room_for_the_file() {
     let choices = quantize(|args| args.imatrix_dataset = Some("choices".into()));
     let refused = on(&house, choices, 8 * GIB).await.unwrap_err();
     assert!(refused.starts_with("imatrix_dataset = choices: its rows hold questions with choices"), "{refused}");
-    let small = on(&house, quantize(|_| {}), 300 << 20).await.unwrap_err();
+    let small = on(&house, quantize(|_| {}), 100 << 20).await.unwrap_err();
     assert!(small.contains("choose a smaller model, or raise capacity.memory"), "{small}");
 }
 
@@ -143,10 +143,10 @@ async fn an_evaluation_reads_every_model_that_it_compares() {
 async fn an_evaluation_that_does_not_fit_is_refused_with_a_batch_that_does() {
     let house = stocked().await;
     let large = |args: &mut EvaluateArgs| args.batch_size = Some(1024);
-    let refused = on(&house, evaluate(large), 450 << 20).await.unwrap_err();
+    let refused = on(&house, evaluate(large), 150 << 20).await.unwrap_err();
     assert!(refused.starts_with("batch_size = 1024: the job needs about "), "{refused}");
     let fewer = refused.rsplit("lower batch_size to ").next().unwrap().parse().unwrap_or_else(|_| panic!("{refused}"));
-    on(&house, evaluate(|args| args.batch_size = Some(fewer)), 450 << 20).await.unwrap();
+    on(&house, evaluate(|args| args.batch_size = Some(fewer)), 150 << 20).await.unwrap();
 }
 
 #[tokio::test]

@@ -16,10 +16,13 @@ use std::sync::Arc;
 use bytesize::ByteSize;
 use drydock::api::LoadDataset;
 use drydock::engine::EngineWatch;
+use drydock::plan::forecast::Quantity;
 use drydock::plan::{ModelSource, Plan, PlanError, Planner};
+use drydock::sandbox::gpus::KnownGpus;
 use drydock::sandbox::{EngineInfo, Isolation, SandboxError};
 use drydock_spec::dataset::Columns;
-use drydock_spec::finetune::TargetModule;
+use drydock_spec::finetune::{Method, TargetModule};
+use drydock_spec::recipe::Auto;
 use drydock_spec::{FinetuneArgs, JobArgs, JobSpec, LimitArgs};
 use house::House;
 use serde_json::json;
@@ -68,6 +71,7 @@ async fn plan_job(engine: EngineWatch, house: &House, job: JobArgs, limits: Limi
         house.models.clone(),
         house.datasets.clone(),
         engine,
+        KnownGpus::none(),
         Arc::new(house.config.clone()),
     );
     planner.plan(job, &limits).await
@@ -94,7 +98,13 @@ async fn a_plan_fixes_inputs_and_fills_in_every_limit() {
     assert_eq!(plan.inputs.dataset.unwrap().digest, house.datasets.list().await.unwrap().remove(0).digest);
     assert_eq!((plan.limits.cpu_millis, plan.limits.pids, plan.limits.max_attempts), (4000, 512, 3));
     assert_eq!(plan.limits.memory_bytes % (1 << 20), 0);
-    assert!(plan.limits.memory_bytes > plan.estimate.memory_bytes + (256 << 20));
+    assert!(plan.limits.memory_bytes > plan.estimate.memory_bytes + (64 << 20));
+    let parts = &plan.estimate.needs[&Quantity::Memory].parts;
+    assert_eq!(parts.values().sum::<u64>(), plan.estimate.memory_bytes);
+    let range = plan.estimate.range(Quantity::Memory).unwrap();
+    assert!((range.low..=range.high).contains(&plan.estimate.memory_bytes), "{range:?}");
+    assert_eq!((range.of_100, range.jobs), (90, 0), "nothing was measured here yet");
+    assert_eq!(plan.estimate.range(Quantity::Time), None, "and nobody knows how fast it is");
     assert_eq!(plan.estimate.trainable_parameters, 2 * 4 * (2 * 16 + 2 * 12 + 3 * 24));
     assert_eq!(plan.warnings, Vec::<String>::new());
 }
@@ -112,7 +122,8 @@ async fn what_is_asked_for_comes_before_what_is_estimated() {
         gpus: None,
         gpu_memory_mib: None,
     };
-    let plan = plan_on(engine(8 * GIB), &house, args(), limits).await.unwrap();
+    let large = FinetuneArgs { per_device_train_batch_size: Some(2048), ..args() };
+    let plan = plan_on(engine(8 * GIB), &house, large, limits).await.unwrap();
     assert_eq!((plan.limits.memory_bytes, plan.limits.cpu_millis, plan.limits.disk_bytes), (64 << 20, 1500, 100 << 20));
     assert_eq!((plan.limits.time_ms, plan.limits.silence_ms, plan.limits.max_attempts), (60_000, 7_000, 1));
     assert!(plan.warnings[0].contains("limits.memory_mib = 64 is below"), "{:?}", plan.warnings);
@@ -138,11 +149,14 @@ async fn every_wrong_option_and_limit_is_named_at_once() {
 #[tokio::test]
 async fn a_job_that_is_too_large_for_the_host_is_refused_with_a_change_that_is_accepted() {
     let house = house().await;
-    let large = FinetuneArgs { per_device_train_batch_size: Some(2048), ..args() };
+    let large = FinetuneArgs { per_device_train_batch_size: Some(4096), ..args() };
     let small_host = engine(500 << 20);
     let error = plan_on(small_host.clone(), &house, large.clone(), LimitArgs::default()).await.unwrap_err().to_string();
-    assert!(error.starts_with("per_device_train_batch_size = 2048: the job needs about "), "{error}");
-    assert!(error.contains("jobs may use 400.0 MiB on this host; lower per_device_train_batch_size to "), "{error}");
+    assert!(error.starts_with("per_device_train_batch_size = 4096: the job needs about "), "{error}");
+    assert!(
+        error.contains("jobs may use 400.0 MiB on this host; set gradient_checkpointing to true, or lower"),
+        "{error}"
+    );
     let offered = |words: &str| -> u32 {
         let rest = error.split(words).nth(1).unwrap();
         rest.chars().take_while(char::is_ascii_digit).collect::<String>().parse().unwrap()
@@ -153,6 +167,30 @@ async fn a_job_that_is_too_large_for_the_host_is_refused_with_a_change_that_is_a
         ..large
     };
     assert!(plan_on(small_host, &house, changed, LimitArgs::default()).await.is_ok());
+}
+
+#[tokio::test]
+async fn what_is_left_to_the_plan_is_chosen_so_that_the_job_fits() {
+    let house = house().await;
+    let large = FinetuneArgs { per_device_train_batch_size: Some(4096), ..args() };
+    let on = async |auto: &[Auto], limits| {
+        plan_on(engine(500 << 20), &house, FinetuneArgs { auto: Some(auto.to_vec()), ..large.clone() }, limits).await
+    };
+    assert!(on(&[], LimitArgs::default()).await.is_err());
+    let plan = on(&[Auto::BatchSize], LimitArgs::default()).await.unwrap();
+    let recipe = plan.spec.recipe().unwrap();
+    assert_eq!((recipe.per_device_train_batch_size, recipe.gradient_accumulation_steps), (2048, 2));
+    assert!(recipe.auto.is_empty() && !recipe.gradient_checkpointing);
+    assert!(plan.warnings[0].starts_with("chosen to fit: per_device_train_batch_size = 2048"), "{:?}", plan.warnings);
+    let plan = on(&[Auto::GradientCheckpointing], LimitArgs::default()).await.unwrap();
+    assert!(plan.spec.recipe().unwrap().gradient_checkpointing);
+    // What was asked for is what there is, not what the host has.
+    let little = LimitArgs { memory_mib: Some(120), ..LimitArgs::default() };
+    let plan = on(&[Auto::BatchSize], little).await.unwrap();
+    assert!(plan.estimate.memory_bytes <= 120 << 20, "{:?}", plan.estimate);
+    assert_eq!(plan.spec.recipe().unwrap().rows_per_step(), 4096);
+    let dora = FinetuneArgs { method: Some(Method::Dora), auto: Some(vec![Auto::Method]), ..args() };
+    assert!(refusal(&house, dora).await.contains("auto = method: nothing stands in for dora"));
 }
 
 #[tokio::test]

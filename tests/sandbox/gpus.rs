@@ -24,8 +24,8 @@ const USUAL: &str = "fd full mqueue null ptmx pts random shm stderr stdin stdout
 
 /// A host with two GPUs: files below a folder of the test's own. The device files are those of devices that no container
 /// may use unless it is let, and that nothing comes of opening.
-struct Rack {
-    root: tempfile::TempDir,
+pub(crate) struct Rack {
+    pub(crate) root: tempfile::TempDir,
     /// Major and minor numbers.
     devices: [(u32, u32); 2],
     inventory: Arc<Mutex<Inventory>>,
@@ -34,6 +34,11 @@ struct Rack {
 impl Rack {
     /// `None` where it cannot be put up.
     fn new() -> Option<Self> {
+        Self::of(|index| format!("GPU-{index}"))
+    }
+
+    /// The same with GPUs that are called so.
+    pub(crate) fn of(uuid: impl Fn(u32) -> String) -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
             skipped("only root makes device files");
             return None;
@@ -47,7 +52,7 @@ impl Rack {
             return None;
         };
         let root = tempfile::tempdir().unwrap();
-        let gpu = |index| Gpu { index, uuid: format!("GPU-{index}"), ..Gpu::default() };
+        let gpu = |index| Gpu { index, uuid: uuid(index), ..Gpu::default() };
         let inventory = Inventory { gpus: vec![gpu(0), gpu(1)], ..Inventory::default() };
         let rack = Self { root, devices: [(10, given), (10, other)], inventory: Arc::new(Mutex::new(inventory)) };
         rack.put(
@@ -55,21 +60,29 @@ impl Rack {
             &format!("NVRM version: NVIDIA UNIX x86_64 Kernel Module  {VERSION}  x\n"),
         );
         for index in 0..2 {
-            let told = format!("GPU UUID: \t GPU-{index}\nDevice Minor: \t {index}\n");
+            let told = format!("GPU UUID: \t {}\nDevice Minor: \t {index}\n", uuid(index));
             rack.put(&format!("proc/driver/nvidia/gpus/0000:0{index}:00.0/information"), &told);
-            rack.make(&format!("dev/nvidia{index}"), rack.devices[index]);
+            rack.make(&format!("dev/nvidia{index}"), rack.devices[index as usize]);
         }
         for shared in ["nvidiactl", "nvidia-uvm"] {
             rack.make(&format!("dev/{shared}"), (1, 3));
         }
-        let driver = format!("usr/lib64/libcuda.so.{VERSION}");
-        rack.put(&driver, "the driver");
-        // Only that it is mounted read-only can keep a job from writing there.
-        std::fs::set_permissions(rack.root.path().join(driver), std::fs::Permissions::from_mode(0o666)).unwrap();
+        rack.load_driver(VERSION);
         Some(rack)
     }
 
-    fn put(&self, path: &str, text: &str) {
+    pub(crate) fn load_driver(&self, version: &str) {
+        self.put(
+            "proc/driver/nvidia/version",
+            &format!("NVRM version: NVIDIA UNIX x86_64 Kernel Module  {version}  x\n"),
+        );
+        let driver = format!("usr/lib64/libcuda.so.{version}");
+        self.put(&driver, "the driver");
+        // Only that it is mounted read-only can keep a job from writing there.
+        std::fs::set_permissions(self.root.path().join(driver), std::fs::Permissions::from_mode(0o666)).unwrap();
+    }
+
+    pub(crate) fn put(&self, path: &str, text: &str) {
         let path = self.root.path().join(path);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, text).unwrap();
@@ -102,7 +115,7 @@ fn make_device(path: &Path, (major, minor): (u32, u32)) {
 }
 
 /// The probe as an image that says that it computes on GPUs, and asks for all of them as NVIDIA's own images do.
-fn probe_with_gpus() -> &'static str {
+pub(crate) fn probe_with_gpus() -> &'static str {
     static BUILT: OnceLock<String> = OnceLock::new();
     BUILT.get_or_init(|| {
         let context = tempfile::tempdir().unwrap();

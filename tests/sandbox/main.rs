@@ -6,6 +6,9 @@
 
 mod ends;
 mod engine;
+#[path = "../fake_nvml/fake.rs"]
+mod fake_nvml;
+mod gpu_jobs;
 mod gpus;
 mod greed;
 mod image;

@@ -117,6 +117,8 @@ impl World {
         // What is kept for remedies is to go with everything else, so that nothing is overlooked.
         config.retention.checkpoints_age = Duration::ZERO;
         config.sandbox.output_cap = OutputCap::Watched;
+        // Where a test runs there may be GPUs.
+        config.sandbox.nvml = Some("/nowhere/libnvidia-ml.so.1".into());
         // A way to the hub takes long to open, and nobody goes it.
         config.hub.offline = true;
         config.sandbox.uid = rustix::process::geteuid().as_raw();
@@ -147,6 +149,8 @@ impl World {
 
     /// Lets something happen, and everything that follows from it before any time passes.
     pub(crate) fn happen(&mut self, op: Op) {
+        // An attempt's end has the driver asked, and where the test runs there may be none.
+        self.gpus();
         match op {
             Op::Crash { polls } => return self.crash(polls),
             Op::Restart => return self.restart(),
@@ -190,7 +194,10 @@ impl World {
     /// The same where the runner's own passes may fail.
     pub(crate) fn happen_or_fail(&mut self, op: Op) {
         match op {
-            Op::Dispatch => drop(self.with(async |house| house.reaper.dispatch.dispatch_once().await)),
+            Op::Dispatch => {
+                self.gpus();
+                drop(self.with(async |house| house.reaper.dispatch.dispatch_once().await));
+            }
             other => return self.happen(other),
         }
         self.settle();
@@ -223,11 +230,20 @@ impl World {
             uuid: format!("GPU-{index}"),
             name: "scripted".into(),
             memory,
-            cordoned: (self.cordoned == Some(index)).then(|| "has told of Xid 79".into()),
             ..Gpu::default()
         };
         let inventory = Inventory { gpus: (0..GPUS).map(gpu).collect(), ..Inventory::default() };
-        self.with(async |house| drop(house.gpus.send_replace(inventory)));
+        let cordoned = self.cordoned;
+        self.with(async |house| {
+            house.gpus.publish(Ok(inventory)).await.unwrap();
+            for index in 0..GPUS {
+                let uuid = format!("GPU-{index}");
+                match cordoned == Some(index) {
+                    true => house.gpus.cordon(&uuid, "the fan rattles", "a person").await.unwrap(),
+                    false => house.gpus.uncordon(&uuid).await.unwrap(),
+                }
+            }
+        });
     }
 
     fn submit(&mut self, story: Story, reads: Option<usize>, (large, gpus): (bool, Gpus), attempts: u32) {

@@ -1,6 +1,5 @@
 //! Whatever happens to jobs, in whatever order: their events fold to their rows.
 
-use drydock::api::Estimate;
 use drydock::remedy::{Chooser, Source};
 use drydock::store::{Cure, Entry, Lease, ReportBatch, Store};
 use drydock_spec::{Attempt, FailureKind, JobEvent, JobId, JobState, Limits, Outcome, Priority};
@@ -43,8 +42,6 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::Restart),
     ]
 }
-
-const NOTHING: Estimate = Estimate { memory_bytes: 0, disk_bytes: 0, download_bytes: 0, trainable_parameters: 0 };
 
 /// A world of a database, the jobs in it, and the leases that somebody holds.
 struct World {
@@ -130,7 +127,7 @@ impl World {
                     changes: Vec::new(),
                     spec: job.spec.clone(),
                     limits,
-                    estimate: job.estimate.unwrap_or(NOTHING),
+                    estimate: job.estimate.clone().unwrap_or_default(),
                 });
                 let after = lease.finish(failed(kind), &[], self.house.clock.now_ms()).await.unwrap();
                 assert!(after.state.is_done() || after.limits == limits, "{:?}", after.state);

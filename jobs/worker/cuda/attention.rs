@@ -70,7 +70,7 @@ impl Attention<'_> {
     }
 
     /// The heads `[kv heads, tokens, group, dim]` of rows, turned and scaled.
-    fn turned<T: Computed>(&self, x: Rows<'_, T>, group: usize, turns: bool, scale: f32) -> Result<Buffer<T>> {
+    fn by_heads<T: Computed>(&self, x: Rows<'_, T>, group: usize, turns: bool, scale: f32) -> Result<Buffer<T>> {
         let mut heads = self.device.buffer(self.batch.len * x.width)?;
         let half = if turns { self.angles.half } else { 0 };
         self.device.launch(
@@ -183,8 +183,8 @@ impl Attention<'_> {
         let Heads { key_value, dim, .. } = self.heads;
         let group = self.group();
         let (_, at_once) = at_once(self.heads, self.batch.longest());
-        let queries = self.turned(of.q, group, true, self.scoring.scale)?;
-        let keys = self.turned(of.k, 1, true, 1.0)?;
+        let queries = self.by_heads(of.q, group, true, self.scoring.scale)?;
+        let keys = self.by_heads(of.k, 1, true, 1.0)?;
         let mut seen: Buffer<T> = self.device.buffer(queries.len())?;
         let (mut scores, mut p) = (self.device.buffer(at_once)?, self.device.buffer::<T>(at_once)?);
         for block in self.blocks() {
@@ -212,9 +212,9 @@ impl Attention<'_> {
         let Heads { key_value, dim, .. } = self.heads;
         let (device, group, tokens) = (self.device, self.group(), self.batch.len);
         let (_, at_once) = at_once(self.heads, self.batch.longest());
-        let queries = self.turned(of.q, group, true, self.scoring.scale)?;
-        let keys = self.turned(of.k, 1, true, 1.0)?;
-        let dseen = self.turned(Rows::of(dy, self.heads.query_width()), group, false, 1.0)?;
+        let queries = self.by_heads(of.q, group, true, self.scoring.scale)?;
+        let keys = self.by_heads(of.k, 1, true, 1.0)?;
+        let dseen = self.by_heads(Rows::of(dy, self.heads.query_width()), group, false, 1.0)?;
         let mut dqueries: Buffer<T> = device.buffer(queries.len())?;
         let (mut dkeys, mut dvalues) = (device.zeros::<f32>(keys.len())?, device.zeros::<f32>(keys.len())?);
         let (mut scores, mut dp) = (device.buffer(at_once)?, device.buffer::<f32>(at_once)?);

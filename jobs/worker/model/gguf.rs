@@ -13,6 +13,7 @@ use super::tokenizer::Text;
 use super::tokenizer::gguf::{GgufTokenizer, Method};
 use crate::blocks::BlockKind;
 use crate::ending::{Result, failed};
+use crate::forget;
 use crate::gguf::{Metadata, Value};
 use names::{Change, change, gguf_name};
 
@@ -99,7 +100,9 @@ impl GgufFile {
                 Stored::mapped_blocks(kind, self.0.map(), place.bytes.clone(), width)
             }
             (kind, Change::SideBySide(heads)) if shape.len() == 2 && kind != BlockKind::F32 => {
-                Stored::blocks(kind, halves_apart(self.0.bytes(place), shape[0], heads)?, width)
+                let blocks = Stored::blocks(kind, halves_apart(self.0.bytes(place), shape[0], heads)?, width);
+                forget::pages(self.0.map(), place.bytes.clone());
+                blocks
             }
             (_, Change::Nothing) => Stored::f32(self.0.values(place), width),
             (_, Change::SideBySide(heads)) => Stored::f32(halves_apart(&self.0.values(place), shape[0], heads)?, width),
@@ -122,7 +125,10 @@ fn halves_apart<T: Copy>(values: &[T], rows: usize, heads: usize) -> Result<Vec<
         let (head, place) = (index / (2 * half), index % (2 * half));
         2 * half * head + 2 * (place % half) + place / half
     };
-    Ok((0..rows).flat_map(|index| &values[from(index) * row..(from(index) + 1) * row]).copied().collect())
+    // At its size from the start: what a vector leaves behind as it grows stays in the heap between the weights.
+    let mut apart = Vec::with_capacity(values.len());
+    (0..rows).for_each(|index| apart.extend_from_slice(&values[from(index) * row..(from(index) + 1) * row]));
+    Ok(apart)
 }
 
 #[cfg(test)]

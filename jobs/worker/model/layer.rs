@@ -289,12 +289,16 @@ impl<'a> Complete<'a> {
         self.back(TargetModule::DownProj, &inner, &dmlp, Some(&mut dinner), gradients);
         drop((inner, dmlp));
         let (dgate, dup) = layer.activation.gate_backward(&gate, &up, &dinner);
+        // What is widest goes as soon as it can: the layer's own peak is in the plan's estimate.
+        drop((gate, up, dinner));
         let h = layer.mlp_norm.forward(&middle, trained);
         let mut dh = Vec::new();
         self.back(TargetModule::GateProj, &h, &dgate, Some(&mut dh), gradients);
         self.back(TargetModule::UpProj, &h, &dup, Some(&mut dh), gradients);
+        drop((h, dgate, dup));
         let mut dmiddle = dy;
         layer.mlp_norm.backward(&middle, trained, &dh, &mut dmiddle, gradients);
+        drop(dh);
 
         let dattention = self.parted(layer.attention_after_norm.as_ref(), &attention_out, &dmiddle, gradients);
         let mut dattended = Vec::new();
@@ -302,7 +306,7 @@ impl<'a> Complete<'a> {
         drop(dattention);
         let [asking, answering] = self.normed(&q, &k);
         let [dasking, danswering, dv] = attention.backward(&asking, &answering, &v, &dattended);
-        drop((asking, answering));
+        drop((asking, answering, dattended, attended));
         let [dq, dk] = match &layer.query_key_norms {
             None => [dasking, danswering],
             Some([of_q, of_k]) => [

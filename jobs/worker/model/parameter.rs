@@ -136,6 +136,7 @@ impl Group {
     pub fn take(&mut self, parameter: &mut Parameter) {
         if let Place::Frozen(stored) = &parameter.place {
             let range = self.added(parameter.name.clone(), &parameter.shape, |all| stored.append_to(all));
+            stored.forget();
             parameter.place = Place::Trained(range);
         }
     }

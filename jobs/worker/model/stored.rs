@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use memmap2::Mmap;
 
 use crate::blocks::BlockKind;
+use crate::forget;
 use crate::kernels::quantized::{Blocks, Turned};
 use crate::kernels::weight::{Held, Weight};
 
@@ -119,7 +120,15 @@ impl Stored {
         let row = kind.row_bytes(self.width).expect("the kind fits the rows");
         let mut bytes = vec![0; self.out * row];
         kind.encode_all(&values, self.width, None, &mut bytes);
+        self.forget();
         *self = Self::blocks(kind, bytes, self.width);
+    }
+
+    /// To be called when the values have been read for the last time, or for the last time in a while.
+    pub fn forget(&self) {
+        if let Form::MappedF32(Mapped { file, bytes }) | Form::MappedBlocks(_, Mapped { file, bytes }) = &self.form {
+            forget::pages(file, bytes.clone());
+        }
     }
 
     fn held_blocks<'a>(&'a self, kind: BlockKind, bytes: &'a [u8]) -> Held<'a> {

@@ -8,6 +8,7 @@ use drydock_spec::FailureKind::{BadModel, UnsupportedModel};
 use super::{convert, vocabulary};
 use crate::blocks::BlockKind;
 use crate::ending::{Result, failed};
+use crate::forget;
 use crate::gguf::{GgufFile, Metadata, TensorPlace};
 use crate::model::ModelFiles;
 use crate::model::gguf::names::{Change, change, gguf_name};
@@ -122,6 +123,16 @@ impl SourceTensor<'_> {
             Origin::Gguf(file, place) => Some(file.bytes(place)),
             _ => None,
         }
+    }
+
+    /// To be called when the tensor has been written.
+    pub fn forget(&self) -> Result<()> {
+        match &self.origin {
+            Origin::Gguf(file, place) => forget::pages(file.map(), place.bytes.clone()),
+            Origin::Checkpoint(files, name, _) => files.checkpoint(name)?.forget(),
+            Origin::Merged(..) | Origin::Computed(_) => {}
+        }
+        Ok(())
     }
 
     /// Makes the values readable; those of one tensor only are held in memory at a time.

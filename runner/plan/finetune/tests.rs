@@ -1,7 +1,9 @@
 use drydock_gpu::Decoder;
-use drydock_gpu::estimate;
+use drydock_gpu::estimate::{Base, Rows};
+use drydock_spec::quantize::TensorType;
 use proptest::prelude::*;
 
+use super::super::margin::Margin;
 use super::*;
 
 const SMOLLM2_135M: Decoder = Decoder {
@@ -27,15 +29,22 @@ fn spec(rows: u32) -> FinetuneSpec {
     args.parse().unwrap()
 }
 
+fn base() -> Base {
+    Base::of(&SMOLLM2_135M, TensorType::F32)
+}
+
 /// The job's peak, and its refusal on a host where jobs may use `budget` bytes.
 fn refusal(spec: &FinetuneSpec, length: u32, budget: u64) -> String {
-    let training = Training::finetune(&SMOLLM2_135M, spec, None);
+    let training = Training::finetune(&SMOLLM2_135M, spec, base());
     let qlora = FinetuneSpec { method: Method::Qlora, ..spec.clone() };
     let room = Room {
         recipe: spec.recipe.clone(),
-        smaller: Some(Training::finetune(&SMOLLM2_135M, &qlora, None)),
-        weights_bytes: 4 * SMOLLM2_135M.parameters(),
-        rows_bytes: 0,
+        smaller: Some(Training::finetune(&SMOLLM2_135M, &qlora, base())),
+        decoder: SMOLLM2_135M,
+        weights_bytes: base().bytes(),
+        rows: Rows::default(),
+        learns_tokenizer: false,
+        terms: Terms { cpu_millis: 2000, ..Terms::default() },
         length,
         training,
     };
@@ -44,7 +53,9 @@ fn refusal(spec: &FinetuneSpec, length: u32, budget: u64) -> String {
 
 /// The memory limit of the job with another batch.
 fn limit(spec: &FinetuneSpec, rows: u32, length: u32) -> u64 {
-    estimate::with_margin(Training::finetune(&SMOLLM2_135M, spec, None).memory(Batch::new(rows, length)))
+    let needs = Training::finetune(&SMOLLM2_135M, spec, base()).memory(Batch::new(rows, length), 2);
+    let reading = Rows::default().then(needs, &SMOLLM2_135M, 2);
+    Margin::default().limit(reading.total())
 }
 
 fn number_after(text: &str, words: &str) -> Option<u32> {
@@ -54,15 +65,15 @@ fn number_after(text: &str, words: &str) -> Option<u32> {
 
 #[test]
 fn the_refusal_names_need_budget_and_every_way_out() {
-    let expected = "per_device_train_batch_size = 16: the job needs about 8.2 GiB, jobs may use 4.0 GiB on this host; \
-                    set gradient_checkpointing to true, or lower per_device_train_batch_size to 4 and raise \
-                    gradient_accumulation_steps to 4, or lower max_seq_length to 128";
+    let expected = "per_device_train_batch_size = 16: the job needs about 6.2 GiB, jobs may use 4.0 GiB on this host; \
+                    set gradient_checkpointing to true, or lower per_device_train_batch_size to 8 and raise \
+                    gradient_accumulation_steps to 2, or lower max_seq_length to 256";
     assert_eq!(refusal(&spec(16), 512, 4 << 30), expected);
 }
 
 #[test]
 fn two_changes_are_offered_together_where_none_does_it_alone() {
-    let next = refusal(&spec(1), 1024, 900 << 20);
+    let next = refusal(&spec(1), 1024, 600 << 20);
     assert!(next.ends_with("; set method to \"qlora\" and set gradient_checkpointing to true"), "{next}");
 }
 

@@ -1,5 +1,5 @@
 use drydock_spec::Failure;
-use drydock_spec::report::{Checkpoint, Finished};
+use drydock_spec::report::{Checkpoint, Finished, GpuReading};
 use proptest::prelude::*;
 
 use super::*;
@@ -49,9 +49,8 @@ fn a_job_that_ran_out_is_counted_and_not_measured() {
     let enough = forecast(100, Measured::MoreThan(100));
     let all = judge(&[exactly(100, 99), short, enough]);
     assert_eq!((all[0].jobs, all[0].ran_out, all[0].above), (1, 2, 1), "80 of 100 says nothing of the prediction");
-    assert_eq!(all[0].to_string(), "memory: a job of this kind needed 0.99x of what was predicted; 2 ran out of it");
     let none = judge(&[forecast(100, Measured::MoreThan(80))]);
-    assert_eq!(none[0].to_string(), "memory: no job of this kind was measured yet; 1 ran out of it");
+    assert_eq!(none[0].error(), "memory of finetune (lora): none measured; 1 ran out of it");
     assert_eq!(none[0].spread, None);
 }
 
@@ -79,6 +78,24 @@ fn a_success_is_measured_by_its_peak_and_by_what_it_left_and_wrote_on_its_way() 
     let found = measured(&Outcome::Succeeded, &limits(), &said, 40);
     assert_eq!(found, [(Quantity::Memory, Measured::Exactly(700)), (Quantity::Disk, Measured::Exactly(100))]);
     assert_eq!(measured(&Outcome::Succeeded, &limits(), &[finished(1001)], 0), [], "more than its limit let it have");
+}
+
+#[test]
+fn what_an_attempt_holds_of_a_gpu_is_measured_by_the_host() {
+    let reading = |memory_peak_bytes| GpuReading {
+        uuid: "GPU-1".into(),
+        memory_used_bytes: 1,
+        memory_peak_bytes,
+        utilization_percent: None,
+        power_watts: None,
+    };
+    let said = [finished(700), Report::Gpus { gpus: vec![reading(30), reading(50)] }];
+    let found = measured(&Outcome::Succeeded, &limits(), &said, 0);
+    assert_eq!(found[1], (Quantity::GpuMemory, Measured::Exactly(50)), "each of its GPUs must have as much");
+    let full = Outcome::Failed(Failure::new(FailureKind::GpuOutOfMemory, ""));
+    let shares = Limits { gpu_memory_bytes: Some(40), ..limits() };
+    assert_eq!(measured(&full, &shares, &[], 0), [(Quantity::GpuMemory, Measured::MoreThan(40))]);
+    assert_eq!(measured(&full, &limits(), &[], 0), [], "how much there was of a whole one is not known here");
 }
 
 #[test]

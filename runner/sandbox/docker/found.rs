@@ -94,6 +94,7 @@ pub(super) fn read(answer: ContainerInspectResponse) -> Result<Seen, Lack> {
     let process = FirstProcess { container: answer.id.unwrap_or_default(), pid: state.pid.unwrap_or_default() };
     let gpus = read_gpus(&labels);
     let found = Found {
+        id: process.container.clone(),
         // The engine writes a slash before the name.
         name: ContainerName(name.trim_start_matches('/').to_owned()),
         labels: read_labels(&labels)?,
@@ -163,6 +164,7 @@ mod tests {
 
     fn answer(status: ContainerStateStatusEnum, started_at: &str) -> ContainerInspectResponse {
         ContainerInspectResponse {
+            id: Some("0f".into()),
             name: Some("/drydock-x-3".into()),
             created: Some("2026-11-20T04:00:00.123456789Z".into()),
             config: Some(ContainerConfig { labels: Some(label_map(&labels())), ..Default::default() }),
@@ -185,6 +187,7 @@ mod tests {
             found,
             Found {
                 name: ContainerName("drydock-x-3".into()),
+                id: "0f".into(),
                 labels: labels(),
                 status: Status::Exited(Exit { code: 137, oom_killed: true }),
                 created_ms: 1_795_147_200_123,

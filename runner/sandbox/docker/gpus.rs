@@ -8,7 +8,7 @@
 use std::path::{Path, PathBuf};
 
 use bollard::models::{DeviceMapping, DeviceRequest, Mount};
-use drydock_gpu::inventory::{Gpu, Inventory};
+use drydock_gpu::inventory::Inventory;
 
 use crate::sandbox::gpus::{Injector, InjectorChoice, KnownGpus};
 use driver::Driver;
@@ -125,11 +125,6 @@ pub(super) fn request(injector: Injector, units: &[String], host: &Host<'_>) -> 
         Injector::Devices => devices::request(units, host)?,
     };
     Ok(GpuRequest { injector: Some(injector), ..request })
-}
-
-/// The GPU that this is, or that it is a slice of.
-pub(super) fn gpu_of<'a>(unit: &str, gpus: &'a Inventory) -> Option<&'a Gpu> {
-    gpus.gpus.iter().find(|gpu| gpu.uuid == unit || gpu.slices.iter().any(|slice| slice.uuid == unit))
 }
 
 /// The version of the host's driver, if it runs.

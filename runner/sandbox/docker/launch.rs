@@ -20,7 +20,7 @@ impl DockerSandbox {
     ) -> Result<GpuRequest, SandboxError> {
         let Some(injector) = injector else { return Ok(GpuRequest::none()) };
         let inventory = self.settings.gpus.known.now();
-        if let Some(lost) = launch.gpus.iter().find(|unit| gpus::gpu_of(unit, &inventory).is_none()) {
+        if let Some(lost) = launch.gpus.iter().find(|unit| inventory.gpu_of(unit).is_none()) {
             let message = format!("{lost} is not on this host any more");
             return Err(SandboxError::Refused { action: "give a container its GPU", message });
         }

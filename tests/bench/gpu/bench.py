@@ -113,9 +113,7 @@ class Bench:
             raise Unmeasured(f"the worker computed on {started['device']}")
         metrics = [report for report in reports if report["type"] == "metrics"]
         rates = sorted(report["tokens_per_second"] for report in (metrics[2:] or metrics))
-        if not rates:
-            # An evaluation tells no pace: the whole job counts, with loading.
-            rates = [self.steps * row.batch * row.length / seconds]
+        rates = rates or [pace(reports, self.steps * row.batch * row.length) or self.steps * row.batch * row.length / seconds]
         return {"tokens_per_second": statistics.median(rates), "range": [rates[0], rates[-1]], "job_seconds": seconds,
                 "losses": [report["loss"] for report in metrics], "peak_gpu_bytes": memory.peak or None}
 
@@ -145,6 +143,15 @@ class Bench:
         with GpuMemory(not self.emulated) as memory:
             result = peer([*work, *inputs, *sizes])
         return result | {"peak_gpu_bytes": memory.peak or result["peak_gpu_bytes"]}
+
+
+def pace(reports: list[dict], tokens: int) -> float | None:
+    """Tokens a second of an evaluation, by when it said how far it was; without loading, and without the first batch."""
+    told = [report for report in reports if report["type"] == "progress" and report["stage"] == "evaluate" and report["done"] > 0]
+    if len(told) < 2 or told[-1]["elapsed_ms"] == told[0]["elapsed_ms"]:
+        return None
+    share = (told[-1]["done"] - told[0]["done"]) / told[-1]["total"]
+    return tokens * share / (told[-1]["elapsed_ms"] - told[0]["elapsed_ms"]) * 1e3
 
 
 def peer(work: list[str]) -> dict:

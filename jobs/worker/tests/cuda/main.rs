@@ -14,4 +14,5 @@ mod attempt;
 mod device;
 mod error;
 mod memory;
+mod selfcheck;
 mod training;

@@ -123,6 +123,9 @@ struct Machine {
     void** arguments;
     void* dynamic_shared;
     std::vector<Fiber> fibers;
+    std::size_t returned;
+    // From the last fiber to the first, and blocks likewise.
+    bool backwards;
     std::vector<Warp> warps;
     Barrier block;
     Context scheduler;
@@ -158,8 +161,23 @@ void begin() {
     fiber.state = Fiber::Returned;
     fiber.warp->barrier.leave();
     m.block.leave();
+    m.returned++;
+    // Most threads return without having waited for any; they all use one stack, which stays in the cache. Nobody takes
+    // it before this fiber has left it.
+    m.free_stacks.push_back(fiber.stack);
     fiber.context.change_to(m.scheduler);
     std::abort();
+}
+
+bool can_go_on(const Fiber& fiber) {
+    return fiber.state == Fiber::Begun && (!fiber.waits_for || fiber.waits_for->generation != fiber.generation);
+}
+
+void enter(Machine& m, Fiber& fiber, Context& from) {
+    fiber.waits_for = nullptr;
+    m.running = &fiber;
+    here = fiber.place;
+    from.change_to(fiber.context);
 }
 
 void wait(Barrier& barrier) {
@@ -168,7 +186,12 @@ void wait(Barrier& barrier) {
     if (++barrier.arrived == barrier.members) return barrier.release();
     fiber.waits_for = &barrier;
     fiber.generation = barrier.generation;
-    fiber.context.change_to(m.scheduler);
+    // Mostly the neighbour is next: no need to ask the scheduler.
+    Fiber* const next = m.backwards ? &fiber - 1 : &fiber + 1;
+    if (next >= m.fibers.data() && next < m.fibers.data() + m.fibers.size() && can_go_on(*next))
+        enter(m, *next, fiber.context);
+    else
+        fiber.context.change_to(m.scheduler);
 }
 
 void resume(Machine& m, Fiber& fiber) {
@@ -177,13 +200,8 @@ void resume(Machine& m, Fiber& fiber) {
         fiber.context.prepare(fiber.stack, begin);
         fiber.state = Fiber::Begun;
     }
-    fiber.waits_for = nullptr;
-    m.running = &fiber;
-    here = fiber.place;
-    m.scheduler.change_to(fiber.context);
+    enter(m, fiber, m.scheduler);
     m.running = nullptr;
-    // Most threads return without having waited for any; they all use one stack, which stays in the cache.
-    if (fiber.state == Fiber::Returned) m.free_stacks.push_back(fiber.stack);
 }
 
 void prepare(Machine& m, uint3 blocks, uint3 threads, uint3 block) {
@@ -203,17 +221,15 @@ void prepare(Machine& m, uint3 blocks, uint3 threads, uint3 block) {
     }
 }
 
-void run_block(Machine& m, bool backwards) {
+void run_block(Machine& m) {
     const std::size_t count = m.fibers.size();
-    for (std::size_t returned = 0; returned < count;) {
+    for (m.returned = 0; m.returned < count;) {
         bool moved = false;
         for (std::size_t i = 0; i < count; i++) {
-            Fiber& fiber = m.fibers[backwards ? count - 1 - i : i];
-            if (fiber.state == Fiber::Returned) continue;
-            if (fiber.waits_for && fiber.waits_for->generation == fiber.generation) continue;
+            Fiber& fiber = m.fibers[m.backwards ? count - 1 - i : i];
+            if (fiber.state != Fiber::Fresh && !can_go_on(fiber)) continue;
             resume(m, fiber);
             moved = true;
-            returned += fiber.state == Fiber::Returned;
         }
         if (!moved) {
             for (Fiber& fiber : m.fibers)
@@ -310,6 +326,7 @@ Code run(const Kernel& kernel, uint3 blocks, uint3 threads, std::size_t shared_b
     const std::size_t count = std::size_t(threads.x) * threads.y * threads.z;
     m.fibers.resize(count);
     m.warps.resize((count + 31) / 32);
+    m.backwards = backwards;
     m.ended_with = SUCCESS;
     m.touched = 0;
     machine = &m;
@@ -320,7 +337,7 @@ Code run(const Kernel& kernel, uint3 blocks, uint3 threads, std::size_t shared_b
             if (shared) std::memset(m.dynamic_shared, 0xff, shared_bytes);
             prepare(m, blocks, threads,
                     {unsigned(at % blocks.x), unsigned(at / blocks.x % blocks.y), unsigned(at / blocks.x / blocks.y)});
-            run_block(m, backwards);
+            run_block(m);
         }
     } else {
         // The stacks of those that did not return are not used again: after a fault nothing runs any more.

@@ -43,7 +43,7 @@ fn place(unit: &str, gpus: &Inventory) -> Option<[String; 2]> {
         if gpu.uuid == unit {
             return Some([gpu.index.to_string(), format!("gpu{}", gpu.index)]);
         }
-        let slice = gpu.slices.iter().position(|slice| slice.uuid == unit)?;
+        let slice = gpu.slices.iter().find(|slice| slice.uuid == unit)?.index;
         Some([format!("{}:{slice}", gpu.index), format!("mig{}:{slice}", gpu.index)])
     })
 }

@@ -10,7 +10,6 @@ use std::path::Path;
 use drydock_gpu::inventory::Inventory;
 
 use super::driver::Driver;
-use super::gpu_of;
 
 /// What is wrong with the GPUs in the container of that process, if anything is and can be seen.
 pub(in super::super) fn amiss(pid: i64, units: &[String], gpus: &Inventory, root: &Path) -> Option<String> {
@@ -32,7 +31,7 @@ fn seen(folder: &Path) -> Option<BTreeSet<u32>> {
 /// The numbers that the units' GPUs have on the host; `None` if the driver does not tell them all.
 fn given(units: &[String], gpus: &Inventory, root: &Path) -> Option<BTreeSet<u32>> {
     let minors = Driver::at(root).minors();
-    units.iter().map(|unit| minors.get(&gpu_of(unit, gpus)?.uuid).copied()).collect()
+    units.iter().map(|unit| minors.get(&gpus.gpu_of(unit)?.uuid).copied()).collect()
 }
 
 fn compare(seen: &BTreeSet<u32>, given: &BTreeSet<u32>) -> Option<String> {

@@ -14,7 +14,7 @@ use drydock_gpu::inventory::Inventory;
 
 use super::driver::Driver;
 use super::libraries::{self, Library};
-use super::{GpuRequest, HIDDEN, Host, gpu_of};
+use super::{GpuRequest, HIDDEN, Host};
 
 /// Where a container finds the driver's libraries.
 const LIBRARIES: &str = "/usr/local/nvidia/lib64";
@@ -60,7 +60,7 @@ fn shared(driver: Driver<'_>) -> Result<BTreeSet<String>, String> {
 
 /// The names of the device files of a GPU or a slice.
 fn of_unit(unit: &str, gpus: &Inventory, driver: Driver<'_>) -> Result<Vec<String>, String> {
-    let parent = gpu_of(unit, gpus).ok_or_else(|| format!("{unit} is not on this host any more"))?;
+    let parent = gpus.gpu_of(unit).ok_or_else(|| format!("{unit} is not on this host any more"))?;
     let minors = driver.minors();
     let minor = minors.get(&parent.uuid).ok_or_else(|| {
         format!("the driver does not tell the device file of {}; keep it loaded with nvidia-persistenced", parent.uuid)
@@ -69,21 +69,14 @@ fn of_unit(unit: &str, gpus: &Inventory, driver: Driver<'_>) -> Result<Vec<Strin
     if parent.uuid == unit {
         return Ok(vec![gpu]);
     }
-    let (gpu_instance, compute_instance) = instances(unit).ok_or_else(|| {
+    let instances = parent.slices.iter().find(|slice| slice.uuid == unit).and_then(|slice| slice.instances);
+    let (gpu_instance, compute_instance) = instances.ok_or_else(|| {
         format!("which device files belong to the slice {unit} is not known; use CDI or NVIDIA's toolkit")
     })?;
     let slice = driver
         .slice_nodes(*minor, gpu_instance, compute_instance)
         .ok_or_else(|| format!("the driver does not tell the device files of the slice {unit}"))?;
     Ok([gpu].into_iter().chain(slice).collect())
-}
-
-/// The numbers of a slice's GPU instance and compute instance, where its name holds them: `MIG-GPU-5a2e.../7/0`, as
-/// drivers before 470 write it.
-fn instances(slice: &str) -> Option<(u32, u32)> {
-    let (rest, compute_instance) = slice.rsplit_once('/')?;
-    let (_, gpu_instance) = rest.rsplit_once('/')?;
-    Some((gpu_instance.parse().ok()?, compute_instance.parse().ok()?))
 }
 
 fn device(name: &str, driver: Driver<'_>) -> Result<DeviceMapping, String> {

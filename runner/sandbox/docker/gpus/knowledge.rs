@@ -107,16 +107,18 @@ impl Knowledge {
     pub(in super::super) fn access(&self) -> GpuAccess {
         let refused: Vec<_> = self.refused.iter().map(|(refused, _)| refused.clone()).collect();
         let Some(circumstances) = &self.circumstances else { return GpuAccess::default() };
+        let all_tried = refused.len() == circumstances.choice.injectors().len();
+        let trying = circumstances.obstacle().is_none() && self.in_force.is_none() && !all_tried;
         let injection = match (circumstances.obstacle(), self.in_force) {
             (Some(obstacle), _) => Err(obstacle.to_owned()),
             (None, Some(injector)) => Ok(injector),
-            (None, None) if refused.len() == circumstances.choice.injectors().len() => {
+            (None, None) if all_tried => {
                 let reasons: Vec<_> = refused.iter().map(|one| format!("{}: {}", one.injector, one.why)).collect();
                 Err(format!("no injector works here ({})", reasons.join("; ")))
             }
             (None, None) => Err("which injector works here is being tried".to_owned()),
         };
-        GpuAccess { units: circumstances.units.len(), cuda: circumstances.cuda, injection, refused }
+        GpuAccess { units: circumstances.units.len(), cuda: circumstances.cuda, injection, trying, refused }
     }
 }
 
@@ -152,6 +154,7 @@ mod tests {
         known.refuse(Injector::Cdi, "not spoken", now);
         assert_eq!(known.next(now), Some(Injector::Nvidia));
         assert!(known.access().injection.unwrap_err().contains("being tried"));
+        assert_eq!(known.access().barrier(), None, "what is not known bars nobody");
         known.works(Injector::Nvidia);
         assert_eq!((known.next(now), known.access().injection), (None, Ok(Injector::Nvidia)));
         assert_eq!(known.access().refused[0].why, "not spoken");
@@ -173,6 +176,7 @@ mod tests {
         for injector in Injector::ALL {
             known.refuse(injector, &format!("no {injector}"), now);
         }
+        assert!(known.access().barrier().is_some());
         let why = known.access().injection.unwrap_err();
         assert!(
             ["cdi: no cdi", "nvidia: no nvidia", "devices: no devices"].iter().all(|one| why.contains(one)),

@@ -1,4 +1,4 @@
-use drydock_gpu::inventory::{Memory, Slice};
+use drydock_gpu::inventory::{Gpu, Slice};
 use serde_json::{Value, json};
 
 use super::*;
@@ -30,15 +30,14 @@ impl Rack {
         }
         put("usr/lib64/libcuda.so.580.2", "");
         put("usr/lib64/libnvidia-ml.so.580.2", "");
-        let slice = |uuid: &str| Slice { uuid: uuid.into(), profile: None, memory: Memory::default() };
+        // One between them was removed.
+        let slices = vec![
+            Slice { uuid: "MIG-c".into(), index: 0, ..Slice::default() },
+            Slice { uuid: "MIG-d".into(), index: 2, instances: Some((7, 0)), ..Slice::default() },
+        ];
         let gpus = vec![
             Gpu { index: 0, uuid: "GPU-a".into(), ..Gpu::default() },
-            Gpu {
-                index: 1,
-                uuid: "GPU-b".into(),
-                slices: vec![slice("MIG-c"), slice("MIG-GPU-b/7/0")],
-                ..Gpu::default()
-            },
+            Gpu { index: 1, uuid: "GPU-b".into(), slices, ..Gpu::default() },
         ];
         Self { root, gpus: Inventory { gpus, ..Inventory::default() } }
     }
@@ -90,8 +89,8 @@ fn where_cdi_devices_are_numbered_a_gpu_is_found_by_its_place_at_the_moment() {
         rack.request(Injector::Cdi, units, listed).map(|body| body["DeviceRequests"][0]["DeviceIDs"].clone())
     };
     assert_eq!(ids(&["GPU-b"], &["0", "1", "1:0", "1:1", "all"]).unwrap(), json!(["nvidia.com/gpu=1"]));
-    let slices = ids(&["MIG-c", "MIG-GPU-b/7/0"], &["0", "1:0", "1:1"]).unwrap();
-    assert_eq!(slices, json!(["nvidia.com/gpu=1:0", "nvidia.com/gpu=1:1"]));
+    let slices = ids(&["MIG-c", "MIG-d"], &["0", "1:0", "1:2"]).unwrap();
+    assert_eq!(slices, json!(["nvidia.com/gpu=1:0", "nvidia.com/gpu=1:2"]));
     assert_eq!(ids(&["MIG-c"], &["gpu0", "mig1:0"]).unwrap(), json!(["nvidia.com/gpu=mig1:0"]));
     let unlisted = ids(&["GPU-b"], &["0", "all"]).unwrap_err();
     assert!(unlisted.contains("GPU-b") && unlisted.contains("nvidia-ctk cdi generate"), "{unlisted}");
@@ -174,7 +173,7 @@ fn as_plain_devices_a_gpu_comes_with_what_all_share_and_the_drivers_libraries() 
 
 #[test]
 fn as_plain_devices_a_slice_is_its_gpu_and_its_two_capabilities() {
-    let body = Rack::new().request(Injector::Devices, &["MIG-GPU-b/7/0"], &[]).unwrap();
+    let body = Rack::new().request(Injector::Devices, &["MIG-d"], &[]).unwrap();
     let names: Vec<_> =
         body["Devices"].as_array().unwrap().iter().map(|device| device["PathInContainer"].as_str().unwrap()).collect();
     assert_eq!(

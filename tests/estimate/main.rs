@@ -1,0 +1,64 @@
+//! Whether jobs need as much memory as their plans say: each of a grid of small jobs is planned as the gateway plans it,
+//! carried out by the real worker, and held against what the worker's memory peaked at.
+//!
+//! `make test` takes every seventh of the forty; all of them take some minutes: `make bench-estimate`, or
+//! `DRYDOCK_GRID=full cargo test --test estimate -- --nocapture`. The worker is the one that was built beside this test;
+//! `DRYDOCK_WORKER` names another.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test that cannot be set up has failed; the table is the point"
+)]
+
+mod grid;
+mod ground;
+#[path = "../support/house.rs"]
+mod house;
+
+use std::path::PathBuf;
+
+use grid::Row;
+use ground::{Ground, Measured};
+
+/// How far above the measured peak an estimate may be, and how far below.
+const ABOVE: f64 = 1.15;
+const BELOW: f64 = 0.95;
+
+/// The worker's program: given, or built beside the tests.
+fn worker() -> Option<PathBuf> {
+    let beside = || std::env::current_exe().ok()?.parent()?.parent().map(|folder| folder.join("drydock-worker"));
+    std::env::var_os("DRYDOCK_WORKER").map(PathBuf::from).or_else(beside).filter(|program| program.is_file())
+}
+
+fn is_full() -> bool {
+    std::env::var("DRYDOCK_GRID").is_ok_and(|grid| grid == "full")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_estimate_is_within_fifteen_percent_of_the_measured_peak() {
+    let Some(worker) = worker() else {
+        println!("skipped: no drydock-worker lies beside the tests; build it, or name one with DRYDOCK_WORKER");
+        return;
+    };
+    let asked = std::env::var("DRYDOCK_GRID_ROWS").unwrap_or_default();
+    let rows = grid::rows();
+    let every = if is_full() || !asked.is_empty() { 1 } else { 7 };
+    let chosen: Vec<&Row> = rows.iter().step_by(every).filter(|row| row.name.contains(&asked)).collect();
+    let mut ground = Ground::new(worker).await;
+    let mut wrong = Vec::new();
+    println!("{:>9} {:>9} {:>6}  {:<56} parts in MiB", "estimated", "measured", "ratio", "job");
+    for row in chosen {
+        let Measured { estimated, peak, parts, seen } = ground.measure(row).await;
+        let ratio = estimated as f64 / peak as f64;
+        println!("{:>9.1} {:>9.1} {ratio:>6.3}  {:<56} {parts} | {seen}", mib(estimated), mib(peak), row.name);
+        if !(BELOW..=ABOVE).contains(&ratio) {
+            wrong.push(format!("{}: {ratio:.3} of what was measured", row.name));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
