@@ -72,14 +72,16 @@ impl DeviceTraining {
         let LayerWidths { hidden, queries, keys, ffn, .. } = self.widths;
         // Projections of one input are widened together.
         let widened = hidden.saturating_mul((2 * ffn).max(queries + 2 * keys));
-        numbers.saturating_mul(self.number()).saturating_sub(bytes.saturating_add(widened * self.number()))
+        numbers
+            .saturating_mul(self.number())
+            .saturating_sub(bytes.saturating_add(widened.saturating_mul(self.number())))
     }
 
     /// What a forward pass keeps.
     fn taped(&self) -> u64 {
         let numbers = self.widths.taped(self.layers, self.gradient_checkpointing);
         // Ids, angles, targets, scales and losses.
-        let batch = 40 * self.tokens;
+        let batch = self.tokens.saturating_mul(40);
         self.of_tokens(numbers).saturating_add(batch)
     }
 
@@ -104,7 +106,7 @@ impl DeviceTraining {
         let norm = if norms_after { hidden } else { 0 };
         // Heads turned, what comes to them and goes from them; a copy of them where they have norms of their own.
         let heads = (6 * queries + 4 * keys).saturating_sub(2 * ffn + hidden + queries) + norm;
-        let sums = 2 * keys * 4 * self.tokens;
+        let sums = self.tokens.saturating_mul(2 * 4 * keys);
         let scores = self.scores().saturating_mul(2 * 4 + self.number());
         self.of_tokens(heads).saturating_add(sums).saturating_add(scores)
     }
