@@ -32,6 +32,8 @@ pub struct Training {
     trained: u64,
     /// Bytes of what is not trained: as it lies in its file, and in blocks of its own.
     frozen: [u64; 2],
+    /// Projections that stay in quantized blocks on a GPU: their numbers, and the bytes that those take.
+    blocks_on_gpu: [u64; 2],
     /// Bytes of the head's columns that are widened at once.
     widened: u64,
     /// Numbers of one token that adapters have under way through a layer.
@@ -66,6 +68,7 @@ impl Training {
             model: *model,
             trained,
             frozen: frozen(model, spec, base, trained),
+            blocks_on_gpu: blocks_on_gpu(model, spec, base),
             widened: if spec.method == Method::Full { 0 } else { base.widened(model) },
             passing_by_adapters: passing_by_adapters(model, spec),
             scores_on_the_way: spec.objective == Objective::Kto,
@@ -92,6 +95,7 @@ impl Training {
             model: *model,
             trained: model.parameters(),
             frozen: [0, 0],
+            blocks_on_gpu: [0, 0],
             widened: 0,
             passing_by_adapters: 0,
             scores_on_the_way: false,
@@ -210,8 +214,10 @@ impl Training {
         let values = F32.saturating_mul(self.trained);
         let weights = on_device.weights();
         let step = on_device.bytes().saturating_sub(weights).saturating_sub(WORKSPACE_BYTES);
+        let [numbers, bytes] = self.blocks_on_gpu;
+        let saved = on_device.saved_by_blocks(numbers, bytes);
         Needs::default()
-            .with(Part::Weights, weights.saturating_sub(self.trained.saturating_mul(16 + copy)))
+            .with(Part::Weights, weights.saturating_sub(self.trained.saturating_mul(16 + copy)).saturating_sub(saved))
             .with(Part::Trained, self.trained.saturating_mul(4 + copy))
             .with(Part::Gradients, values)
             .with(Part::Moments, values.saturating_mul(2))
@@ -231,6 +237,20 @@ impl Training {
     #[must_use]
     pub fn with_gradient_checkpointing(&self) -> Self {
         Self { checkpointed: true, ..self.clone() }
+    }
+}
+
+/// What stays in quantized blocks on a GPU: the projections under an adapter, where they are in such blocks. Of a file
+/// they take their share by number, which is no less than they do: the head is in no smaller blocks.
+fn blocks_on_gpu(model: &Decoder, spec: &FinetuneSpec, base: Base) -> [u64; 2] {
+    let numbers = model.projections();
+    match spec.method {
+        Method::Full => [0, 0],
+        _ if base.is_quantized() => {
+            [numbers, (base.bytes() as f64 * numbers as f64 / model.parameters() as f64) as u64]
+        }
+        Method::Qlora => [numbers, base.quantized_to(model, spec.base_quant_type).blocks],
+        Method::Lora | Method::Dora => [0, 0],
     }
 }
 

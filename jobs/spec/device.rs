@@ -2,7 +2,8 @@
 //! estimates count.
 //!
 //! ```text
-//! frozen weights   2 or 4 bytes a number, as products compute in bf16 or f32; blocks of a file are widened
+//! frozen weights   2 or 4 bytes a number, as products compute in bf16 or f32; projections in quantized blocks stay what
+//!                  they are, and those of one input are widened while a product takes them
 //! trained values   16 bytes: value, gradient and two moments in f32; in bf16 a copy of 2 bytes more
 //! the tape         2 or 4 bytes for each of the numbers of `LayerWidths::taped`, for every token of a forward pass
 //! one layer        what its backward pass takes on the way: the larger of its MLP's and its attention's
@@ -46,7 +47,8 @@ pub struct DeviceTraining {
 }
 
 impl DeviceTraining {
-    /// Bytes that the worker asks for at most; never less than it does, and at most a quarter more.
+    /// Bytes that the worker asks for at most; never less than it does, and at most a quarter more. Less
+    /// [`DeviceTraining::saved_by_blocks`], where there are any.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         let parts = [WORKSPACE_BYTES, self.weights(), self.taped(), self.at_once()];
@@ -63,11 +65,23 @@ impl DeviceTraining {
         self.frozen.saturating_mul(self.number()).saturating_add(self.trained.saturating_mul(each))
     }
 
+    /// By how much less is asked for where so many of the frozen numbers lie in quantized blocks of so many bytes: those
+    /// of all projections of a layer, or of none.
+    #[must_use]
+    pub fn saved_by_blocks(&self, numbers: u64, bytes: u64) -> u64 {
+        let LayerWidths { hidden, queries, keys, ffn, .. } = self.widths;
+        // Projections of one input are widened together.
+        let widened = hidden.saturating_mul((2 * ffn).max(queries + 2 * keys));
+        numbers
+            .saturating_mul(self.number())
+            .saturating_sub(bytes.saturating_add(widened.saturating_mul(self.number())))
+    }
+
     /// What a forward pass keeps.
     fn taped(&self) -> u64 {
         let numbers = self.widths.taped(self.layers, self.gradient_checkpointing);
         // Ids, angles, targets, scales and losses.
-        let batch = 40 * self.tokens;
+        let batch = self.tokens.saturating_mul(40);
         self.of_tokens(numbers).saturating_add(batch)
     }
 
@@ -92,7 +106,7 @@ impl DeviceTraining {
         let norm = if norms_after { hidden } else { 0 };
         // Heads turned, what comes to them and goes from them; a copy of them where they have norms of their own.
         let heads = (6 * queries + 4 * keys).saturating_sub(2 * ffn + hidden + queries) + norm;
-        let sums = 2 * keys * 4 * self.tokens;
+        let sums = self.tokens.saturating_mul(2 * 4 * keys);
         let scores = self.scores().saturating_mul(2 * 4 + self.number());
         self.of_tokens(heads).saturating_add(sums).saturating_add(scores)
     }
@@ -163,6 +177,17 @@ mod tests {
         assert!((17.0..20.0).contains(&adapter), "{adapter}");
         let full = gib(DeviceTraining { frozen: 0, trained: 8_030_000_000, ..LLAMA_8B });
         assert!((134.0..140.0).contains(&full), "{full}");
+    }
+
+    #[test]
+    fn an_adapter_of_a_70b_model_in_four_bits_fits_into_80_gib() {
+        let widths = LayerWidths { hidden: 8192, queries: 8192, keys: 1024, ffn: 28672, norms_after: false };
+        let frozen = 70_550_000_000;
+        let training = DeviceTraining { widths, layers: 80, query_heads: 64, frozen, tokens: 2048, ..LLAMA_8B };
+        // Embedding and head stay in 16 bits; a block of Q4_0 has 32 numbers in 18 bytes.
+        let in_blocks = frozen - 2 * 128_256 * 8192;
+        let bytes = training.bytes() - training.saved_by_blocks(in_blocks, in_blocks / 32 * 18);
+        assert!((40..46).contains(&(bytes >> 30)), "{}", bytes >> 30);
     }
 
     #[test]

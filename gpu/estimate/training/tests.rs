@@ -109,6 +109,22 @@ fn the_batch_is_halved_before_the_length_and_a_step_keeps_its_rows() {
 }
 
 #[test]
+fn a_base_in_blocks_takes_less_of_a_gpu_than_one_in_16_bits() {
+    let needed = |method, base| {
+        let spec = spec(|args| {
+            args.method = Some(method);
+            args.dtype = Some(DType::Bf16);
+        });
+        Training::finetune(&SMOLLM2_135M, &spec, base).gpu_memory(Batch::new(4, 512)).total()
+    };
+    let (floats, blocks) = (base(), Base::of(&SMOLLM2_135M, TensorType::Q4_0));
+    let saved = needed(Method::Lora, floats) - needed(Method::Qlora, floats);
+    // 106 million numbers in two bytes each, or 32 of them in 18; and a layer's widest weights are widened at a time.
+    assert!((145_000_000..153_000_000).contains(&saved), "{saved}");
+    assert!(needed(Method::Lora, blocks) < needed(Method::Lora, floats) - 140_000_000);
+}
+
+#[test]
 fn rows_that_are_compared_keep_one_another() {
     let kto = spec(|args| {
         args.objective = Some(Objective::Kto);
@@ -161,6 +177,7 @@ proptest! {
         for method in [Method::Lora, Method::Qlora, Method::Dora, Method::Full] {
             let training = Training::finetune(&model, &spec(|args| args.method = Some(method)), Base::of(&model, TensorType::Q4_K));
             prop_assert!(training.total(Batch::new(rows, length)) > 0 && training.disk() > 0);
+            prop_assert!(training.gpu_memory(Batch::new(rows, length)).total() > 0);
         }
     }
 }

@@ -75,7 +75,7 @@ impl Attention<'_> {
         let half = if turns { self.angles.half } else { 0 };
         self.device.launch(
             named!(T, "to_heads"),
-            Shape::over(heads.len(), 256),
+            Shape::of(self.batch.len, 256),
             arguments![
                 x.at,
                 x.stride as u64,
@@ -105,7 +105,7 @@ impl Attention<'_> {
         let half = if turns { self.angles.half } else { 0 };
         self.device.launch(
             kernel,
-            Shape::over(heads.len(), 256),
+            Shape::of(self.batch.len, 256),
             arguments![
                 heads,
                 &self.angles.cosines,

@@ -6,7 +6,7 @@
 //! MFLOP forward; attention over 1024 keys on average 2 * 2 * 1024 * 4096 = 17 MFLOP, of which blocks of 256 queries
 //! compute an eighth too much. A backward pass is twice the forward pass in full training, and once of it with frozen
 //! weights, whose gradients are never made; attention's backward pass is 2.5 times its forward pass, with one product
-//! made again. With the head (2 * 525 MFLOP a token) a token takes 48 GFLOP in full training and 33 GFLOP with an
+//! made again. With the head (2 * 525 MFLOP a token) a token takes 47 GFLOP in full training and 32 GFLOP with an
 //! adapter.
 //!
 //! Bytes that elementwise kernels move per token and layer, forward: norms and the stream 9 * 8 KiB, heads turned and

@@ -159,9 +159,8 @@ fn sum_partials(device: &Device, partials: &Buffer<f32>, sums: ViewMut<'_, f32>)
 
 /// Adds the bias to every row of `y`.
 pub(super) fn add_bias<T: Computed>(device: &Device, y: RowsMut<'_, T>, bias: View<'_, f32>) -> Result<()> {
-    let (stride, rows, width) = (y.stride as u64, small(y.rows), small(y.width));
-    let shape = Shape::over(y.rows * y.width, 256);
-    device.launch(named!(T, "add_bias"), shape, arguments![y.at, stride, bias, rows, width])
+    let (stride, width) = (y.stride as u64, small(y.width));
+    device.launch(named!(T, "add_bias"), Shape::of(y.rows, 256), arguments![y.at, stride, bias, width])
 }
 
 /// Adds the bias's gradient, the sum over the rows of `dy`.
@@ -214,8 +213,8 @@ pub(super) fn gate<T: Computed>(
     width: usize,
 ) -> Result<Buffer<T>> {
     let mut y = device.buffer(gate_up.len() / 2)?;
-    let (shape, rows) = (Shape::over(y.len(), 256), (y.len() / width) as u64);
-    device.launch(named!(T, "gate"), shape, arguments![number(activation), gate_up, &mut y, rows, small(width)])?;
+    let shape = Shape::of(y.len() / width, 256);
+    device.launch(named!(T, "gate"), shape, arguments![number(activation), gate_up, &mut y, small(width)])?;
     Ok(y)
 }
 
@@ -227,8 +226,8 @@ pub(super) fn gate_backward<T: Computed>(
     gate_up: &mut Buffer<T>,
     width: usize,
 ) -> Result<()> {
-    let (shape, rows) = (Shape::over(dy.len(), 256), (dy.len() / width) as u64);
-    device.launch(named!(T, "gate_backward"), shape, arguments![number(activation), dy, gate_up, rows, small(width)])
+    let shape = Shape::of(dy.len() / width, 256);
+    device.launch(named!(T, "gate_backward"), shape, arguments![number(activation), dy, gate_up, small(width)])
 }
 
 /// As gated.cu counts.
@@ -248,9 +247,8 @@ pub(super) fn take_rows<T: Computed>(
 ) -> Result<Buffer<T>> {
     assert_eq!(x.stride, x.width, "rows that are taken have no gaps");
     let mut y = device.buffer(places.len() * x.width)?;
-    let (rows, width) = (small(places.len()), small(x.width));
-    let shape = Shape::over(y.len(), 256);
-    device.launch(named!(T, "take_rows"), shape, arguments![x.at, places, &mut y, scale, rows, width])?;
+    let shape = Shape::of(places.len(), 256);
+    device.launch(named!(T, "take_rows"), shape, arguments![x.at, places, &mut y, scale, small(x.width)])?;
     Ok(y)
 }
 
@@ -261,8 +259,7 @@ pub(super) fn put_rows<T: Computed>(
     places: View<'_, u32>,
     y: &mut Buffer<T>,
 ) -> Result<()> {
-    let shape = Shape::over(x.rows * x.width, 256);
-    device.launch(named!(T, "put_rows"), shape, arguments![x.at, places, y, small(x.rows), small(x.width)])
+    device.launch(named!(T, "put_rows"), Shape::of(x.rows, 256), arguments![x.at, places, y, small(x.width)])
 }
 
 /// Which tokens have taken which row of a table, for [`Uses::add_gradient`].

@@ -50,7 +50,6 @@ struct Line {
 
 impl Line {
     fn is_right(&self) -> bool {
-        // Not the other way round: what is no number is wrong.
         self.relative <= self.tolerance
     }
 }
@@ -178,33 +177,32 @@ fn compared(got: &Outcome, want: &Outcome, trainables: &[Trainable], dtype: DTyp
 
 /// The tensor that is off the furthest. One without a gradient is off by everything.
 fn worst(what: &str, trainables: &[Trainable], got: &[Vec<f32>], want: &[Vec<f32>], tolerance: f64) -> Line {
-    let mut worst = Line { what: format!("{what} of nothing"), absolute: f64::NAN, relative: f64::NAN, tolerance };
-    let mut nothing_yet = true;
+    let mut worst: Option<Line> = None;
     for (trainable, (got, want)) in trainables.iter().zip(got.iter().zip(want)) {
         for tensor in &trainable.tensors {
             let widened = |values: &[f32]| -> Vec<f64> {
                 values[tensor.range.clone()].iter().map(|&value| f64::from(value)).collect()
             };
             let (absolute, relative) = difference(&widened(got), &widened(want));
-            // Nothing is worse than what is no number, and nothing that follows makes up for it.
-            if nothing_yet || relative.is_nan() || relative > worst.relative {
-                nothing_yet = false;
+            if worst.as_ref().is_none_or(|worst| relative > worst.relative) {
                 let name = tensor.name.trim_end_matches(".weight");
                 let name = name.rsplit("layers.").next().unwrap_or(name);
                 let what = format!("{what}, {}", name.rsplit_once("model.").map_or(name, |(_, end)| end));
-                worst = Line { what, absolute, relative, tolerance };
+                worst = Some(Line { what, absolute, relative, tolerance });
             }
         }
     }
-    worst
+    let nothing = || Line { what: format!("{what} of nothing"), absolute: 0.0, relative: f64::INFINITY, tolerance };
+    worst.unwrap_or_else(nothing)
 }
 
-/// The largest difference, and the L2 norm of all of them relative to that of `want`; infinite where that is zero.
+/// The largest difference, and the L2 norm of all of them relative to that of `want`; infinite where that is zero, or
+/// where anything is no number.
 fn difference(got: &[f64], want: &[f64]) -> (f64, f64) {
     let differences = || got.iter().zip(want).map(|(got, want)| got - want);
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>().sqrt();
     let largest = differences().map(f64::abs).fold(0.0, f64::max);
     let size = norm(&mut want.iter().copied());
-    let relative = if size > 0.0 { norm(&mut differences()) / size } else { f64::INFINITY };
-    (largest, relative)
+    let relative = norm(&mut differences()) / size;
+    (largest, if relative.is_nan() || size == 0.0 { f64::INFINITY } else { relative })
 }

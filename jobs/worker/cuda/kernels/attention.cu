@@ -20,17 +20,18 @@ __device__ __forceinline__ float turned(const T* x, unsigned i, const float* cos
                     : widen(x[i]) * scale * c + widen(x[i - half]) * scale * s;
 }
 
-// From a token's row to heads. angles[token] says which row of the tables turns it; where half is 0, nothing turns.
+// From a token's row to heads; a block has a token. angles[token] says which row of the tables turns it; where half is 0,
+// nothing turns.
 template <typename T>
 __device__ __forceinline__ void to_heads(const T* x, size stride, const float* cosines, const float* sines,
                                          const unsigned* angles, float scale, T* heads, unsigned tokens,
                                          unsigned kv_heads, unsigned group, unsigned dim, unsigned half) {
-    const size count = (size)tokens * kv_heads * group * dim, step = (size)gridDim.x * blockDim.x;
-    for (size index = (size)blockIdx.x * blockDim.x + threadIdx.x; index < count; index += step) {
-        const unsigned i = index % dim, member = index / dim % group;
-        const unsigned token = index / dim / group % tokens, kv = index / dim / group / tokens;
-        const T* head = x + token * stride + (size)(kv * group + member) * dim;
-        heads[index] = narrow<T>(turned(head, i, cosines, sines, angles[token], half, 1.0f, scale));
+    const unsigned token = blockIdx.x, angle = angles[token];
+    x += token * stride;
+    for (unsigned at = threadIdx.x; at < kv_heads * group * dim; at += blockDim.x) {
+        const unsigned i = at % dim, head = at / dim, member = head % group, kv = head / group;
+        heads[(((size)kv * tokens + token) * group + member) * dim + i] =
+            narrow<T>(turned(x + head * dim, i, cosines, sines, angle, half, 1.0f, scale));
     }
 }
 KERNEL(256, to_heads_f32, (const float* x, size stride, const float* cosines, const float* sines, const unsigned* angles,
@@ -49,13 +50,12 @@ template <typename From, typename T>
 __device__ __forceinline__ void from_heads(const From* heads, const float* cosines, const float* sines,
                                            const unsigned* angles, float scale, T* x, size stride, unsigned tokens,
                                            unsigned kv_heads, unsigned group, unsigned dim, unsigned half) {
-    const size count = (size)tokens * kv_heads * group * dim, step = (size)gridDim.x * blockDim.x;
-    for (size index = (size)blockIdx.x * blockDim.x + threadIdx.x; index < count; index += step) {
-        const unsigned i = index % dim, member = index / dim % group;
-        const unsigned kv = index / dim / group % kv_heads, token = index / dim / group / kv_heads;
-        const From* head = heads + (((size)kv * tokens + token) * group + member) * dim;
-        x[token * stride + (size)(kv * group + member) * dim + i] =
-            narrow<T>(turned(head, i, cosines, sines, angles[token], half, -1.0f, scale));
+    const unsigned token = blockIdx.x, angle = angles[token];
+    x += token * stride;
+    for (unsigned at = threadIdx.x; at < kv_heads * group * dim; at += blockDim.x) {
+        const unsigned i = at % dim, head = at / dim, member = head % group, kv = head / group;
+        const From* from = heads + (((size)kv * tokens + token) * group + member) * dim;
+        x[at] = narrow<T>(turned(from, i, cosines, sines, angle, half, -1.0f, scale));
     }
 }
 KERNEL(256, from_heads_f32_f32, (const float* heads, const float* cosines, const float* sines, const unsigned* angles,

@@ -16,9 +16,22 @@ __device__ __forceinline__ float inverse_root(float mean, float epsilon) {
     return mean == INFINITY ? nanf("") : 1.0f / sqrtf(mean + epsilon);
 }
 
+// Whether the values may be read by fours. Rows of heads may begin anywhere.
+template <typename T>
+__device__ __forceinline__ bool by_fours(const T* at, unsigned width) {
+    return width % 4 == 0 && reinterpret_cast<size>(at) % (4 * sizeof(T)) == 0;
+}
+
 template <typename T>
 __device__ __forceinline__ float inverse_rms(const T* x, unsigned width, float epsilon) {
     float sum = 0.0f;
+    if (by_fours(x, width)) {
+        for (unsigned i = 4 * threadIdx.x; i < width; i += 4 * blockDim.x) {
+            const float4 value = load4(x + i);
+            sum += value.x * value.x + value.y * value.y + value.z * value.z + value.w * value.w;
+        }
+        return inverse_root(block_sum(sum) / (float)width, epsilon);
+    }
     for (unsigned i = threadIdx.x; i < width; i += blockDim.x) {
         const float value = widen(x[i]);
         sum += value * value;
@@ -32,6 +45,14 @@ __device__ __forceinline__ void norm(const T* x, unsigned heads, size stride, co
     x += place(blockIdx.x, heads, stride, width);
     y += (size)blockIdx.x * width;
     const float inverse = inverse_rms(x, width, epsilon);
+    if (by_fours(x, width) && by_fours(weight, width)) {
+        for (unsigned i = 4 * threadIdx.x; i < width; i += 4 * blockDim.x) {
+            const float4 value = load4(x + i), w = load4(weight + i);
+            store4(y + i, make_float4(value.x * inverse * (w.x + offset), value.y * inverse * (w.y + offset),
+                                      value.z * inverse * (w.z + offset), value.w * inverse * (w.w + offset)));
+        }
+        return;
+    }
     for (unsigned i = threadIdx.x; i < width; i += blockDim.x)
         y[i] = narrow<T>(widen(x[i]) * inverse * (weight[i] + offset));
 }

@@ -10,24 +10,29 @@ typedef unsigned long long size;
 // y += x
 template <typename T>
 __device__ __forceinline__ void add(const T* x, T* y, size count) {
-    FOR_EACH(i, count) y[i] = narrow<T>(widen(y[i]) + widen(x[i]));
+    FOR_EACH(i, count / 4) {
+        const float4 a = load4(x + 4 * i), b = load4(y + 4 * i);
+        store4(y + 4 * i, make_float4(b.x + a.x, b.y + a.y, b.z + a.z, b.w + a.w));
+    }
+    FOR_EACH(i, count % 4) {
+        const size last = count / 4 * 4 + i;
+        y[last] = narrow<T>(widen(y[last]) + widen(x[last]));
+    }
 }
 KERNEL(256, add_f32, (const float* x, float* y, size count)) { add(x, y, count); }
 KERNEL(256, add_bf16, (const bf16* x, bf16* y, size count)) { add(x, y, count); }
 
-// A bias [width] on every row of y, whose rows lie `stride` apart (kernels/bias.rs).
+// A bias [width] on every row of y, whose rows lie `stride` apart (kernels/bias.rs). A block has a row.
 template <typename T>
-__device__ __forceinline__ void add_bias(T* y, size stride, const float* bias, unsigned rows, unsigned width) {
-    FOR_EACH(i, (size)rows * width) {
-        T* at = y + i / width * stride + i % width;
-        *at = narrow<T>(widen(*at) + bias[i % width]);
-    }
+__device__ __forceinline__ void add_bias(T* y, size stride, const float* bias, unsigned width) {
+    y += blockIdx.x * stride;
+    for (unsigned i = threadIdx.x; i < width; i += blockDim.x) y[i] = narrow<T>(widen(y[i]) + bias[i]);
 }
-KERNEL(256, add_bias_f32, (float* y, size stride, const float* bias, unsigned rows, unsigned width)) {
-    add_bias(y, stride, bias, rows, width);
+KERNEL(256, add_bias_f32, (float* y, size stride, const float* bias, unsigned width)) {
+    add_bias(y, stride, bias, width);
 }
-KERNEL(256, add_bias_bf16, (bf16* y, size stride, const float* bias, unsigned rows, unsigned width)) {
-    add_bias(y, stride, bias, rows, width);
+KERNEL(256, add_bias_bf16, (bf16* y, size stride, const float* bias, unsigned width)) {
+    add_bias(y, stride, bias, width);
 }
 
 // The first half of a bias's gradient: a block sums a piece of the rows, for some columns.
@@ -105,34 +110,33 @@ KERNEL(256, dropout_bf16, (const bf16* x, bf16* y, size seed, float rate, int ad
     dropout(x, y, seed, rate, add, count);
 }
 
-// Row i of y is row places[i] of x, times scale.
+// Row i of y is row places[i] of x, times scale. A block has a row.
 template <typename T>
-__device__ __forceinline__ void take_rows(const T* x, const unsigned* places, T* y, float scale, unsigned rows,
-                                          unsigned width) {
-    FOR_EACH(i, (size)rows * width) {
-        const T value = x[(size)places[i / width] * width + i % width];
-        y[i] = scale == 1.0f ? value : narrow<T>(widen(value) * scale);
-    }
+__device__ __forceinline__ void take_rows(const T* x, const unsigned* places, T* y, float scale, unsigned width) {
+    x += (size)places[blockIdx.x] * width;
+    y += (size)blockIdx.x * width;
+    for (unsigned i = threadIdx.x; i < width; i += blockDim.x)
+        y[i] = scale == 1.0f ? x[i] : narrow<T>(widen(x[i]) * scale);
 }
-KERNEL(256, take_rows_f32, (const float* x, const unsigned* places, float* y, float scale, unsigned rows,
-                            unsigned width)) {
-    take_rows(x, places, y, scale, rows, width);
+KERNEL(256, take_rows_f32, (const float* x, const unsigned* places, float* y, float scale, unsigned width)) {
+    take_rows(x, places, y, scale, width);
 }
-KERNEL(256, take_rows_bf16, (const bf16* x, const unsigned* places, bf16* y, float scale, unsigned rows,
-                             unsigned width)) {
-    take_rows(x, places, y, scale, rows, width);
+KERNEL(256, take_rows_bf16, (const bf16* x, const unsigned* places, bf16* y, float scale, unsigned width)) {
+    take_rows(x, places, y, scale, width);
 }
 
-// Row places[i] of y is row i of x; no place comes twice.
+// Row places[i] of y is row i of x; no place comes twice. A block has a row.
 template <typename T>
-__device__ __forceinline__ void put_rows(const T* x, const unsigned* places, T* y, unsigned rows, unsigned width) {
-    FOR_EACH(i, (size)rows * width) y[(size)places[i / width] * width + i % width] = x[i];
+__device__ __forceinline__ void put_rows(const T* x, const unsigned* places, T* y, unsigned width) {
+    x += (size)blockIdx.x * width;
+    y += (size)places[blockIdx.x] * width;
+    for (unsigned i = threadIdx.x; i < width; i += blockDim.x) y[i] = x[i];
 }
-KERNEL(256, put_rows_f32, (const float* x, const unsigned* places, float* y, unsigned rows, unsigned width)) {
-    put_rows(x, places, y, rows, width);
+KERNEL(256, put_rows_f32, (const float* x, const unsigned* places, float* y, unsigned width)) {
+    put_rows(x, places, y, width);
 }
-KERNEL(256, put_rows_bf16, (const bf16* x, const unsigned* places, bf16* y, unsigned rows, unsigned width)) {
-    put_rows(x, places, y, rows, width);
+KERNEL(256, put_rows_bf16, (const bf16* x, const unsigned* places, bf16* y, unsigned width)) {
+    put_rows(x, places, y, width);
 }
 
 // The gradient of taking rows of a table: block (i, .) sums the rows of dx that took row ids[i], which are those that

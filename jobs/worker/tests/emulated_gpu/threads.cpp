@@ -87,7 +87,7 @@ struct Warp {
 struct Context {
     void* stack_pointer;
     void prepare(char* stack, void (*begin)()) {
-        void** top = reinterpret_cast<void**>(stack + STACK) - 2;
+        void** top = reinterpret_cast<void**>(stack + STACK) - 1;
         // `begin` finds the stack as after a call: eight below a multiple of 16.
         *--top = reinterpret_cast<void*>(begin);
         stack_pointer = top - 6;
