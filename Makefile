@@ -10,7 +10,7 @@ nvcc = $(or $(DRYDOCK_NVCC),$(abspath $(target))/cuda/nvcc/nvidia/cu13/bin/nvcc)
 host = $(shell rustc -vV | sed -n 's/^host: //p')
 export DRYDOCK_TARGET := $(target)
 
-.PHONY: help demo test test-faults test-sandbox check build worker worker-cuda image image-cuda engine interop bench bench-assign bench-gateway bench-gpu bench-learning conformance fuzz clean
+.PHONY: help demo test test-faults test-sandbox check build worker worker-cuda image image-cuda engine interop bench bench-assign bench-estimate bench-gateway bench-gpu bench-learning conformance fuzz clean
 
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -67,6 +67,11 @@ bench: compiler engine venv ## Measure the worker beside PyTorch, PEFT, Transfor
 	@cargo bench --locked --quiet -p drydock --bench diagnose
 	cargo bench --locked --quiet -p drydock --bench learning -- $(LEARNING)
 	@cargo bench --locked --quiet -p drydock-gpu --bench assign
+
+bench-estimate: compiler ## Hold the plan's estimates against the worker: 40 jobs, their memory by part and what it peaked at
+	cargo build --release --locked --quiet -p drydock-worker
+	DRYDOCK_GRID=full DRYDOCK_WORKER=$(abspath $(target))/release/drydock-worker \
+		cargo test --locked --quiet -p drydock --test estimate -- --nocapture
 
 bench-gateway: compiler engine venv ## Measure the gateway alone: under load, beside other MCP servers
 	@tests/bench/load/run.sh $(LOAD)

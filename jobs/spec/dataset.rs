@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 pub use squad::{SquadError, SquadQuestion, squad};
 
-/// Which columns hold what, where the dataset's own names are not the usual ones.
+/// Which columns hold what, where their names are not the usual ones.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Columns {

@@ -56,7 +56,7 @@ pub struct EvaluateArgs {
     pub compare_with: Option<Vec<Compared>>,
     /// The dataset with the rows: a name that `load_dataset` returned.
     pub dataset: String,
-    /// Which columns hold what, where the dataset's own names are not the usual ones.
+    /// Which columns hold what, where their names are not the usual ones.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub columns: Option<Columns>,
     /// What is measured. Default: what the rows are for. Choices: multiple_choice. Texts: perplexity. Chats and

@@ -154,7 +154,7 @@ pub struct FinetuneArgs {
     /// Share of the rows held out of training to measure the loss on, 0 to 0.5. Default 0.1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub test_size: Option<f64>,
-    /// Which columns hold what, where the dataset's own names are not the usual ones.
+    /// Which columns hold what, where their names are not the usual ones.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub columns: Option<Columns>,
     /// Rank of the adapter matrices, 1 to 512. Default 8.

@@ -12,24 +12,22 @@ pub struct LimitArgs {
     /// Memory in MiB, 64 or more. Default: what the plan estimates.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_mib: Option<u64>,
-    /// CPUs, 0.1 to 1024. Default: the configured `limits.cpus`.
+    /// CPUs, 0.1 to 1024. Default: as configured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpus: Option<f64>,
-    /// Room for the job's output in MiB, 16 or more. Default: the configured `limits.disk`.
+    /// MiB for the job's output, 16 or more. Default: as configured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disk_mib: Option<u64>,
-    /// Seconds after which an attempt is stopped, 30 days at most. Default: the configured `limits.time`.
+    /// Seconds after which an attempt is stopped, 30 days at most. Default: as configured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub time_limit_s: Option<u64>,
-    /// Seconds without a report after which an attempt counts as stuck, a day at most. Default: the configured
-    /// `limits.silence`.
+    /// Seconds without a report after which an attempt is stuck, a day at most. Default: as configured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub silence_limit_s: Option<u64>,
-    /// Attempts at most, 1 to 10; only failures of the infrastructure are tried again. Default: the configured
-    /// `limits.max_attempts`.
+    /// Attempts at most, 1 to 10; only failures of the infrastructure are tried again. Default: as configured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_attempts: Option<u32>,
-    /// GPUs or MIG slices, 0 to 16; 0 computes on the CPU. Default: the configured `limits.gpus`.
+    /// GPUs or MIG slices, 0 to 16; 0 computes on the CPU. Default: as configured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gpus: Option<u32>,
     /// MiB of a GPU that the job shares, 256 or more. Default: GPUs of its own.

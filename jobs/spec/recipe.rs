@@ -38,14 +38,15 @@ pub enum OnDivergence {
     RollBack,
 }
 
-/// Something that is left to the plan: it takes what fits, and what costs least of that.
+/// An option that is left to the plan, which takes what fits, and what costs least of that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Auto {
-    /// The rows of a forward pass, and with them how many passes make a step, so that a step learns from as many rows.
+    // No docs, which every tool's schema would repeat. Rows of a forward pass, and with them how many passes make a step,
+    // so that a step learns from as many rows.
     BatchSize,
     GradientCheckpointing,
-    /// LoRA over a base that is held quantized, where one as it is does not fit.
+    // LoRA over a base that is held quantized, where one as it is does not fit.
     Method,
 }
 
@@ -113,22 +114,20 @@ macro_rules! training_args {
             /// Passes over the training rows, above 0, up to 10000; a fraction ends within a pass. Default 1.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub num_train_epochs: Option<f64>,
-            /// Stop after so many optimizer steps, 1 to 10000000, whatever num_train_epochs says. Default: when that is
-            /// done.
+            /// Stop after so many steps, 1 to 10000000, whatever num_train_epochs says. Default: when that is done.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub max_steps: Option<u32>,
             /// Rows in one forward pass, 1 to 4096; objective kto takes 2 at least. Default 4.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub per_device_train_batch_size: Option<u32>,
-            /// Forward passes whose gradients are added up before one optimizer step, 1 to 4096. Default 1.
+            /// Forward passes whose gradients make one optimizer step, 1 to 4096. Default 1.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub gradient_accumulation_steps: Option<u32>,
             /// Keep only what enters each layer and compute the rest again: about a quarter more time for much less
             /// memory. Default false.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub gradient_checkpointing: Option<bool>,
-            /// What the plan chooses so that the job fits: batch_size (a step keeps its rows), gradient_checkpointing, and
-            /// of a finetune by lora its method.
+            /// What the plan chooses so that the job fits; a step keeps its rows. Default: nothing.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub auto: Option<Vec<$crate::recipe::Auto>>,
             /// What products are computed in: f32 or bf16 (sums and trained values stay f32). Default f32.
@@ -141,8 +140,7 @@ macro_rules! training_args {
             /// How the learning rate moves after the warm-up. Default linear; training from nothing cosine.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub lr_scheduler_type: Option<$crate::recipe::SchedulerType>,
-            /// Optimizer steps over which the learning rate rises from zero. Not together with warmup_ratio. Default:
-            /// as that says.
+            /// Steps over which the learning rate rises from zero; not with warmup_ratio. Default: as that says.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub warmup_steps: Option<u32>,
             /// The same as a share of all steps, 0 to 1. Default 0.03.
@@ -167,21 +165,21 @@ macro_rules! training_args {
             /// training from nothing 256.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub max_seq_length: Option<u32>,
-            /// Fill each row of a forward pass up to max_seq_length with whole dataset rows, none of which sees another.
-            /// Default false; training from nothing true.
+            /// Fill rows up to max_seq_length with whole dataset rows, none of which sees another. Default false; training
+            /// from nothing true.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub packing: Option<bool>,
-            /// Seed of start values, the split, the order of rows and dropout, a whole number. Default 42.
+            /// Seed of all that is left to chance, a whole number. Default 42.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub seed: Option<u64>,
-            /// A metrics report every so many optimizer steps, 1 to 1000000. Default 1.
+            /// A metrics report every so many steps, 1 to 1000000. Default 1.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub logging_steps: Option<u32>,
-            /// Measure the held-out loss every so many optimizer steps, 1 to 10000000. Default: before and after only.
+            /// Measure the held-out loss every so many steps, 1 to 10000000. Default: before and after only.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub eval_steps: Option<u32>,
-            /// Write a checkpoint every so many optimizer steps, 1 to 10000000. Default: only when told to stop, and
-            /// what roll_back goes back to.
+            /// Write a checkpoint every so many steps, 1 to 10000000. Default: only when told to stop, and for
+            /// roll_back.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub save_steps: Option<u32>,
             /// Keep what had the lowest held-out loss rather than what came last. Needs eval_steps. Default false.

@@ -90,7 +90,7 @@ pub struct TrainArgs {
     /// Share of the text held out of training, 0 to 0.5. Default 0.1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub test_size: Option<f64>,
-    /// Which columns hold what, where the dataset's own names are not the usual ones.
+    /// Which columns hold what, where their names are not the usual ones.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub columns: Option<Columns>,
     /// The decoder's shape by name: nano, mini (the default), small or medium.

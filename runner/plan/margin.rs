@@ -24,6 +24,7 @@ impl Range {
         let Self { of_100, jobs, .. } = self;
         match usize::try_from(*jobs).unwrap_or(usize::MAX) {
             0 => format!("{of_100} of 100, from jobs that drydock was measured with"),
+            1 => format!("{of_100} of 100, from 1 past job and others less like it"),
             few if few < ENOUGH => format!("{of_100} of 100, from {few} past jobs and others less like it"),
             _ => format!("{of_100} of 100, from {jobs} past jobs"),
         }

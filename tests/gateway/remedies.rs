@@ -110,7 +110,9 @@ async fn a_plan_foresees_what_happened_to_its_like_and_says_what_helped() {
     let holder = Holder { name: "test".into(), lease_ms: 60_000 };
     house.store.claim(better, &holder).await.unwrap().unwrap().finish(Outcome::Succeeded, &[], 0).await.unwrap();
     // The newest of its like went well, so nothing is foreseen for that one, but for the one that failed.
-    let again = json!({"model": "tiny", "dataset": "sums", "lora_r": 2, "dry_run": true});
+    // With what a plan would give it by now, it would not be like it any more.
+    let limits = json!({"memory_mib": 64});
+    let again = json!({"model": "tiny", "dataset": "sums", "lora_r": 2, "limits": limits, "dry_run": true});
     let plan = call(&house, "finetune", again).await;
     let foreseen = &plan["structuredContent"]["plan"]["foreseen"][0];
     assert_eq!(foreseen["best"]["remedy"], "gradient_checkpointing = true", "{plan:#}");

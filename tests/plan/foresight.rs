@@ -39,7 +39,7 @@ async fn a_plan_says_where_the_peak_will_lie_by_what_jobs_of_its_kind_came_to() 
     assert_eq!((range.jobs, plan_now.forecasts[0].jobs), (3, 3));
     let ratio = range.high as f64 / plan_now.estimate.memory_bytes as f64;
     assert!((1.29..1.36).contains(&ratio), "the first few pull the upper end towards them: {range:?}");
-    assert!(plan_now.limits.memory_bytes > at_first.limits.memory_bytes * 5 / 4, "and the limit with it");
+    assert!(plan_now.limits.memory_bytes > at_first.limits.memory_bytes * 11 / 10, "and the limit with it");
     for _ in 0..19 {
         peak(&house, 1.3).await;
     }
