@@ -229,7 +229,7 @@ mod tests {
                 priority: drydock_spec::Priority::default(),
                 position: n,
                 submitted_ms: 0,
-                limits: Limits { memory_bytes: 10, time_ms: 3_600_000, grace_ms: 0, ..limits(0) },
+                limits: Limits { memory_bytes: 10, disk_bytes: 0, time_ms: 3_600_000, grace_ms: 0, ..limits(0) },
                 estimate: Some(estimate),
             };
             waiting(queued, host)
