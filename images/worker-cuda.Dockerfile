@@ -16,4 +16,4 @@ LABEL org.opencontainers.image.title="drydock-worker" \
       org.opencontainers.image.description="Runs one attempt of a drydock job, on NVIDIA GPUs too" \
       org.opencontainers.image.licenses="Apache-2.0" \
       drydock.contract="1" \
-      drydock.devices="cpu,cuda"
+      drydock.devices="cpu,cuda:1"

@@ -151,7 +151,7 @@ impl Planner {
     ) -> Result<Plan, PlanError> {
         let Draft { spec, inputs, needs, cut, mut warnings } = draft;
         let host = self.host();
-        let limits = limits::in_force(asked, &self.config.limits, &needs, &host)?;
+        let limits = limits::in_force(asked, &self.config.limits, (&spec, &needs), &host)?;
         let estimate = needs.estimate.clone();
         self.models.check_room(estimate.download_bytes.saturating_add(estimate.disk_bytes))?;
         warnings.extend(limits::warnings(&limits, &estimate, &forecasts, &host));
@@ -319,10 +319,11 @@ impl Planner {
         let engine = self.engine.now();
         Host {
             capacity: engine.as_ref().map(|info| self.config.capacity.of(info)).map_err(ToString::to_string),
-            gpus: engine
-                .as_ref()
-                .ok()
-                .map(|info| gpus::Offer { units: HostUnit::all(&self.gpus.now()), barrier: info.gpus.barrier() }),
+            gpus: engine.as_ref().ok().map(|info| gpus::Offer {
+                units: HostUnit::all(&self.gpus.now()),
+                most: info.gpus.most_gpus,
+                barrier: info.gpus.barrier(),
+            }),
             image: engine.and_then(|info| info.image).map(drop).map_err(|error| error.to_string()),
         }
     }

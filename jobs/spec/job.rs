@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::evaluate::{EvaluateArgs, EvaluateSpec};
-use crate::finetune::{FinetuneArgs, FinetuneSpec};
+use crate::finetune::{FinetuneArgs, FinetuneSpec, Method};
 use crate::option::InvalidOptions;
 use crate::quantize::{QuantizeArgs, QuantizeSpec};
 use crate::recipe::Recipe;
@@ -107,6 +107,16 @@ impl JobSpec {
             Self::Train(spec) => Some(&spec.dataset),
             Self::Quantize(spec) => spec.imatrix_dataset.as_deref(),
             Self::Evaluate(spec) => Some(&spec.dataset),
+        }
+    }
+
+    /// Whether drydock's worker computes it on a GPU where it has one; everything else it computes on the CPU.
+    #[must_use]
+    pub fn trains_on_gpu(&self) -> bool {
+        match self {
+            Self::Finetune(spec) => spec.method != Method::Dora,
+            Self::Train(_) => true,
+            Self::Quantize(_) | Self::Evaluate(_) => false,
         }
     }
 

@@ -23,7 +23,7 @@ pub(super) fn checks(config: &Config, info: &EngineInfo, root: &Path) -> Vec<Che
 
 fn injection(info: &EngineInfo) -> Check {
     match &info.gpus.injection {
-        Err(why) if !info.gpus.cuda => warn(NAME, why.clone(), "make image-cuda"),
+        Err(why) if info.gpus.most_gpus == 0 => warn(NAME, why.clone(), "make image-cuda"),
         Err(why) => {
             let mend = "install nvidia-container-toolkit, run `sudo nvidia-ctk cdi generate --output /etc/cdi/nvidia.yaml`, \
                         and restart the engine";
@@ -58,7 +58,7 @@ mod tests {
 
     fn engine(injection: Result<Injector, String>) -> EngineInfo {
         let refused = RefusedInjector { injector: Injector::Cdi, why: "not spoken".into() };
-        let gpus = GpuAccess { units: 2, cuda: true, injection, trying: false, refused: vec![refused] };
+        let gpus = GpuAccess { units: 2, most_gpus: 1, injection, trying: false, refused: vec![refused] };
         EngineInfo {
             engine: "docker 1".into(),
             incarnation: "1".into(),

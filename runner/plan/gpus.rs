@@ -2,8 +2,9 @@
 
 use drydock_gpu::Shortage;
 use drydock_gpu::assign::{GpuNeed, Host, HostUnit, Need};
+use drydock_spec::finetune::Method;
 use drydock_spec::option::Complaints;
-use drydock_spec::{InvalidOption, JobSpec, LimitArgs};
+use drydock_spec::{FinetuneSpec, InvalidOption, JobSpec, LimitArgs};
 
 use crate::blobs::size;
 use crate::config::DefaultGpus;
@@ -14,18 +15,20 @@ const MIB: u64 = 1 << 20;
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Offer {
     pub(super) units: Vec<HostUnit>,
+    /// GPUs that the worker computes a job on at most.
+    pub(super) most: u32,
     /// Why no container can have any.
     pub(super) barrier: Option<String>,
 }
 
 /// The limits with the GPUs that the job gets, where it does not say: on the CPU it gets none.
 pub(super) fn decided(asked: &LimitArgs, spec: &JobSpec, default: DefaultGpus, offer: Option<&Offer>) -> LimitArgs {
-    let computes = !matches!(spec, JobSpec::Quantize(_));
+    let computes = spec.trains_on_gpu();
     let there = offer.is_some_and(|offer| offer.barrier.is_none() && !offer.units.is_empty());
     let gpus = match (asked.gpus, asked.gpu_memory_mib, default) {
         (Some(count), _, _) => count,
         (None, Some(_), _) => 1,
-        (None, None, DefaultGpus::Count(count)) if computes => count,
+        (None, None, DefaultGpus::Count(count)) if computes => count.min(offer.map_or(count, |offer| offer.most)),
         (None, None, DefaultGpus::Auto) if computes && there => 1,
         (None, None, _) => 0,
     };
@@ -33,16 +36,24 @@ pub(super) fn decided(asked: &LimitArgs, spec: &JobSpec, default: DefaultGpus, o
 }
 
 /// Refuses a job for which the host has no GPUs, or too few, or too small ones, even if nobody else has any.
-pub(super) fn check(wrong: &mut Complaints, asked: &LimitArgs, offer: &Offer) {
+pub(super) fn check(wrong: &mut Complaints, asked: &LimitArgs, spec: &JobSpec, offer: &Offer) {
     let count = asked.gpus.unwrap_or(0);
     if count == 0 {
         return;
     }
     const CPU: &str = "set gpus to 0 to compute on the CPU";
+    if let JobSpec::Finetune(FinetuneSpec { method: Method::Dora, .. }) = spec {
+        let next = "choose \"lora\", or set limits.gpus to 0 to compute on the CPU";
+        wrong.require(false, || InvalidOption::new("method", "dora", "DoRA is not computed on GPUs", next));
+    }
     if let Some(barrier) = &offer.barrier {
         wrong.require(false, || InvalidOption::new("limits.gpus", count, barrier.clone(), CPU));
         return;
     }
+    wrong.require(count <= offer.most, || {
+        let problem = format!("the worker computes a job on {} at most", offer.most);
+        InvalidOption::new("limits.gpus", count, problem, format!("choose {}, or {CPU}", offer.most))
+    });
     let host = Host { units: offer.units.clone(), sharers: 1, ..Host::default() };
     let gpus = match asked.gpu_memory_mib {
         Some(mib) => GpuNeed::Share { bytes: mib * MIB },
@@ -99,7 +110,7 @@ mod tests {
             let unit = Unit { uuid: uuid.clone(), gpu: uuid, memory_bytes: gib << 30 };
             HostUnit { unit, name: "a".into(), foreign_bytes: gib << 30 }
         };
-        Offer { units: gib.iter().enumerate().map(unit).collect(), barrier: None }
+        Offer { units: gib.iter().enumerate().map(unit).collect(), most: u32::MAX, barrier: None }
     }
 
     fn spec(job: serde_json::Value) -> JobSpec {
@@ -107,8 +118,12 @@ mod tests {
     }
 
     fn said(asked: &LimitArgs, offer: &Offer) -> Option<String> {
+        said_of(&spec(json!({"finetune": {"model": "m", "dataset": "d"}})), asked, offer)
+    }
+
+    fn said_of(spec: &JobSpec, asked: &LimitArgs, offer: &Offer) -> Option<String> {
         let mut wrong = Complaints::default();
-        check(&mut wrong, asked, offer);
+        check(&mut wrong, asked, spec, offer);
         wrong.into_result(()).err().map(|refused| refused.to_string())
     }
 
@@ -133,6 +148,32 @@ mod tests {
         assert_eq!(decided(&asking(0, None), &finetune, DefaultGpus::Count(2), None).gpus, Some(0));
         let shares = LimitArgs { gpu_memory_mib: Some(1024), ..LimitArgs::default() };
         assert_eq!(decided(&shares, &finetune, DefaultGpus::Auto, None).gpus, Some(1));
+    }
+
+    #[test]
+    fn what_the_worker_does_not_compute_on_gpus_gets_none_and_is_refused_where_it_asks() {
+        let (one, dora) =
+            (asking(1, None), spec(json!({"finetune": {"model": "m", "dataset": "d", "method": "dora"}})));
+        let evaluate = spec(json!({"evaluate": {"model": "m", "dataset": "d"}}));
+        for job in [&dora, &evaluate] {
+            assert_eq!(decided(&LimitArgs::default(), job, DefaultGpus::Auto, Some(&offer(&[80]))).gpus, Some(0));
+        }
+        let refused = said_of(&dora, &one, &offer(&[80])).unwrap();
+        assert!(refused.contains("choose \"lora\", or set limits.gpus to 0"), "{refused}");
+        let single = Offer { most: 1, ..offer(&[80, 80]) };
+        assert_eq!(said(&one, &single), None);
+        let refused = said(&asking(2, None), &single).unwrap();
+        assert!(refused.contains("the worker computes a job on 1 at most; choose 1, or"), "{refused}");
+        assert_eq!(
+            decided(
+                &LimitArgs::default(),
+                &spec(json!({"train": {"dataset": "d"}})),
+                DefaultGpus::Count(2),
+                Some(&single)
+            )
+            .gpus,
+            Some(1)
+        );
     }
 
     #[test]

@@ -82,8 +82,9 @@ impl InjectorChoice {
 pub struct GpuAccess {
     /// How many GPUs and slices the host has for jobs.
     pub units: usize,
-    /// Whether the worker image says that it computes on NVIDIA's GPUs, by `cuda` in its label `drydock.devices`.
-    pub cuda: bool,
+    /// How many of NVIDIA's GPUs the worker image computes a job on at most, as it says by `cuda` in its label
+    /// `drydock.devices`.
+    pub most_gpus: u32,
     /// The injector in force, or in words why no container can have a GPU.
     pub injection: Result<Injector, String>,
     /// Whether that is being found out, which takes seconds: nobody need go without a GPU for it.
@@ -106,7 +107,7 @@ impl GpuAccess {
         match &self.injection {
             Err(_) if self.trying => None,
             Err(why) => Some(format!("no container can have a GPU: {why}")),
-            Ok(_) if !self.cuda => Some(
+            Ok(_) if self.most_gpus == 0 => Some(
                 "the worker image computes on the CPU only: its label `drydock.devices` does not say `cuda`".into(),
             ),
             Ok(_) => None,
@@ -119,7 +120,7 @@ impl Default for GpuAccess {
     fn default() -> Self {
         Self {
             units: 0,
-            cuda: false,
+            most_gpus: 0,
             trying: false,
             injection: Err("no GPU is known on this host".to_owned()),
             refused: Vec::new(),

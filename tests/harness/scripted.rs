@@ -358,7 +358,7 @@ impl Sandbox for Scripted {
             isolation: Isolation::default(),
             gpus: GpuAccess {
                 units: 1,
-                cuda: true,
+                most_gpus: u32::MAX,
                 trying: false,
                 injection: if world.no_injector { Err("no injector works here".into()) } else { Ok(Injector::Cdi) },
                 refused: Vec::new(),

@@ -15,13 +15,24 @@ pub(super) struct Image {
     pub(super) library_path: Option<String>,
 }
 
-/// The label by which an image says what it computes on, such as `cpu,cuda`.
+/// The label by which an image says what it computes on, such as `cpu,cuda:1`: on the CPU, and a job on one GPU.
 const DEVICES: &str = "drydock.devices";
 
 impl Image {
-    pub(super) fn computes_on_gpus(&self) -> bool {
-        self.devices.split(',').any(|device| device.trim() == "cuda")
+    /// GPUs that it computes a job on at most.
+    pub(super) fn most_gpus(&self) -> u32 {
+        most_gpus(&self.devices)
     }
+}
+
+/// `cuda` is for as many as a job has, `cuda:2` for two at most.
+fn most_gpus(devices: &str) -> u32 {
+    let of = |device: &str| match device.trim().split_once(':') {
+        None if device.trim() == "cuda" => u32::MAX,
+        Some(("cuda", most)) => most.parse().unwrap_or(0),
+        None | Some(_) => 0,
+    };
+    devices.split(',').map(of).max().unwrap_or(0)
 }
 
 impl DockerSandbox {
@@ -46,5 +57,19 @@ impl DockerSandbox {
             devices: config.labels.unwrap_or_default().remove(DEVICES).unwrap_or_default(),
             library_path: environment.iter().find_map(|set| Some(set.strip_prefix("LD_LIBRARY_PATH=")?.to_owned())),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_says_how_many_gpus_it_computes_a_job_on() {
+        for (devices, most) in
+            [("", 0), ("cpu", 0), ("cpu,cuda:1", 1), ("cpu, cuda", u32::MAX), ("cuda:many", 0), ("cuda:0,cuda:8", 8)]
+        {
+            assert_eq!(most_gpus(devices), most, "{devices}");
+        }
     }
 }

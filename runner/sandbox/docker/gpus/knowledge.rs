@@ -21,7 +21,7 @@ pub(in super::super) struct Circumstances {
     /// The worker image's id, if there is one.
     pub(in super::super) image: Option<String>,
     /// Whether the image says that it computes on GPUs.
-    pub(in super::super) cuda: bool,
+    pub(in super::super) most_gpus: u32,
     /// UUIDs of all that jobs can be given.
     pub(in super::super) units: Vec<String>,
     pub(in super::super) cdi: CdiDevices,
@@ -44,7 +44,7 @@ impl Circumstances {
             Some("no GPU is known on this host that jobs could be given")
         } else if self.image.is_none() {
             Some("the worker image is missing")
-        } else if !self.cuda {
+        } else if self.most_gpus == 0 {
             Some(
                 "the worker image computes on the CPU only, as its label `drydock.devices` says; set sandbox.image to one \
                  with `cuda` in it, which `make image-cuda` builds",
@@ -118,7 +118,7 @@ impl Knowledge {
             }
             (None, None) => Err("which injector works here is being tried".to_owned()),
         };
-        GpuAccess { units: circumstances.units.len(), cuda: circumstances.cuda, injection, trying, refused }
+        GpuAccess { units: circumstances.units.len(), most_gpus: circumstances.most_gpus, injection, trying, refused }
     }
 }
 
@@ -133,7 +133,7 @@ mod tests {
             choice: InjectorChoice::Auto,
             incarnation: "a".into(),
             image: Some("sha256:0".into()),
-            cuda: true,
+            most_gpus: 1,
             units: vec!["GPU-1".into()],
             cdi: CdiDevices::default(),
             driver: Some("580.1".into()),
@@ -213,7 +213,7 @@ mod tests {
             (|c| c.choice = InjectorChoice::Off, "sandbox.gpus is off"),
             (|c| c.units.clear(), "no GPU is known"),
             (|c| c.image = None, "image is missing"),
-            (|c| c.cuda = false, "make image-cuda"),
+            (|c| c.most_gpus = 0, "make image-cuda"),
         ];
         for (change, words) in cases {
             let mut now = circumstances();

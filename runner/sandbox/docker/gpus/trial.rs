@@ -55,7 +55,7 @@ impl DockerSandbox {
             choice: *choice,
             incarnation,
             image: image.map(|image| image.id.clone()),
-            cuda: image.is_some_and(Image::computes_on_gpus),
+            most_gpus: image.map_or(0, Image::most_gpus),
             units: Circumstances::units(&known.now()),
             cdi: CdiDevices::of(system),
             driver: driver_version(root),
