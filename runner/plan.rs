@@ -186,7 +186,7 @@ impl Planner {
             cpu_millis: limits::cpu_millis(asked, &self.config.limits, &self.host()),
             gpus: asked.gpus.unwrap_or(0),
             memory_bytes: asked.memory_mib.map(|mib| mib << 20),
-            gpu_memory_bytes: asked.gpu_memory_mib.map(|mib| mib << 20),
+            gpu_memory_bytes: self.host().gpus.and_then(|offer| offer.memory_for(asked)),
         })
     }
 

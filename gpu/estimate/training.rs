@@ -18,7 +18,7 @@ pub struct Fit {
 }
 
 /// What a GPU's driver, its context and the libraries' kernels take for a process: about half a GiB, as NVIDIA's tools
-/// show it for others' programs; ours was not measured on a GPU yet.
+/// show it for others' programs; ours was not measured on a GPU yet. The host is taken to give as much.
 const CONTEXT_BYTES: u64 = 512 << 20;
 /// A trained number in a checkpoint: itself and two moments.
 const CHECKPOINTED: u64 = 3 * F32;
@@ -158,6 +158,27 @@ impl Training {
         let measuring =
             held.with(Part::Best, values.saturating_mul(self.best[1])).and(&self.model.scoring(scored, scored));
         Needs::largest([learning, measuring])
+    }
+
+    /// Peak memory of the worker on the host while a GPU computes, without its rows: the weights as they are read, the
+    /// trained values that are saved from here, the moments of a checkpoint, the largest matrices of a layer on their way
+    /// to the GPU, and what CUDA takes of the host (by formula alone: not measured on a GPU yet).
+    #[must_use]
+    pub fn memory_beside_gpu(&self, threads: u32) -> Needs {
+        let values = F32.saturating_mul(self.trained);
+        // Gate and up go as one, and so do queries, keys and values.
+        let of = |modules: &[TargetModule]| modules.iter().map(|module| self.model.projection_size(*module)).sum();
+        let gate_and_up: u64 = of(&[TargetModule::GateProj, TargetModule::UpProj]);
+        let attention: u64 = of(&[TargetModule::QProj, TargetModule::KProj, TargetModule::VProj]);
+        let under_way = gate_and_up.max(attention).max(self.model.embedding());
+        self.model
+            .worker(threads)
+            .with(Part::Weights, sum_of(self.frozen))
+            .with(Part::Trained, values)
+            .with(Part::Moments, values.saturating_mul(2))
+            .with(Part::Best, values.saturating_mul(self.best[1]))
+            .with(Part::Workspace, F32.saturating_mul(under_way))
+            .with(Part::Context, CONTEXT_BYTES)
     }
 
     /// Numbers of one token that a step has on its tape when all layers are through.

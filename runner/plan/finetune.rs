@@ -94,15 +94,21 @@ pub(super) fn needs(spec: &FinetuneSpec, model: &Resolved, data: &Data, terms: T
         terms,
         length,
     };
-    Needs::new(
+    let on_gpu = room.clone();
+    let needs = Needs::new(
         room.memory(&training, batch),
         &work(spec, model, data, length, training.disk()),
         terms,
         [training.disk(), model.download_bytes, training.trained()],
         move |budget, needed| room.refusal(budget, needed),
     )
-    .or_less(saving(spec, model))
-    .on_gpu((terms.gpus > 0).then(|| training.gpu_memory(batch)), terms.gpu)
+    .or_less(saving(spec, model));
+    match terms.gpus {
+        0 => needs,
+        _ => {
+            needs.on_gpu(&training.gpu_memory(batch), terms.gpu, move |has, needed| on_gpu.refusal_on_gpu(has, needed))
+        }
+    }
 }
 
 /// What it costs in time.

@@ -79,6 +79,15 @@ pub(super) fn check(wrong: &mut Complaints, asked: &LimitArgs, spec: &JobSpec, o
     }
 }
 
+impl Offer {
+    /// Memory of a GPU that a job can have at most, in bytes: what it asks for, or all of the largest. Nothing of a host
+    /// on which it gets none.
+    pub(super) fn memory_for(&self, asked: &LimitArgs) -> Option<u64> {
+        let largest = self.units.iter().map(|of| of.unit.memory_bytes).max()?;
+        Some(asked.gpu_memory_mib.map_or(largest, |mib| largest.min(mib * MIB)))
+    }
+}
+
 /// The part of the host's CPUs, in thousandths, that goes with the GPUs of a job that does not say: as much as of these.
 pub(super) fn cpu_millis(asked: &LimitArgs, all: u64, offer: Option<&Offer>) -> u64 {
     let units = offer.map_or(&[][..], |offer| &offer.units);

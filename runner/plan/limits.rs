@@ -33,6 +33,9 @@ pub(super) fn in_force(
     }
     if let Some(offer) = &host.gpus {
         gpus::check(&mut wrong, asked, spec, offer);
+        if let Some(too_large) = offer.memory_for(asked).and_then(|bytes| needs.too_large_for_gpu(bytes)) {
+            wrong.require(false, || too_large);
+        }
     }
     wrong.require(needs.estimate.disk_bytes <= disk_bytes, || {
         let problem = format!("the artifacts need about {}", size(needs.estimate.disk_bytes));

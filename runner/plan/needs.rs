@@ -22,6 +22,8 @@ pub(super) struct Needs {
     margin: Margin,
     /// From what jobs may use and what this one needs with its margin, both in bytes, to the refusal.
     refuse: Box<dyn Fn(u64, u64) -> InvalidOption + Send>,
+    /// The same of the memory of a GPU, where it computes on one.
+    refuse_on_gpu: Option<Box<dyn Fn(u64, u64) -> InvalidOption + Send>>,
 }
 
 /// A change with which a job writes less.
@@ -53,7 +55,7 @@ impl Needs {
         let mut needs = BTreeMap::from([(Quantity::Memory, need(&memory, margin))]);
         needs.extend(time(&phases, work_ms, terms.pace).map(|time| (Quantity::Time, time)));
         let estimate = Estimate { memory_bytes, disk_bytes, download_bytes, trainable_parameters, work_ms, needs };
-        Self { estimate, saving: None, model_bytes: 0, margin, refuse: Box::new(refuse) }
+        Self { estimate, saving: None, model_bytes: 0, margin, refuse: Box::new(refuse), refuse_on_gpu: None }
     }
 
     /// The same of a job that could write less.
@@ -68,10 +70,17 @@ impl Needs {
         Self { model_bytes, ..self }
     }
 
-    /// The same of a job that computes on a GPU, which it needs so much of.
+    /// The same of a job that computes on a GPU, of which it needs so much, with its refusal by what a GPU has and what
+    /// it needs.
     #[must_use]
-    pub(super) fn on_gpu(mut self, memory: Option<estimate::Needs>, margin: Margin) -> Self {
-        self.estimate.needs.extend(memory.map(|memory| (Quantity::GpuMemory, need(&memory, margin))));
+    pub(super) fn on_gpu(
+        mut self,
+        memory: &estimate::Needs,
+        margin: Margin,
+        refuse: impl Fn(u64, u64) -> InvalidOption + Send + 'static,
+    ) -> Self {
+        self.estimate.needs.insert(Quantity::GpuMemory, need(memory, margin));
+        self.refuse_on_gpu = Some(Box::new(refuse));
         self
     }
 
@@ -84,7 +93,19 @@ impl Needs {
     pub(super) fn too_large(&self, budget: u64) -> InvalidOption {
         (self.refuse)(budget, self.memory_limit())
     }
+
+    /// The refusal of a job that does not fit into so much of a GPU's memory, with the change that would be accepted.
+    /// One that may fit after all is not refused: the formula alone says up to [`FORMULA_OVER`] times too much.
+    pub(super) fn too_large_for_gpu(&self, budget: u64) -> Option<InvalidOption> {
+        let need = self.estimate.needs.get(&Quantity::GpuMemory)?;
+        let least = need.range.map_or((need.expected as f64 / FORMULA_OVER) as u64, |range| range.low);
+        let refuse = self.refuse_on_gpu.as_ref().filter(|_| least > budget)?;
+        Some(refuse(budget, need.expected))
+    }
 }
+
+/// By how much the formula of a GPU's memory may exceed what the worker asks for; its own tests hold it to that.
+const FORMULA_OVER: f64 = 1.25;
 
 /// What a job is planned under: how far estimates are believed, and what the worker will compute with.
 #[derive(Debug, Clone, Copy, Default)]
@@ -97,8 +118,9 @@ pub(super) struct Terms {
     pub(super) gpu: Margin,
     pub(super) cpu_millis: u32,
     pub(super) gpus: u32,
-    /// What was asked for of memory and of a GPU's.
+    /// What was asked for of memory.
     pub(super) memory_bytes: Option<u64>,
+    /// What there is of a GPU's, or was asked for of it.
     pub(super) gpu_memory_bytes: Option<u64>,
 }
 

@@ -37,12 +37,18 @@ pub(super) fn needs(spec: &TrainSpec, tokenizer: Option<&Resolved>, data: &Data,
     let tokens = Tokens::of(1, rows.text_bytes, u32::MAX).packed(length);
     let traffic = Traffic { weights: 0, text: rows.text_bytes, saved: training.disk() };
     let batch = Batch::new(spec.recipe.per_device_train_batch_size, length);
-    Needs::new(
+    let on_gpu = room.clone();
+    let needs = Needs::new(
         room.memory(&training, batch),
         &Work::from_nothing(&decoder, &spec.recipe, tokens, spec.test_size, traffic),
         terms,
         [training.disk(), tokenizer.map_or(0, |tokenizer| tokenizer.download_bytes), training.trained()],
         move |budget, needed| room.refusal(budget, needed),
-    )
-    .on_gpu((terms.gpus > 0).then(|| training.gpu_memory(batch)), terms.gpu)
+    );
+    match terms.gpus {
+        0 => needs,
+        _ => {
+            needs.on_gpu(&training.gpu_memory(batch), terms.gpu, move |has, needed| on_gpu.refusal_on_gpu(has, needed))
+        }
+    }
 }

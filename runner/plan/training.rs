@@ -25,6 +25,15 @@ pub(super) struct Room {
     pub(super) length: u32,
 }
 
+/// What a training has to fit into, in bytes.
+#[derive(Debug, Clone, Copy)]
+enum Budget {
+    /// What jobs may use of the host's memory.
+    Host(u64),
+    /// What a GPU has for it.
+    Gpu(u64),
+}
+
 /// What the layers keep, and what the base is held in.
 const CHECKPOINTING: &str = "set gradient_checkpointing to true";
 const QUANTIZED: &str = "set method to \"qlora\"";
@@ -34,7 +43,7 @@ impl Room {
     /// accepted, each for itself.
     pub(super) fn refusal(&self, budget: u64, needed: u64) -> InvalidOption {
         let problem = format!("the job needs about {}, jobs may use {} on this host", size(needed), size(budget));
-        let ways = self.ways(budget);
+        let ways = self.ways(Budget::Host(budget));
         let next = match ways.is_empty() {
             true => format!(
                 "choose a smaller model (the weights take {}) or dataset (the rows take {}), or raise capacity.memory",
@@ -46,9 +55,19 @@ impl Room {
         InvalidOption::new("per_device_train_batch_size", self.recipe.per_device_train_batch_size, problem, next)
     }
 
+    /// The refusal of a job that needs `needed` bytes of a GPU that has `has`, with the changes that would be accepted,
+    /// each for itself. The CPU is always one of them.
+    pub(super) fn refusal_on_gpu(&self, has: u64, needed: u64) -> InvalidOption {
+        let problem = format!("the job needs about {} of a GPU's memory and can have {}", size(needed), size(has));
+        let mut ways = self.ways(Budget::Gpu(has));
+        ways.push("set limits.gpus to 0 to compute on the CPU".to_owned());
+        let rows = self.recipe.per_device_train_batch_size;
+        InvalidOption::new("per_device_train_batch_size", rows, problem, ways.join(", or "))
+    }
+
     /// What could be done: first what changes nothing that is learnt, then a smaller batch, shorter rows, and a base
     /// that is held in fewer bits. Two changes together are offered only where none does it alone.
-    fn ways(&self, budget: u64) -> Vec<String> {
+    fn ways(&self, budget: Budget) -> Vec<String> {
         let checkpointed = self.training.with_gradient_checkpointing();
         let as_it_is = Batch::new(self.recipe.per_device_train_batch_size, self.length);
         let mut ways = Vec::new();
@@ -71,13 +90,20 @@ impl Room {
         ways
     }
 
-    fn fits(&self, training: &Training, budget: u64, batch: Batch) -> bool {
-        self.terms.margin.limit(self.memory(training, batch).total()) <= budget
+    fn fits(&self, training: &Training, budget: Budget, batch: Batch) -> bool {
+        match budget {
+            Budget::Host(bytes) => self.terms.margin.limit(self.memory(training, batch).total()) <= bytes,
+            Budget::Gpu(bytes) => training.gpu_memory(batch).total() <= bytes,
+        }
     }
 
     /// What the job needs with this batch, rows included.
     pub(super) fn memory(&self, training: &Training, batch: Batch) -> estimate::Needs {
-        let (needs, threads) = (training.memory(batch, self.terms.threads()), self.terms.threads());
+        let threads = self.terms.threads();
+        let needs = match self.terms.gpus {
+            0 => training.memory(batch, threads),
+            _ => training.memory_beside_gpu(threads),
+        };
         match self.learns_tokenizer {
             true => self.rows.learnt_then(needs, &self.decoder, threads),
             false => self.rows.then(needs, &self.decoder, threads),
@@ -85,7 +111,7 @@ impl Room {
     }
 
     /// A smaller batch, and where shorter rows alone would do, those as well.
-    fn smaller_batch(&self, training: &Training, budget: u64) -> Option<String> {
+    fn smaller_batch(&self, training: &Training, budget: Budget) -> Option<String> {
         let fit = shrink(&self.recipe, training.least_rows(), self.length, |batch| self.fits(training, budget, batch))?;
         Some(match self.shorter(training, budget) {
             Some(length) if fit.max_seq_length == self.length => {
@@ -96,7 +122,7 @@ impl Room {
     }
 
     /// The first change with whatever else it takes.
-    fn together(&self, training: &Training, change: &str, budget: u64) -> Option<String> {
+    fn together(&self, training: &Training, change: &str, budget: Budget) -> Option<String> {
         let fit = shrink(&self.recipe, training.least_rows(), self.length, |batch| self.fits(training, budget, batch))?;
         let more = self.changes(&fit);
         Some(if more.is_empty() { change.to_owned() } else { format!("{change} and {more}") })
@@ -118,7 +144,7 @@ impl Room {
     }
 
     /// The longest rows that fit with the batch as it is, if that leaves anything to learn from.
-    fn shorter(&self, training: &Training, budget: u64) -> Option<u32> {
+    fn shorter(&self, training: &Training, budget: Budget) -> Option<u32> {
         let rows = self.recipe.per_device_train_batch_size;
         let single = Recipe { per_device_train_batch_size: 1, ..self.recipe.clone() };
         let fits = |batch: Batch| self.fits(training, budget, Batch::new(rows, batch.length));

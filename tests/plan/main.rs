@@ -7,6 +7,7 @@ mod foresight;
 mod house;
 mod jobs;
 mod kinds;
+mod on_gpus;
 #[path = "../support/tiny.rs"]
 mod tiny;
 

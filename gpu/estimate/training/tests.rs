@@ -181,3 +181,14 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn beside_a_gpu_the_host_holds_what_is_read_and_what_is_kept_and_no_activations() {
+    let full = training(|args| args.method = Some(Method::Full));
+    let beside = full.memory_beside_gpu(THREADS);
+    assert_eq!(beside.get(Part::Trained), 4 * SMOLLM2_135M.parameters());
+    assert_eq!(beside.get(Part::Moments), 8 * SMOLLM2_135M.parameters(), "a checkpoint has them");
+    assert_eq!((beside.get(Part::Activations), beside.get(Part::Gradients)), (0, 0));
+    let lora = training(|_| {});
+    assert!(lora.memory_beside_gpu(THREADS).total() < lora.total(Batch::new(32, 2048)));
+}

@@ -33,11 +33,15 @@ fn base() -> Base {
     Base::of(&SMOLLM2_135M, TensorType::F32)
 }
 
-/// The job's peak, and its refusal on a host where jobs may use `budget` bytes.
+/// The job's refusal on a host where jobs may use `budget` bytes.
 fn refusal(spec: &FinetuneSpec, length: u32, budget: u64) -> String {
+    room(spec, length).refusal(budget, limit(spec, spec.recipe.per_device_train_batch_size, length)).to_string()
+}
+
+fn room(spec: &FinetuneSpec, length: u32) -> Room {
     let training = Training::finetune(&SMOLLM2_135M, spec, base());
     let qlora = FinetuneSpec { method: Method::Qlora, ..spec.clone() };
-    let room = Room {
+    Room {
         recipe: spec.recipe.clone(),
         smaller: Some(Training::finetune(&SMOLLM2_135M, &qlora, base())),
         decoder: SMOLLM2_135M,
@@ -47,8 +51,7 @@ fn refusal(spec: &FinetuneSpec, length: u32, budget: u64) -> String {
         terms: Terms { cpu_millis: 2000, ..Terms::default() },
         length,
         training,
-    };
-    room.refusal(budget, limit(spec, spec.recipe.per_device_train_batch_size, length)).to_string()
+    }
 }
 
 /// The memory limit of the job with another batch.
@@ -113,4 +116,33 @@ proptest! {
             prop_assert!(fewer * accumulated <= rows, "{}", way);
         }
     }
+}
+
+#[test]
+fn what_is_too_large_for_a_gpu_is_refused_with_what_fits_it_and_with_the_cpu() {
+    let gpu = 4 << 30;
+    let needs = |spec: &FinetuneSpec| {
+        let training = Training::finetune(&SMOLLM2_135M, spec, base());
+        training.gpu_memory(Batch::new(spec.recipe.per_device_train_batch_size, 2048)).total()
+    };
+    let asked = spec(64);
+    let text = room(&asked, 2048).refusal_on_gpu(gpu, needs(&asked)).to_string();
+    assert!(text.contains("of a GPU's memory and can have 4.0 GiB"), "{text}");
+    assert!(text.ends_with("or set limits.gpus to 0 to compute on the CPU"), "{text}");
+    let rows = number_after(&text, "lower per_device_train_batch_size to").unwrap();
+    let smaller = spec(rows);
+    assert!(needs(&smaller) <= gpu && needs(&spec(2 * rows)) > gpu, "{text}");
+}
+
+#[test]
+fn what_may_fit_a_gpu_after_all_is_not_refused() {
+    let asked = spec(8);
+    let training = Training::finetune(&SMOLLM2_135M, &asked, base());
+    let memory = training.gpu_memory(Batch::new(8, 512));
+    let (expected, room) = (memory.total(), room(&asked, 512));
+    let needs = Needs::new(Default::default(), &Default::default(), Terms::default(), [0; 3], |_, _| unreachable!())
+        .on_gpu(&memory, Margin::default(), move |has, needed| room.refusal_on_gpu(has, needed));
+    assert!(needs.too_large_for_gpu(expected).is_none());
+    assert!(needs.too_large_for_gpu(expected * 81 / 100).is_none(), "the formula may say a quarter too much");
+    assert!(needs.too_large_for_gpu(expected * 79 / 100).is_some());
 }

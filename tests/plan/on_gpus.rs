@@ -1,0 +1,79 @@
+//! Plans for a host with a GPU: what fits it, what is chosen so that it does, and what is refused.
+
+use drydock::sandbox::gpus::{GpuAccess, Injector};
+use drydock_gpu::inventory::{Gpu, Inventory, Memory};
+
+use super::*;
+
+/// A host with one GPU of so much memory, on which the worker computes a job.
+async fn plan_with_gpu(house: &House, bytes: u64, args: FinetuneArgs, limits: LimitArgs) -> Result<Plan, PlanError> {
+    let memory = Memory { total_bytes: bytes, reserved_bytes: 0, free_bytes: bytes };
+    let gpu = Gpu { uuid: "GPU-1".into(), name: "NVIDIA L4".into(), memory, ..Gpu::default() };
+    let known = KnownGpus::asked(move || Inventory { gpus: vec![gpu.clone()], ..Inventory::default() });
+    let access = GpuAccess { units: 1, most_gpus: 1, injection: Ok(Injector::Cdi), ..GpuAccess::default() };
+    let Ok(info) = engine(8 * GIB).now() else { unreachable!("the engine answers") };
+    let planner = Planner::new(
+        house.store.clone(),
+        house.models.clone(),
+        house.datasets.clone(),
+        EngineWatch::still(Ok(EngineInfo { gpus: access, ..info })),
+        known,
+        Arc::new(house.config.clone()),
+    );
+    planner.plan(JobArgs::Finetune(args), &limits).await
+}
+
+/// The tiny model with more rows in a pass than a small GPU has room for.
+fn wide(rows: u32) -> FinetuneArgs {
+    FinetuneArgs { per_device_train_batch_size: Some(rows), max_seq_length: Some(128), packing: Some(true), ..args() }
+}
+
+fn on_gpu(plan: &Plan) -> u64 {
+    plan.estimate.needs[&Quantity::GpuMemory].expected
+}
+
+#[tokio::test]
+async fn a_finetune_gets_the_gpu_without_asking_and_its_plan_says_what_it_needs_of_it_by_part() {
+    let house = house().await;
+    let plan = plan_with_gpu(&house, 24 * GIB, args(), LimitArgs::default()).await.unwrap();
+    assert_eq!(plan.limits.gpus, 1);
+    let need = &plan.estimate.needs[&Quantity::GpuMemory];
+    assert_eq!(need.parts.values().sum::<u64>(), need.expected);
+    assert!(need.parts.contains_key("context") && need.range.is_none(), "nothing was measured: {need:?}");
+    let cpu = LimitArgs { gpus: Some(0), ..LimitArgs::default() };
+    let plan = plan_with_gpu(&house, 24 * GIB, args(), cpu).await.unwrap();
+    assert!(plan.limits.gpus == 0 && !plan.estimate.needs.contains_key(&Quantity::GpuMemory));
+}
+
+#[tokio::test]
+async fn what_no_gpu_of_the_host_has_room_for_is_refused_with_a_change_that_is_accepted() {
+    let house = house().await;
+    let most = on_gpu(&plan_with_gpu(&house, 24 * GIB, wide(4096), LimitArgs::default()).await.unwrap());
+    // Below what the formula may be wrong by, and above what every process takes of a GPU.
+    let small = (most as f64 / 1.3) as u64;
+    let refused = plan_with_gpu(&house, small, wide(4096), LimitArgs::default()).await.unwrap_err().to_string();
+    assert!(refused.contains("of a GPU's memory") && refused.contains("set limits.gpus to 0"), "{refused}");
+    let rows: u32 = refused
+        .split("lower per_device_train_batch_size to ")
+        .nth(1)
+        .and_then(|rest| rest.split(' ').next()?.trim_end_matches(',').parse().ok())
+        .unwrap_or_else(|| panic!("{refused}"));
+    let plan = plan_with_gpu(&house, small, wide(rows), LimitArgs::default()).await.unwrap();
+    assert!(on_gpu(&plan) <= small);
+    let cpu = LimitArgs { gpus: Some(0), ..LimitArgs::default() };
+    assert_eq!(plan_with_gpu(&house, small, wide(4096), cpu).await.unwrap().limits.gpus, 0);
+}
+
+#[tokio::test]
+async fn what_is_left_to_the_plan_is_chosen_so_that_it_fits_the_gpu() {
+    let house = house().await;
+    let auto = FinetuneArgs { auto: Some(vec![Auto::BatchSize]), ..wide(4096) };
+    let most = on_gpu(&plan_with_gpu(&house, 24 * GIB, auto.clone(), LimitArgs::default()).await.unwrap());
+    // Below what the formula may be wrong by, and above what every process takes of a GPU.
+    let small = (most as f64 / 1.3) as u64;
+    let plan = plan_with_gpu(&house, small, auto, LimitArgs::default()).await.unwrap();
+    let JobSpec::Finetune(spec) = &plan.spec else { panic!("{:?}", plan.spec) };
+    let recipe = &spec.recipe;
+    assert!(on_gpu(&plan) <= small && recipe.per_device_train_batch_size < 4096, "{recipe:?}");
+    assert_eq!(recipe.rows_per_step(), 4096, "a step learns from as many rows");
+}
