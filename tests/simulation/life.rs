@@ -11,7 +11,7 @@ use drydock::disk::{Room, Shortage};
 use drydock::house::House;
 use drydock::plan::{AdapterInput, DatasetInput, ModelInput, ModelSource, ResolvedInputs};
 use drydock::sandbox::attempt_dir::OutputCap;
-use drydock::store::{Filter, Job, NewJob, Store};
+use drydock::store::{Filter, Job, NewJob, Store, StoreError};
 use drydock_gpu::inventory::{Gpu, Inventory, Memory};
 use drydock_spec::{FinetuneArgs, JobArgs, JobId, Limits, OnFailure, Owner, Priority, TraceId};
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
@@ -134,7 +134,7 @@ impl World {
         self.life = Some(Life { runtime, house });
         // Where the test runs there may be little.
         self.disk(false);
-        self.gpus();
+        self.gpus().unwrap();
     }
 
     pub(crate) fn state(&self) -> std::path::PathBuf {
@@ -149,8 +149,6 @@ impl World {
 
     /// Lets something happen, and everything that follows from it before any time passes.
     pub(crate) fn happen(&mut self, op: Op) {
-        // An attempt's end has the driver asked, and where the test runs there may be none.
-        self.gpus();
         match op {
             Op::Crash { polls } => return self.crash(polls),
             Op::Restart => return self.restart(),
@@ -161,7 +159,11 @@ impl World {
                     self.with(async |house| house.desk.store.request_cancel(id).await.map(drop).unwrap());
                 }
             }
-            Op::Dispatch => self.with(async |house| house.reaper.dispatch.dispatch_once().await.map(drop).unwrap()),
+            Op::Dispatch => {
+                // An attempt's end has the driver asked, and where the test runs there may be none.
+                self.gpus().unwrap();
+                self.with(async |house| house.reaper.dispatch.dispatch_once().await.map(drop).unwrap());
+            }
             Op::Adopt => self.with(async |house| house.reaper.adopt_once().await.unwrap()),
             // It says so if the engine does not answer.
             Op::Sweep => drop(self.with(async |house| house.reaper.sweep_once().await)),
@@ -185,7 +187,7 @@ impl World {
             Op::DiskFull(full) => self.disk(full),
             Op::Cordon(which) => {
                 self.cordoned = which;
-                self.gpus();
+                self.gpus().unwrap();
             }
         }
         self.settle();
@@ -195,7 +197,7 @@ impl World {
     pub(crate) fn happen_or_fail(&mut self, op: Op) {
         match op {
             Op::Dispatch => {
-                self.gpus();
+                drop(self.gpus());
                 drop(self.with(async |house| house.reaper.dispatch.dispatch_once().await));
             }
             other => return self.happen(other),
@@ -223,7 +225,7 @@ impl World {
     }
 
     /// Tells the runner which GPUs the host has.
-    fn gpus(&mut self) {
+    fn gpus(&mut self) -> Result<(), StoreError> {
         let memory = Memory { total_bytes: GPU_BYTES, reserved_bytes: 0, free_bytes: GPU_BYTES };
         let gpu = |index: usize| Gpu {
             index: index as u32,
@@ -235,15 +237,16 @@ impl World {
         let inventory = Inventory { gpus: (0..GPUS).map(gpu).collect(), ..Inventory::default() };
         let cordoned = self.cordoned;
         self.with(async |house| {
-            house.gpus.publish(Ok(inventory)).await.unwrap();
+            house.gpus.publish(Ok(inventory)).await?;
             for index in 0..GPUS {
                 let uuid = format!("GPU-{index}");
                 match cordoned == Some(index) {
-                    true => house.gpus.cordon(&uuid, "the fan rattles", "a person").await.unwrap(),
-                    false => house.gpus.uncordon(&uuid).await.unwrap(),
+                    true => house.gpus.cordon(&uuid, "the fan rattles", "a person").await?,
+                    false => house.gpus.uncordon(&uuid).await?,
                 }
             }
-        });
+            Ok(())
+        })
     }
 
     fn submit(&mut self, story: Story, reads: Option<usize>, (large, gpus): (bool, Gpus), attempts: u32) {
