@@ -18,6 +18,7 @@ use crate::diagnose::{Ending, diagnose};
 use crate::engine::EngineWatch;
 use crate::fail_point::{self, Step};
 use crate::gpus::GpuProbe;
+use crate::in_hand::InHand;
 use crate::models::Models;
 use crate::remedy::Remedies;
 use crate::sandbox::attempt_dir::{AttemptDir, AttemptDirError};
@@ -27,7 +28,6 @@ use crate::store::{Job, Lease, Store, StoreError};
 mod explain;
 mod follow;
 mod gpus;
-mod hand;
 mod hold;
 mod remedy;
 pub mod reports;
@@ -36,8 +36,6 @@ mod start;
 
 /// Characters of what a worker says that a file is.
 const MOST_ROLE_CHARS: usize = 64;
-
-pub use hand::InHand;
 
 /// What attempts are made with. Cloning shares it.
 #[derive(Clone)]

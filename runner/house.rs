@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::artifacts::ArtifactStore;
-use crate::attempt::{Attempts, InHand};
+use crate::attempt::Attempts;
 use crate::blobs::Blobs;
 use crate::checkpoints::Checkpoints;
 use crate::clock::Clock;
@@ -24,6 +24,7 @@ use crate::dispatch::Dispatch;
 use crate::engine::EngineProbe;
 use crate::gpus::{self, GpuProbe, Host};
 use crate::hub::Hub;
+use crate::in_hand::InHand;
 use crate::line::Line;
 use crate::models::Models;
 use crate::plan::Planner;
@@ -85,7 +86,11 @@ impl House {
         let gpu_news = gpus::news();
         let watch = gpu_news.watch();
         let known = KnownGpus::asked(move || watch.inventory());
-        let sandbox = engine.unwrap_or_else(|| Arc::new(DockerSandbox::new(docker(&config, &instance, known.clone()))));
+        let in_hand = InHand::default();
+        let sandbox = engine.unwrap_or_else(|| {
+            let settings = docker(&config, &instance, known.clone(), in_hand.clone());
+            Arc::new(DockerSandbox::new(settings))
+        });
         let (probe, engine) = EngineProbe::new(Arc::clone(&sandbox));
         let blobs = Blobs::open(&state)?;
         let hub = Hub::open(&config.hub, blobs.clone())?;
@@ -123,6 +128,7 @@ impl House {
                 engine.clone(),
                 Arc::clone(&config),
                 instance.clone(),
+                in_hand.clone(),
                 tracker.clone(),
                 shutdown.clone(),
             ),
@@ -145,7 +151,7 @@ impl House {
             checkpoints: Checkpoints::new(state.join("checkpoints")),
             remedies,
             gpus: gpus.clone(),
-            in_hand: InHand::default(),
+            in_hand,
             config,
             instance,
             lease_ms,
@@ -200,7 +206,7 @@ impl House {
 }
 
 /// What Docker is told by this configuration.
-pub(crate) fn docker(config: &Config, instance: &str, known: KnownGpus) -> DockerSettings {
+pub(crate) fn docker(config: &Config, instance: &str, known: KnownGpus, trials: InHand) -> DockerSettings {
     let mount_roots = ["attempts", "previews", "models", "datasets", "checkpoints"]
         .map(|folder| config.state_dir.join(folder))
         .to_vec();
@@ -211,6 +217,7 @@ pub(crate) fn docker(config: &Config, instance: &str, known: KnownGpus) -> Docke
         gpus: GpuSettings {
             choice: config.sandbox.gpus,
             known,
+            trials,
             user: config.sandbox.uids.map_or((config.sandbox.uid, config.sandbox.gid), |_| GpuSettings::default().user),
             ..GpuSettings::default()
         },

@@ -23,6 +23,7 @@ pub mod gpus;
 mod hostile;
 pub mod house;
 pub mod hub;
+pub mod in_hand;
 pub mod inputs;
 pub mod knowledge;
 pub mod legible;

@@ -18,6 +18,7 @@ use crate::attempt::reports::ReportReader;
 use crate::config::Config;
 use crate::engine::EngineWatch;
 use crate::hostile;
+use crate::in_hand::InHand;
 use crate::legible::make_legible;
 use crate::sandbox::attempt_dir::{self, AttemptDir, AttemptDirError, FolderSettings, InputFolders, OutputCap, Usage};
 use crate::sandbox::{ContainerName, Labels, Launch, Sandbox, SandboxError, Status};
@@ -54,6 +55,7 @@ pub struct Previews {
     engine: EngineWatch,
     config: Arc<Config>,
     instance: String,
+    in_hand: InHand,
     at_once: Arc<Semaphore>,
     tracker: TaskTracker,
     shutdown: CancellationToken,
@@ -65,10 +67,20 @@ impl Previews {
         engine: EngineWatch,
         config: Arc<Config>,
         instance: String,
+        in_hand: InHand,
         tracker: TaskTracker,
         shutdown: CancellationToken,
     ) -> Self {
-        Self { sandbox, engine, config, instance, at_once: Arc::new(Semaphore::new(AT_ONCE)), tracker, shutdown }
+        Self {
+            sandbox,
+            engine,
+            config,
+            instance,
+            in_hand,
+            at_once: Arc::new(Semaphore::new(AT_ONCE)),
+            tracker,
+            shutdown,
+        }
     }
 
     /// Removes what a process that died has left.
@@ -88,6 +100,7 @@ impl Previews {
         // Never closed, so there always is a permit to come.
         let _permit = self.at_once.acquire().await.map_err(|error| PreviewError::Broken(error.to_string()))?;
         let (job, limits) = (JobId::from_parts(0, rand::random()), limits());
+        let _in_hand = self.in_hand.take(job, Attempt::FIRST);
         let spec = attempt_spec(job, spec, folders);
         let name = ContainerName(format!("drydock-preview-{}", job.to_string().to_lowercase()));
         let isolation = self.engine.now()?.isolation;

@@ -16,9 +16,6 @@ use crate::sandbox::attempt_dir::{self, AttemptDirError};
 use crate::sandbox::{Found, SandboxError};
 use crate::store::StoreError;
 
-/// A container younger than this that no attempt explains may be a preview's, which is in no database.
-const GRACE_MS: i64 = 30_000;
-
 /// Something could not be swept; the next pass tries again.
 #[derive(Debug, thiserror::Error)]
 pub enum ReapError {
@@ -87,18 +84,16 @@ impl Reaper {
             .into_iter()
             .map(|row| ((row.job, row.attempt), row.fence))
             .collect();
-        let now = attempts.store.clock().now_ms();
         // Attempts whose containers stay, and with them their folders.
         let mut in_use = Vec::new();
-        for Found { name, labels, created_ms, .. } in &found {
+        for Found { name, labels, .. } in &found {
             let attempt = (labels.job, labels.attempt);
             if under_way.get(&attempt) == Some(&labels.fence) {
                 in_use.push(attempt);
                 continue;
             }
-            // One from the future is as old as any: somebody has set the clock back.
-            let is_young = (0..GRACE_MS).contains(&(now - created_ms));
-            if is_young && !attempts.store.attempt_is_over(labels.job, labels.attempt).await? {
+            // Previews and trials are in no database. Whoever makes them has them in hand before the engine has.
+            if !under_way.contains_key(&attempt) && attempts.in_hand.has(labels.job, labels.attempt) {
                 in_use.push(attempt);
                 continue;
             }

@@ -11,6 +11,7 @@ use crate::clock::Clock;
 use crate::config::{AddressFile, Config};
 use crate::gateway;
 use crate::house::{House, docker};
+use crate::in_hand::InHand;
 use crate::sandbox::docker::DockerSandbox;
 use crate::sandbox::gpus::KnownGpus;
 use crate::sandbox::{EngineInfo, Sandbox, SandboxError};
@@ -58,7 +59,13 @@ pub async fn bridge(
 
 /// What the configured engine says of itself, and of how containers get those of the host's GPUs that there are.
 pub async fn probe(config: &Config, gpus: Inventory) -> Result<EngineInfo, SandboxError> {
-    let sandbox = DockerSandbox::new(docker(config, "doctor", KnownGpus::asked(move || gpus.clone())));
+    let known = KnownGpus::asked(move || gpus.clone());
+    let sandbox = DockerSandbox::new(docker(config, "doctor", known, InHand::default()));
     let asked = sandbox.probe().await;
+    if asked.is_ok()
+        && let Err(error) = sandbox.sweep_trials(&Clock::System).await
+    {
+        tracing::debug!(%error, "containers of earlier trials stay");
+    }
     if asked.is_ok() && sandbox.try_injectors().await { sandbox.probe().await } else { asked }
 }

@@ -205,19 +205,6 @@ impl Store {
         .await?;
         Ok(count > 0)
     }
-
-    /// Whether the attempt has been and nobody will ever speak for it again.
-    pub async fn attempt_is_over(&self, job: JobId, attempt: Attempt) -> Result<bool, StoreError> {
-        let count: i64 = sqlx::query_scalar(
-            "-- store::lease::attempt_is_over
-             SELECT COUNT(*) FROM attempts WHERE job_id = $1 AND attempt = $2 AND ended_ms IS NOT NULL",
-        )
-        .bind(job.to_string())
-        .bind(i64::from(attempt.0))
-        .fetch_one(&self.pool)
-        .await?;
-        Ok(count > 0)
-    }
 }
 
 impl Lease {

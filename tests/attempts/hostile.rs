@@ -1,7 +1,8 @@
 //! Workers that lie, flood and fill: whatever they do, the account of their job stays true and drydock goes on.
 
 use drydock::sandbox::attempt_dir::InputFolders;
-use drydock_spec::{FailureKind, FinetuneArgs, JobArgs, Limits};
+use drydock::sandbox::{ContainerName, Labels, Launch};
+use drydock_spec::{FailureKind, FinetuneArgs, JobArgs, JobId, Limits};
 
 use super::harness::scripted::{Step, finished, started, success};
 use super::harness::world::{World, limits};
@@ -110,6 +111,31 @@ async fn a_preview_that_floods_the_disk_is_ended() {
     let job = JobArgs::Finetune(args).parse().unwrap();
     let refused = world.house.desk.previews.preview(job, InputFolders::default()).await.unwrap_err();
     assert!(refused.to_string().contains("it wrote more than 16777216 bytes"), "{refused}");
+    world.until_tidy().await;
+}
+
+#[tokio::test]
+async fn a_preview_is_swept_away_only_when_nobody_makes_it_any_more() {
+    let world = stubborn(vec![Step::Say(started()), Step::Pause, exit(1)]).await;
+    let args = FinetuneArgs { model: "m".into(), dataset: "d".into(), ..FinetuneArgs::default() };
+    let job = JobArgs::Finetune(args).parse().unwrap();
+    let previews = world.house.desk.previews.clone();
+    let made = tokio::spawn(async move { previews.preview(job, InputFolders::default()).await });
+    let launch = loop {
+        match world.engine.launch() {
+            Some(launch) => break launch,
+            None => tokio::task::yield_now().await,
+        }
+    };
+    // One that a process of before has left is no older by the engine's clock, which may have been set back since.
+    let left = Labels { job: JobId::from_parts(1, 1), ..launch.labels.clone() };
+    let left = Launch { name: ContainerName("drydock-preview-left".into()), labels: left, ..launch.clone() };
+    world.engine.plant(left, i64::MAX);
+    world.house.reaper.sweep_once().await.unwrap();
+    assert_eq!(world.engine.fences().keys().collect::<Vec<_>>(), [&launch.name]);
+    world.engine.go_on();
+    let refused = made.await.unwrap().unwrap_err();
+    assert!(refused.to_string().contains("exit code 1"), "it went on to its own end: {refused}");
     world.until_tidy().await;
 }
 

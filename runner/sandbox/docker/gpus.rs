@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use bollard::models::{DeviceMapping, DeviceRequest, Mount};
 use drydock_gpu::inventory::Inventory;
 
+use crate::in_hand::InHand;
 use crate::sandbox::gpus::{Injector, InjectorChoice, KnownGpus};
 use driver::Driver;
 
@@ -35,11 +36,19 @@ pub struct GpuSettings {
     pub root: PathBuf,
     /// The user and group that a trial runs as, inside.
     pub user: (u32, u32),
+    /// Where trials are noted for as long as they last, so that nobody sweeps their containers away.
+    pub trials: InHand,
 }
 
 impl Default for GpuSettings {
     fn default() -> Self {
-        Self { choice: InjectorChoice::Auto, known: KnownGpus::none(), root: "/".into(), user: (65532, 65532) }
+        Self {
+            choice: InjectorChoice::Auto,
+            known: KnownGpus::none(),
+            root: "/".into(),
+            user: (65532, 65532),
+            trials: InHand::default(),
+        }
     }
 }
 

@@ -11,14 +11,16 @@ use drydock_spec::{Attempt, JobId, Limits, TraceId};
 use tokio::time::Instant;
 
 use super::{CdiDevices, Circumstances, GpuSettings, Knowledge, driver_version};
+use crate::clock::Clock;
 use crate::sandbox::docker::DockerSandbox;
 use crate::sandbox::docker::image::Image;
 use crate::sandbox::gpus::Injector;
-use crate::sandbox::{ContainerName, Labels, Launch, Sandbox, SandboxError, Status};
+use crate::sandbox::{ContainerName, Found, Labels, Launch, Sandbox, SandboxError, Status};
 
-/// How long a trial's worker may take: the driver may have to wake the GPUs first. Shorter than what the reaper gives
-/// containers that no attempt explains.
+/// How long a trial's worker may take: the driver may have to wake the GPUs first.
 const LIMIT: Duration = Duration::from_secs(20);
+/// The age from which on no trial has a container.
+const LEFT_BEHIND_MS: i64 = 120_000;
 /// The fence of a trial's container.
 const FENCE: &str = "gpus";
 /// Bytes of a worker's last words that are shown.
@@ -36,6 +38,20 @@ impl DockerSandbox {
     pub(in super::super) fn knowledge(&self) -> MutexGuard<'_, Knowledge> {
         // What it holds is whole after every statement.
         self.knowledge.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Removes the containers of trials that were killed before they had removed them: those of an installation that
+    /// has no other containers, and nobody who sweeps.
+    pub async fn sweep_trials(&self, clock: &Clock) -> Result<(), SandboxError> {
+        for Found { name, created_ms, .. } in self.list().await? {
+            // A younger one may be that of somebody else who is asking now.
+            if (0..LEFT_BEHIND_MS).contains(&(clock.now_ms() - created_ms)) {
+                continue;
+            }
+            tracing::info!(container = %name, "a container that a trial left is removed");
+            self.remove(&name).await?;
+        }
+        Ok(())
     }
 
     async fn circumstances(&self) -> Result<Circumstances, SandboxError> {
@@ -110,6 +126,7 @@ impl DockerSandbox {
     async fn attempt(&self, injector: Injector) -> Verdict {
         let gpus = self.settings.gpus.known.now();
         let launch = launch(&gpus, &self.settings.instance, self.settings.gpus.user);
+        let _in_hand = self.settings.gpus.trials.take(launch.labels.job, launch.labels.attempt);
         let verdict = match tokio::time::timeout(LIMIT, self.watch(&launch, injector)).await {
             Ok(Ok(verdict)) => verdict,
             Ok(Err(SandboxError::NoInjection { message, .. })) => Verdict::Fails(message),

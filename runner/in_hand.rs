@@ -1,19 +1,22 @@
-//! Which attempts this process is at work on.
+//! What this process is at work on, as no clock can tell it: attempts, and what lives for a moment and is in no database,
+//! such as previews.
 //!
 //! A lease runs out by the time of day, which may be set on while an attempt is in good hands. Two at work on the same
-//! attempt would do no harm to the account of its job, but to its folder.
+//! attempt would do no harm to the account of its job, but to its folder. And by its age a container cannot be told from
+//! one that was left behind.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use drydock_spec::{Attempt, JobId};
 
-/// The attempts in hand. Cloning shares them.
+/// What is in hand; a preview is the only attempt of a job of its own. Cloning shares it.
 #[derive(Debug, Clone, Default)]
 pub struct InHand(Arc<Mutex<HashSet<(JobId, Attempt)>>>);
 
 /// An attempt is in hand for as long as this lives.
-pub(super) struct Held {
+#[derive(Debug)]
+pub struct Held {
     all: InHand,
     attempt: (JobId, Attempt),
 }
@@ -26,7 +29,8 @@ impl InHand {
     }
 
     /// `None` if it is in hand already.
-    pub(super) fn take(&self, job: JobId, attempt: Attempt) -> Option<Held> {
+    #[must_use]
+    pub fn take(&self, job: JobId, attempt: Attempt) -> Option<Held> {
         let new = self.0.lock().unwrap_or_else(PoisonError::into_inner).insert((job, attempt));
         new.then(|| Held { all: self.clone(), attempt: (job, attempt) })
     }
