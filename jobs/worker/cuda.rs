@@ -14,6 +14,7 @@ mod adapted;
 mod attention;
 mod batch;
 mod blocks;
+pub mod conversation;
 pub mod device;
 pub mod engine;
 pub mod error;
@@ -26,5 +27,8 @@ mod operations;
 pub mod product;
 mod rows;
 pub mod selfcheck;
+pub mod speaker;
 mod stack;
 mod tape;
+
+pub use model::Computed;

@@ -7,7 +7,7 @@ use drydock_spec::report::{Phase, Sample};
 
 use crate::data::render::Rendered;
 use crate::ending::Result;
-use crate::model::decoder::Decoder;
+use crate::model::speaker::Speaker;
 use crate::model::tokenizer::Text;
 use crate::report::Reporter;
 use crate::stop;
@@ -64,13 +64,13 @@ pub fn questions(
 
 /// Answers every question and reports the answers.
 pub fn answer_all(
-    decoder: &Decoder,
+    speaker: &impl Speaker,
     text: &Text,
     questions: &[Question],
     phase: Phase,
     reporter: &Reporter,
 ) -> Result<Vec<Sample>> {
-    let greedy = Greedy { decoder, text, until: &[], batch_size: questions.len() };
+    let greedy = Greedy { speaker, text, until: &[], batch_size: questions.len() };
     let prompts: Vec<Prompt> = questions.iter().map(|question| question.ids.clone()).collect();
     let answers = greedy.answer_each(&prompts, |done| {
         reporter.progress(done as u64, questions.len() as u64);

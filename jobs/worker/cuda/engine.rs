@@ -83,7 +83,7 @@ impl<'a, T: Computed> Cuda<'a, T> {
     }
 }
 
-fn on_device<T: Computed>(device: &Device, trainable: &Trainable) -> Result<Group> {
+pub(super) fn on_device<T: Computed>(device: &Device, trainable: &Trainable) -> Result<Group> {
     let values = read(&trainable.var, |values| Ok(values.to_vec()))?;
     Group::new::<T>(device, &values)
 }

@@ -53,6 +53,7 @@ impl<T: Computed> Complete<'_, T> {
         let (middle, h, attention_out) = match &layer.attention_after_norm {
             None => {
                 let (middle, h) = layer.mlp_norm.weighted(self.group).join(device, x, &attention_out)?;
+                drop(attention_out);
                 (middle, h, None)
             }
             Some(norm) => {

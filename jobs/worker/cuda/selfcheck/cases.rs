@@ -16,7 +16,7 @@ use crate::random::{Chance, Purpose};
 
 /// Tokens of the rows of the batches, which lie end to end.
 const ROWS: [&[usize]; 2] = [&[7, 1, 21], &[40, 2]];
-const VOCABULARY: usize = 97;
+pub(super) const VOCABULARY: usize = 97;
 
 /// What is trained of a model.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -37,7 +37,7 @@ fn a_selfcheck_finds_that_the_gpu_computes_what_the_cpu_does() {
     };
     assert!(run(Some("--list-devices")).starts_with("cuda:0  emulated GPU (CPU)"));
     let table = run(None);
-    assert!(table.contains("145 of 145 comparisons are right"), "{table}");
+    assert!(table.contains("174 of 174 comparisons are right"), "{table}");
 }
 
 fn options() -> Value {
