@@ -6,7 +6,7 @@ use drydock_spec::recipe::{DType, OnDivergence, Recipe};
 use drydock_spec::tape::LayerWidths;
 
 use super::names::{matches, tensors};
-use super::{Base, Batch, Decoder, F32, MAPPED_BYTES, Needs, Part, SCORED_TOKENS, SMALL_FILES};
+use super::{Base, Batch, CONTEXT_BYTES, Decoder, F32, MAPPED_BYTES, Needs, Part, SCORED_TOKENS, SMALL_FILES};
 
 /// A change that makes a training fit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,9 +17,6 @@ pub struct Fit {
     pub max_seq_length: u32,
 }
 
-/// What a GPU's driver, its context and the libraries' kernels take for a process: about half a GiB, as NVIDIA's tools
-/// show it for others' programs; ours was not measured on a GPU yet. The host is taken to give as much.
-const CONTEXT_BYTES: u64 = 512 << 20;
 /// A trained number in a checkpoint: itself and two moments.
 const CHECKPOINTED: u64 = 3 * F32;
 /// Rows are not cut shorter than this by a suggestion; what is left would teach nothing.
@@ -166,18 +163,13 @@ impl Training {
     #[must_use]
     pub fn memory_beside_gpu(&self, threads: u32) -> Needs {
         let values = F32.saturating_mul(self.trained);
-        // Gate and up go as one, and so do queries, keys and values.
-        let of = |modules: &[TargetModule]| modules.iter().map(|module| self.model.projection_size(*module)).sum();
-        let gate_and_up: u64 = of(&[TargetModule::GateProj, TargetModule::UpProj]);
-        let attention: u64 = of(&[TargetModule::QProj, TargetModule::KProj, TargetModule::VProj]);
-        let under_way = gate_and_up.max(attention).max(self.model.embedding());
         self.model
             .worker(threads)
             .with(Part::Weights, sum_of(self.frozen))
             .with(Part::Trained, values)
             .with(Part::Moments, values.saturating_mul(2))
             .with(Part::Best, values.saturating_mul(self.best[1]))
-            .with(Part::Workspace, F32.saturating_mul(under_way))
+            .with(Part::Workspace, F32.saturating_mul(self.model.under_way_to_gpu()))
             .with(Part::Context, CONTEXT_BYTES)
     }
 
@@ -261,15 +253,12 @@ impl Training {
     }
 }
 
-/// What stays in quantized blocks on a GPU: the projections under an adapter, where they are in such blocks. Of a file
-/// they take their share by number, which is no less than they do: the head is in no smaller blocks.
+/// What stays in quantized blocks on a GPU: the projections under an adapter, where they are in such blocks.
 fn blocks_on_gpu(model: &Decoder, spec: &FinetuneSpec, base: Base) -> [u64; 2] {
     let numbers = model.projections();
     match spec.method {
         Method::Full => [0, 0],
-        _ if base.is_quantized() => {
-            [numbers, (base.bytes() as f64 * numbers as f64 / model.parameters() as f64) as u64]
-        }
+        _ if base.is_quantized() => base.blocks_on_gpu(model),
         Method::Qlora => [numbers, base.quantized_to(model, spec.base_quant_type).blocks],
         Method::Lora | Method::Dora => [0, 0],
     }

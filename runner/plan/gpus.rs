@@ -23,7 +23,7 @@ pub(super) struct Offer {
 
 /// The limits with the GPUs that the job gets, where it does not say: on the CPU it gets none.
 pub(super) fn decided(asked: &LimitArgs, spec: &JobSpec, default: DefaultGpus, offer: Option<&Offer>) -> LimitArgs {
-    let computes = spec.trains_on_gpu();
+    let computes = spec.computes_on_gpu();
     let there = offer.is_some_and(|offer| offer.barrier.is_none() && !offer.units.is_empty());
     let gpus = match (asked.gpus, asked.gpu_memory_mib, default) {
         (Some(count), _, _) => count,
@@ -143,12 +143,14 @@ mod tests {
     #[test]
     fn a_job_that_does_not_say_gets_a_gpu_where_it_can_compute_on_one() {
         let finetune = spec(json!({"finetune": {"model": "m", "dataset": "d"}}));
+        let evaluate = spec(json!({"evaluate": {"model": "m", "dataset": "d"}}));
         let quantize = spec(json!({"quantize": {"model": "m", "quant_type": "Q8_0"}}));
         let count =
             |spec, default, offer: Option<&Offer>| decided(&LimitArgs::default(), spec, default, offer).gpus.unwrap();
         let (two, none) = (offer(&[80, 80]), offer(&[]));
         let barred = Offer { barrier: Some("no injector".into()), ..two.clone() };
         assert_eq!(count(&finetune, DefaultGpus::Auto, Some(&two)), 1);
+        assert_eq!(count(&evaluate, DefaultGpus::Auto, Some(&two)), 1);
         assert_eq!(count(&quantize, DefaultGpus::Auto, Some(&two)), 0);
         for without in [Some(&none), Some(&barred), None] {
             assert_eq!(count(&finetune, DefaultGpus::Auto, without), 0);
@@ -163,10 +165,7 @@ mod tests {
     fn what_the_worker_does_not_compute_on_gpus_gets_none_and_is_refused_where_it_asks() {
         let (one, dora) =
             (asking(1, None), spec(json!({"finetune": {"model": "m", "dataset": "d", "method": "dora"}})));
-        let evaluate = spec(json!({"evaluate": {"model": "m", "dataset": "d"}}));
-        for job in [&dora, &evaluate] {
-            assert_eq!(decided(&LimitArgs::default(), job, DefaultGpus::Auto, Some(&offer(&[80]))).gpus, Some(0));
-        }
+        assert_eq!(decided(&LimitArgs::default(), &dora, DefaultGpus::Auto, Some(&offer(&[80]))).gpus, Some(0));
         let refused = said_of(&dora, &one, &offer(&[80])).unwrap();
         assert!(refused.contains("choose \"lora\", or set limits.gpus to 0"), "{refused}");
         let single = Offer { most: 1, ..offer(&[80, 80]) };
