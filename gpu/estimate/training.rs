@@ -49,6 +49,8 @@ pub struct Training {
     dtype: DType,
     /// Whether adapters drop some of what they see.
     drops: bool,
+    /// Whether the rows of adapted weights have trained lengths.
+    dora: bool,
     /// What is left behind, checkpoints aside.
     kept_bytes: u64,
     checkpoints: u64,
@@ -79,6 +81,7 @@ impl Training {
             checkpointed: spec.recipe.gradient_checkpointing,
             dtype: spec.recipe.dtype,
             drops: spec.method.has_adapter() && spec.lora_dropout > 0.0,
+            dora: spec.method == Method::Dora,
             kept_bytes: sum_of([adapter, merged, model.tokenizer(), SMALL_FILES]),
             checkpoints: checkpoints(&spec.recipe),
         }
@@ -103,6 +106,7 @@ impl Training {
             checkpointed: recipe.gradient_checkpointing,
             dtype: recipe.dtype,
             drops: false,
+            dora: false,
             kept_bytes: sum_of([weights, model.tokenizer(), SMALL_FILES]),
             checkpoints: checkpoints(recipe),
         }
@@ -222,6 +226,7 @@ impl Training {
             longest_row: batch.length.into(),
             gradient_checkpointing: self.checkpointed,
             dropout: self.drops,
+            dora: self.dora,
         };
         let copy = if self.dtype == DType::Bf16 { 2 } else { 0 };
         let values = F32.saturating_mul(self.trained);

@@ -49,6 +49,8 @@ pub struct DeviceTraining {
     pub gradient_checkpointing: bool,
     /// Whether there are adapters with dropout.
     pub dropout: bool,
+    /// Whether the rows of adapted weights have trained lengths (DoRA).
+    pub dora: bool,
 }
 
 impl DeviceTraining {
@@ -97,7 +99,9 @@ impl DeviceTraining {
         let LayerWidths { hidden, ffn, norms_after, .. } = self.widths;
         let norm = if norms_after { hidden } else { 0 };
         let dropout = if self.dropout { 2 * ffn.max(hidden) } else { 0 };
-        self.of_tokens(norm + (2 * ffn).max(2 * hidden) + dropout)
+        // Gradients before the gains, of gate and up together, and what one of them makes.
+        let dora = if self.dora { (2 * ffn).max(hidden) + ffn.max(hidden) } else { 0 };
+        self.of_tokens(norm + (2 * ffn).max(2 * hidden) + dropout + dora)
     }
 
     /// What the layer has kept for its MLP is let go by then.
@@ -183,6 +187,7 @@ mod tests {
         longest_row: 2048,
         gradient_checkpointing: true,
         dropout: false,
+        dora: false,
     };
 
     #[test]

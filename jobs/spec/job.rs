@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::evaluate::{EvaluateArgs, EvaluateSpec};
-use crate::finetune::{FinetuneArgs, FinetuneSpec, Method};
+use crate::finetune::{FinetuneArgs, FinetuneSpec};
 use crate::option::InvalidOptions;
 use crate::quantize::{QuantizeArgs, QuantizeSpec};
 use crate::recipe::Recipe;
@@ -114,8 +114,7 @@ impl JobSpec {
     #[must_use]
     pub fn computes_on_gpu(&self) -> bool {
         match self {
-            Self::Finetune(spec) => spec.method != Method::Dora,
-            Self::Train(_) | Self::Evaluate(_) => true,
+            Self::Finetune(_) | Self::Train(_) | Self::Evaluate(_) => true,
             Self::Quantize(_) => false,
         }
     }

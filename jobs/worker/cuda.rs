@@ -16,6 +16,7 @@ mod batch;
 mod blocks;
 pub mod conversation;
 pub mod device;
+mod dora;
 pub mod engine;
 pub mod error;
 mod head;

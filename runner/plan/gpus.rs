@@ -2,9 +2,8 @@
 
 use drydock_gpu::Shortage;
 use drydock_gpu::assign::{GpuNeed, Host, HostUnit, Need};
-use drydock_spec::finetune::Method;
 use drydock_spec::option::Complaints;
-use drydock_spec::{FinetuneSpec, InvalidOption, JobSpec, LimitArgs};
+use drydock_spec::{InvalidOption, JobSpec, LimitArgs};
 
 use crate::blobs::size;
 use crate::config::DefaultGpus;
@@ -36,16 +35,12 @@ pub(super) fn decided(asked: &LimitArgs, spec: &JobSpec, default: DefaultGpus, o
 }
 
 /// Refuses a job for which the host has no GPUs, or too few, or too small ones, even if nobody else has any.
-pub(super) fn check(wrong: &mut Complaints, asked: &LimitArgs, spec: &JobSpec, offer: &Offer) {
+pub(super) fn check(wrong: &mut Complaints, asked: &LimitArgs, offer: &Offer) {
     let count = asked.gpus.unwrap_or(0);
     if count == 0 {
         return;
     }
     const CPU: &str = "set gpus to 0 to compute on the CPU";
-    if let JobSpec::Finetune(FinetuneSpec { method: Method::Dora, .. }) = spec {
-        let next = "choose \"lora\", or set limits.gpus to 0 to compute on the CPU";
-        wrong.require(false, || InvalidOption::new("method", "dora", "DoRA is not computed on GPUs", next));
-    }
     if let Some(barrier) = &offer.barrier {
         wrong.require(false, || InvalidOption::new("limits.gpus", count, barrier.clone(), CPU));
         return;
@@ -127,12 +122,8 @@ mod tests {
     }
 
     fn said(asked: &LimitArgs, offer: &Offer) -> Option<String> {
-        said_of(&spec(json!({"finetune": {"model": "m", "dataset": "d"}})), asked, offer)
-    }
-
-    fn said_of(spec: &JobSpec, asked: &LimitArgs, offer: &Offer) -> Option<String> {
         let mut wrong = Complaints::default();
-        check(&mut wrong, asked, spec, offer);
+        check(&mut wrong, asked, offer);
         wrong.into_result(()).err().map(|refused| refused.to_string())
     }
 
@@ -162,14 +153,9 @@ mod tests {
     }
 
     #[test]
-    fn what_the_worker_does_not_compute_on_gpus_gets_none_and_is_refused_where_it_asks() {
-        let (one, dora) =
-            (asking(1, None), spec(json!({"finetune": {"model": "m", "dataset": "d", "method": "dora"}})));
-        assert_eq!(decided(&LimitArgs::default(), &dora, DefaultGpus::Auto, Some(&offer(&[80]))).gpus, Some(0));
-        let refused = said_of(&dora, &one, &offer(&[80])).unwrap();
-        assert!(refused.contains("choose \"lora\", or set limits.gpus to 0"), "{refused}");
+    fn more_gpus_than_the_worker_computes_on_are_given_to_nobody_and_refused_where_they_are_asked_for() {
         let single = Offer { most: 1, ..offer(&[80, 80]) };
-        assert_eq!(said(&one, &single), None);
+        assert_eq!(said(&asking(1, None), &single), None);
         let refused = said(&asking(2, None), &single).unwrap();
         assert!(refused.contains("the worker computes a job on 1 at most; choose 1, or"), "{refused}");
         assert_eq!(

@@ -28,8 +28,10 @@ impl<'a, T: Computed> Loaded<'a, T> {
             Some(trainable) => on_device::<T>(device, trainable),
             None => Group::new::<T>(device, &[]),
         };
-        let groups = (0..=decoder.last_group()).map(group).collect::<Result<_>>()?;
-        Ok(Self { device, decoder, model: Model::load(device, decoder)?, groups })
+        let groups: Vec<Group> = (0..=decoder.last_group()).map(group).collect::<Result<_>>()?;
+        let mut model = Model::load(device, decoder)?;
+        model.settle(device, decoder, &groups)?;
+        Ok(Self { device, decoder, model, groups })
     }
 
     /// Who speaks with it.

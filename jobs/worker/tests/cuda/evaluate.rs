@@ -103,9 +103,15 @@ fn products_in_bf16_cost_what_eight_bits_of_mantissa_do() {
 /// Both of an adapter and its base, of which the first answers as it has learnt.
 #[test]
 fn an_adapter_is_measured_beside_its_base() {
+    for method in ["lora", "dora"] {
+        an_adapter_is_measured(method);
+    }
+}
+
+fn an_adapter_is_measured(method: &str) {
     let mut scene = Scene::evaluating(json!({"adapter": "learnt", "max_new_tokens": 24, "limit": 6}), &sums());
-    let training =
-        json!({"model": "tiny", "dataset": "rows", "learning_rate": 0.01, "num_train_epochs": 10, "test_size": 0});
+    let training = json!({"model": "tiny", "dataset": "rows", "method": method, "learning_rate": 0.01,
+                          "num_train_epochs": 10, "test_size": 0});
     let evaluating = std::mem::replace(&mut scene.spec["spec"], json!({"finetune": training}));
     assert_eq!(scene.run("run").0, EXIT_FINISHED);
     scene.spec["spec"] = evaluating;

@@ -33,7 +33,8 @@ const TOKENS: usize = ROWS[0] + ROWS[1];
 #[derive(Debug, Clone, Copy)]
 struct Training {
     dtype: DType,
-    adapter: Option<f32>,
+    /// Dropout of adapters, where there are any, and whether their rows' lengths are trained.
+    adapter: Option<(f32, bool)>,
     again: bool,
     /// A model whose MLP is wide, or one whose heads and vocabulary are.
     wide_mlp: bool,
@@ -78,9 +79,9 @@ fn held(device: &Device, training: Training) -> (u64, u64) {
             let names: Vec<String> = decoder.tensors().map(|tensor| tensor.name.clone()).collect();
             decoder.train(&names).unwrap()
         }
-        Some(dropout) => {
+        Some((dropout, dora)) => {
             let targets = TargetModule::ALL.map(|module| module.name().to_owned()).to_vec();
-            let shape = LoraShape { rank: 4, alpha: 8.0, dropout, dora: false, targets };
+            let shape = LoraShape { rank: 4, alpha: 8.0, dropout, dora, targets };
             let mut chance = Chance::new(1, Purpose::Adapter);
             decoder.adapt(&shape, |_, [rank, width, out]| start_values(&mut chance, rank, width, out)).unwrap()
         }
@@ -116,7 +117,8 @@ fn held(device: &Device, training: Training) -> (u64, u64) {
         tokens: TOKENS as u64,
         longest_row: ROWS[0] as u64,
         gradient_checkpointing: training.again,
-        dropout: training.adapter.is_some_and(|dropout| dropout > 0.0),
+        dropout: training.adapter.is_some_and(|(dropout, _)| dropout > 0.0),
+        dora: training.adapter.is_some_and(|(_, dora)| dora),
     };
     let in_blocks = if training.in_blocks { in_projections(&decoder) } else { 0 };
     let said = formula.bytes() - formula.saved_by_blocks(in_blocks, in_blocks / 32 * 18);
@@ -130,12 +132,16 @@ fn a_training_holds_what_the_formula_says() {
     let mut wrong = Vec::new();
     let cases = [
         (DType::F32, None, false, false, false),
-        (DType::F32, Some(0.0), false, true, false),
-        (DType::F32, Some(0.0), true, false, true),
+        (DType::F32, Some((0.0, false)), false, true, false),
+        (DType::F32, Some((0.0, false)), true, false, true),
         (DType::Bf16, None, true, true, false),
-        (DType::Bf16, Some(0.0), false, false, false),
-        (DType::Bf16, Some(0.1), true, false, false),
-        (DType::Bf16, Some(0.1), false, true, false),
+        (DType::Bf16, Some((0.0, false)), false, false, false),
+        (DType::Bf16, Some((0.1, false)), true, false, false),
+        (DType::Bf16, Some((0.1, false)), false, true, false),
+        (DType::F32, Some((0.0, true)), false, true, false),
+        (DType::F32, Some((0.0, true)), true, false, true),
+        (DType::Bf16, Some((0.1, true)), false, true, false),
+        (DType::Bf16, Some((0.1, true)), true, false, false),
     ];
     for (dtype, adapter, again, wide_mlp, in_blocks) in cases {
         let training = Training { dtype, adapter, again, wide_mlp, in_blocks };
