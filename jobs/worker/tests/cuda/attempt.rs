@@ -65,6 +65,25 @@ fn a_finetune_on_a_gpu_goes_as_on_the_cpu() {
 }
 
 #[test]
+fn what_a_model_answers_on_a_gpu_it_answers_on_the_cpu() {
+    let options = json!({
+        "learning_rate": 0.01, "max_steps": 8, "test_size": 0.0, "max_new_tokens": 16,
+        "sample_prompts": ["Say 1", "Say 3", "Tell me something longer than that"],
+    });
+    let [gpu, cpu] = [on_gpu(options.clone()), Scene::new(options)].map(|scene| {
+        let (code, reports) = scene.run("run");
+        assert_eq!(code, EXIT_FINISHED, "{reports:?}");
+        let samples = reports.into_iter().filter_map(|report| match report {
+            Report::Sample(sample) => Some((sample.prompt, sample.completion, sample.stopped)),
+            _ => None,
+        });
+        samples.collect::<Vec<_>>()
+    });
+    assert_eq!(gpu.len(), 6, "before and after");
+    assert_eq!(gpu, cpu);
+}
+
+#[test]
 fn a_worker_says_which_gpu_it_computes_on() {
     let scene = on_gpu(lora());
     let (_, reports) = scene.run("run");
