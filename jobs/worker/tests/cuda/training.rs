@@ -36,7 +36,7 @@ fn a_selfcheck_finds_that_the_gpu_computes_what_the_cpu_does() {
     };
     assert!(run(Some("--list-devices")).starts_with("cuda:0  emulated GPU (CPU)"));
     let table = run(None);
-    assert!(table.contains("216 of 216 comparisons are right"), "{table}");
+    assert!(table.contains("240 of 240 comparisons are right"), "{table}");
 }
 
 fn options() -> Value {
