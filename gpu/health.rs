@@ -1,7 +1,8 @@
 //! What became of a host's GPUs between two looks at them: pure rules.
 //!
-//! The numbers of Xid events are those of NVIDIA's Xid catalogue. A damaged GPU is told from a program that failed on a
-//! good one: the first is nothing that another attempt on the same GPU, or another program, would mend.
+//! The numbers of Xid events are those of [NVIDIA's Xid catalogue](https://docs.nvidia.com/deploy/xid-errors/), as of its
+//! table for Ampere and newer. A damaged GPU is told from a program that failed on a good one: the first is nothing that
+//! another attempt on the same GPU, or another program, would mend.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -71,13 +72,15 @@ pub enum Trouble {
     Fault(String),
 }
 
-/// Uncorrectable memory errors, failing and pending remaps, NVLink, fallen off the bus, contained and not, the GPU's own
-/// firmware that does not answer, unrecovered memory errors.
-const HARDWARE: [u64; 10] = [48, 63, 64, 74, 79, 94, 95, 119, 120, 140];
-/// Those of them that what runs survives: a row is to be replaced at the next reset, and is not used until then.
-const SURVIVED: [u64; 1] = [63];
-/// Engine exceptions, memory page faults, a stopped channel. Not 45: a program that was killed leaves that behind.
-const FAULTS: [u64; 3] = [13, 31, 43];
+/// Those after which the catalogue has the GPU reset, the host restarted or its links looked at; and two of memory that
+/// is bad and was dealt with, 63 and 94.
+const HARDWARE: [u64; 18] = [46, 48, 62, 63, 64, 74, 79, 94, 95, 109, 110, 119, 120, 136, 140, 143, 156, 158];
+/// Those of them that end nothing, or only the program that met them: a row is to be replaced at the next reset and is not
+/// used until then, or an error in memory has gone no further.
+const SURVIVED: [u64; 2] = [63, 94];
+/// Those after which the catalogue has the program restarted and looked at: engine exceptions, page faults, streams of
+/// commands that are damaged. Not 45: a program that was killed leaves that behind.
+const FAULTS: [u64; 9] = [8, 11, 13, 25, 31, 32, 39, 43, 69];
 
 /// What became of the GPUs between two looks, in which the driver told of these events; by their place.
 #[must_use]
@@ -214,9 +217,16 @@ mod tests {
     }
 
     #[test]
-    fn what_runs_survives_a_row_that_is_to_be_replaced_and_nothing_else() {
+    fn what_runs_survives_bad_memory_that_was_dealt_with_and_nothing_else() {
         let fatal = |now: Gpu, xids: &[Xid]| between(&look([gpu(0)]), &look([now]), xids)[0].is_fatal();
         assert!(!fatal(gpu(0), &[xid(0, 63), xid(0, 31)]) && !fatal(with_rows(true, false), &[]));
+        assert!(!fatal(gpu(0), &[xid(0, 94)]), "the error is contained");
+        for survived in [63, 94] {
+            assert!(matches!(trouble(gpu(0), &[xid(0, survived)]), Some(Trouble::Hardware(_))), "Xid {survived}");
+        }
+        for reset in [46, 62, 79, 95, 119, 120, 140, 158] {
+            assert!(fatal(gpu(0), &[xid(0, reset)]), "Xid {reset}");
+        }
         assert!(fatal(gpu(0), &[xid(0, 63), xid(0, 48)]) && fatal(with_errors(3, 6), &[]));
         assert!(fatal(with_rows(true, true), &[]) && fatal(Gpu { lost: true, ..gpu(0) }, &[]));
     }
