@@ -19,7 +19,7 @@ pub struct Fit {
 
 /// What a GPU's driver, its context and the libraries' kernels take for a process: about half a GiB, as NVIDIA's tools
 /// show it for others' programs; ours was not measured on a GPU yet. The host is taken to give as much.
-const CONTEXT_BYTES: u64 = 512 << 20;
+pub(super) const CONTEXT_BYTES: u64 = 512 << 20;
 /// A trained number in a checkpoint: itself and two moments.
 const CHECKPOINTED: u64 = 3 * F32;
 /// Rows are not cut shorter than this by a suggestion; what is left would teach nothing.

@@ -20,6 +20,8 @@ pub(super) struct Adapted<'a> {
     pub width: usize,
     /// The seed of a training pass's dropout.
     pub dropout_seed: Option<u64>,
+    /// Where in its pass `x` begins, in tokens.
+    pub first_token: usize,
 }
 
 impl Adapted<'_> {
@@ -59,7 +61,7 @@ impl Adapted<'_> {
                 let mut dseen = device.buffer(dx.len())?;
                 let into = RowsMut::of(&mut dseen, width).matrix();
                 device.multiply(dreduced, self.a().matrix(), Mix::SET, into)?;
-                dropout.add(device, &dseen, dx)
+                dropout.add(device, self.first_value(), &dseen, dx)
             }
         }
     }
@@ -76,12 +78,17 @@ impl Adapted<'_> {
 
     /// What dropout leaves of `x`, where there is any.
     fn dropped<T: Computed>(self, x: &Buffer<T>) -> Result<Option<Buffer<T>>> {
-        self.dropout().map(|dropout| dropout.of(self.device, x)).transpose()
+        self.dropout().map(|dropout| dropout.of(self.device, self.first_value(), x)).transpose()
     }
 
     fn dropout(self) -> Option<Dropout> {
         let Adapter { dropout: rate, number, .. } = *self.adapter;
         self.dropout_seed.filter(|_| rate > 0.0).map(|seed| Dropout { rate, seed: mix(seed ^ mix(number)) })
+    }
+
+    /// The place of `x`'s first value in its pass.
+    fn first_value(self) -> u64 {
+        (self.first_token * self.width) as u64
     }
 
     fn rank(self) -> usize {

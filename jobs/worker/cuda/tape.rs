@@ -22,6 +22,8 @@ pub(super) struct Tape<'m, T: Computed> {
     groups: &'m [Group],
     ids: Vec<u32>,
     batch: OnDevice,
+    /// Tokens of the pass that lie before the batch, which may be a part of it.
+    first_token: usize,
     pass: Pass,
     /// Whether there is dropout: not where nobody learns.
     learns: bool,
@@ -37,12 +39,13 @@ struct Entry<T: Computed> {
 }
 
 impl<'m, T: Computed> Tape<'m, T> {
-    /// The forward pass of a batch, up to where its losses begin; for its own sake, where nobody `learns` from it.
+    /// The forward pass of a batch, which begins at a token of a larger pass, up to where its losses begin; for its own
+    /// sake, where nobody `learns` from it.
     pub(super) fn record(
         device: &'m Device,
         decoder: &'m Decoder,
         (model, groups): (&'m Model<T>, &'m [Group]),
-        batch: &Batch,
+        (batch, first_token): (&Batch, usize),
         pass: Pass,
         learns: bool,
     ) -> Result<Self> {
@@ -51,7 +54,7 @@ impl<'m, T: Computed> Tape<'m, T> {
         let embedding = model.embedding.rows(&groups[Decoder::EMBEDDING_GROUP]);
         let stream = take_rows(device, embedding, batch.ids.view(), model.config.features.embedding_scale)?;
         let layers = Vec::new();
-        let mut tape = Self { device, decoder, model, groups, ids, batch, pass, learns, layers, stream };
+        let mut tape = Self { device, decoder, model, groups, ids, batch, first_token, pass, learns, layers, stream };
         for index in 0..model.layers.len() {
             let (y, kept) = tape.layer(index).forward(&tape.stream)?;
             let x = std::mem::replace(&mut tape.stream, y);
@@ -64,7 +67,7 @@ impl<'m, T: Computed> Tape<'m, T> {
 
     /// Another pass with the same values, for its own sake.
     pub(super) fn beside(&self, batch: &Batch) -> Result<Self> {
-        Self::record(self.device, self.decoder, (self.model, self.groups), batch, self.pass, false)
+        Self::record(self.device, self.decoder, (self.model, self.groups), (batch, 0), self.pass, false)
     }
 
     /// The negative log likelihood of each of the batch's targets, in nats.
@@ -152,6 +155,7 @@ impl<'m, T: Computed> Tape<'m, T> {
                 batch: &self.batch,
             },
             dropout_seed: self.learns.then_some(self.pass.dropout_seed),
+            first_token: self.first_token,
         }
     }
 }

@@ -14,5 +14,6 @@ mod attempt;
 mod device;
 mod error;
 mod memory;
+mod ranks;
 mod selfcheck;
 mod training;
