@@ -15,6 +15,7 @@ mod needs;
 mod quantize;
 mod rows;
 mod shipped;
+mod together;
 mod training;
 mod work;
 
@@ -26,6 +27,7 @@ pub use needs::{Needs, Part};
 pub use quantize::{file_bytes, quantize_memory};
 pub use rows::Rows;
 pub use shipped::shipped_memory;
+pub use together::{beside_gpus, of_each_gpu};
 pub use training::{Fit, Training, shrink};
 pub use work::{Phase, Tokens, Traffic, Work};
 

@@ -151,7 +151,7 @@ impl Planner {
     ) -> Result<Plan, PlanError> {
         let Draft { spec, inputs, needs, cut, mut warnings } = draft;
         let host = self.host();
-        let limits = limits::in_force(asked, &self.config.limits, &needs, &host)?;
+        let limits = limits::in_force(asked, &self.config.limits, (&spec, &needs), &host)?;
         let estimate = needs.estimate.clone();
         self.models.check_room(estimate.download_bytes.saturating_add(estimate.disk_bytes))?;
         warnings.extend(limits::warnings(&limits, &estimate, &forecasts, &host));

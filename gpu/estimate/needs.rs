@@ -33,6 +33,8 @@ pub enum Part {
     Program,
     /// What a GPU's driver takes for a process, and its libraries for theirs.
     Context,
+    /// What GPUs that compute together take to exchange what they sum.
+    Exchange,
 }
 
 impl Part {
@@ -52,6 +54,7 @@ impl Part {
             Self::Tokenizer => "tokenizer",
             Self::Program => "program",
             Self::Context => "context",
+            Self::Exchange => "exchange",
         }
     }
 }

@@ -10,7 +10,8 @@
 //! the head         logits of some targets in f32, and their gradients
 //! cuBLAS           32 MiB
 //! ```
-//! The driver, its context and the kernels take about 0.5 GiB more, of which the worker knows nothing.
+//! The driver, its context and the kernels take about 0.5 GiB more, and where several GPUs compute one training, which
+//! each of them holds whole, NCCL takes [`EXCHANGE_BYTES`]; of both the worker knows nothing.
 
 mod evaluation;
 
@@ -20,6 +21,10 @@ pub use evaluation::DeviceEvaluation;
 
 /// What cuBLAS computes in, bytes: as much as NVIDIA recommends for Hopper.
 pub const WORKSPACE_BYTES: u64 = 32 << 20;
+/// What NCCL takes of each of several GPUs that compute one training, bytes: its kernels, and around the ring 9.2 MiB a
+/// channel by its own sizes of buffers, of which there are up to 32. Not measured on GPUs yet; the worker knows nothing of
+/// it, as it sums gradients in their place.
+pub const EXCHANGE_BYTES: u64 = 512 << 20;
 /// Bytes of scores of attention (f32) that are held at once, as far as rows are not so long that a block of
 /// [`LEAST_QUERIES`] takes more.
 pub const SCORE_BYTES: u64 = 64 << 20;

@@ -199,9 +199,13 @@ impl Examination<'_> {
         match compute {
             Compute::Cpu => self.of(decoder),
             #[cfg(feature = "cuda")]
-            Compute::Cuda(device) => match self.spec.dtype {
-                DType::F32 => self.of(&Loaded::<f32>::new(device, decoder)?.voice()),
-                DType::Bf16 => self.of(&Loaded::<half::bf16>::new(device, decoder)?.voice()),
+            Compute::Cuda(devices) => match (&devices[..], self.spec.dtype) {
+                ([device], DType::F32) => self.of(&Loaded::<f32>::new(device, decoder)?.voice()),
+                ([device], DType::Bf16) => self.of(&Loaded::<half::bf16>::new(device, decoder)?.voice()),
+                (several, _) => {
+                    let message = format!("an evaluation computes on one GPU, and the attempt has {}", several.len());
+                    Err(Failure::new(FailureKind::BadOption, message).with_hint("set limits.gpus to 1").into())
+                }
             },
         }
     }

@@ -3,7 +3,7 @@
 use drydock_gpu::Shortage;
 use drydock_gpu::assign::{GpuNeed, Host, HostUnit, Need};
 use drydock_spec::option::Complaints;
-use drydock_spec::{InvalidOption, JobSpec, LimitArgs};
+use drydock_spec::{InvalidOption, JobSpec, LimitArgs, Recipe};
 
 use crate::blobs::size;
 use crate::config::DefaultGpus;
@@ -27,7 +27,10 @@ pub(super) fn decided(asked: &LimitArgs, spec: &JobSpec, default: DefaultGpus, o
     let gpus = match (asked.gpus, asked.gpu_memory_mib, default) {
         (Some(count), _, _) => count,
         (None, Some(_), _) => 1,
-        (None, None, DefaultGpus::Count(count)) if computes => count.min(offer.map_or(count, |offer| offer.most)),
+        (None, None, DefaultGpus::Count(count)) if computes => {
+            let rows = spec.recipe().map_or(u64::MAX, Recipe::rows_per_step);
+            count.min(offer.map_or(count, |offer| offer.most_for(spec))).min(u32::try_from(rows).unwrap_or(u32::MAX))
+        }
         (None, None, DefaultGpus::Auto) if computes && there => 1,
         (None, None, _) => 0,
     };
@@ -35,7 +38,7 @@ pub(super) fn decided(asked: &LimitArgs, spec: &JobSpec, default: DefaultGpus, o
 }
 
 /// Refuses a job for which the host has no GPUs, or too few, or too small ones, even if nobody else has any.
-pub(super) fn check(wrong: &mut Complaints, asked: &LimitArgs, offer: &Offer) {
+pub(super) fn check(wrong: &mut Complaints, asked: &LimitArgs, spec: &JobSpec, offer: &Offer) {
     let count = asked.gpus.unwrap_or(0);
     if count == 0 {
         return;
@@ -45,10 +48,20 @@ pub(super) fn check(wrong: &mut Complaints, asked: &LimitArgs, offer: &Offer) {
         wrong.require(false, || InvalidOption::new("limits.gpus", count, barrier.clone(), CPU));
         return;
     }
-    wrong.require(count <= offer.most, || {
-        let problem = format!("the worker computes a job on {} at most", offer.most);
-        InvalidOption::new("limits.gpus", count, problem, format!("choose {}, or {CPU}", offer.most))
+    let most = offer.most_for(spec);
+    wrong.require(count <= most, || {
+        let problem = format!("the worker computes such a job on {most} at most");
+        InvalidOption::new("limits.gpus", count, problem, format!("choose {most}, or {CPU}"))
     });
+    if let Some(recipe) = spec.recipe() {
+        let rows = recipe.rows_per_step();
+        wrong.require(rows >= u64::from(count), || {
+            let problem = format!("a step learns from {rows} rows, which {count} GPUs cannot share");
+            let steps = u64::from(count).div_ceil(u64::from(recipe.per_device_train_batch_size));
+            let next = format!("choose at most {rows}, or raise gradient_accumulation_steps to {steps}");
+            InvalidOption::new("limits.gpus", count, problem, next)
+        });
+    }
     let host = Host { units: offer.units.clone(), sharers: 1, ..Host::default() };
     let gpus = match asked.gpu_memory_mib {
         Some(mib) => GpuNeed::Share { bytes: mib * MIB },
@@ -75,6 +88,13 @@ pub(super) fn check(wrong: &mut Complaints, asked: &LimitArgs, offer: &Offer) {
 }
 
 impl Offer {
+    /// GPUs that the worker computes such a job on at most. What an image says of a number is said of trainings, whose rows
+    /// GPUs share; one that names none is somebody's own.
+    fn most_for(&self, spec: &JobSpec) -> u32 {
+        let is_shared = spec.recipe().is_some() || self.most == u32::MAX;
+        if is_shared { self.most } else { self.most.min(1) }
+    }
+
     /// Memory of a GPU that a job can have at most, in bytes: what it asks for, or all of the largest. Nothing of a host
     /// on which it gets none.
     pub(super) fn memory_for(&self, asked: &LimitArgs) -> Option<u64> {
@@ -122,8 +142,12 @@ mod tests {
     }
 
     fn said(asked: &LimitArgs, offer: &Offer) -> Option<String> {
+        said_of(&spec(json!({"finetune": {"model": "m", "dataset": "d"}})), asked, offer)
+    }
+
+    fn said_of(spec: &JobSpec, asked: &LimitArgs, offer: &Offer) -> Option<String> {
         let mut wrong = Complaints::default();
-        check(&mut wrong, asked, offer);
+        check(&mut wrong, asked, spec, offer);
         wrong.into_result(()).err().map(|refused| refused.to_string())
     }
 
@@ -157,7 +181,7 @@ mod tests {
         let single = Offer { most: 1, ..offer(&[80, 80]) };
         assert_eq!(said(&asking(1, None), &single), None);
         let refused = said(&asking(2, None), &single).unwrap();
-        assert!(refused.contains("the worker computes a job on 1 at most; choose 1, or"), "{refused}");
+        assert!(refused.contains("the worker computes such a job on 1 at most; choose 1, or"), "{refused}");
         assert_eq!(
             decided(
                 &LimitArgs::default(),
@@ -168,6 +192,30 @@ mod tests {
             .gpus,
             Some(1)
         );
+    }
+
+    #[test]
+    fn several_gpus_are_for_trainings_with_a_row_for_each_of_them() {
+        let four = Offer { most: 4, ..offer(&[80; 8]) };
+        assert_eq!(said(&asking(4, None), &four), None);
+        let refused = said(&asking(5, None), &four).unwrap();
+        assert!(refused.contains("on 4 at most; choose 4, or"), "{refused}");
+        let evaluate = spec(json!({"evaluate": {"model": "m", "dataset": "d"}}));
+        let refused = said_of(&evaluate, &asking(2, None), &four).unwrap();
+        assert!(refused.contains("the worker computes such a job on 1 at most; choose 1, or"), "{refused}");
+        let own_worker = offer(&[80; 8]);
+        assert_eq!(said_of(&evaluate, &asking(2, None), &own_worker), None);
+        let few = |steps| {
+            spec(json!({"finetune": {
+                "model": "m", "dataset": "d", "per_device_train_batch_size": 1, "gradient_accumulation_steps": steps,
+            }}))
+        };
+        let refused = said_of(&few(3), &asking(4, None), &four).unwrap();
+        assert!(refused.contains("a step learns from 3 rows, which 4 GPUs cannot share"), "{refused}");
+        assert!(refused.contains("choose at most 3, or raise gradient_accumulation_steps to 4"), "{refused}");
+        assert_eq!(said_of(&few(4), &asking(4, None), &four), None);
+        let by_default = decided(&LimitArgs::default(), &few(3), DefaultGpus::Count(4), Some(&four));
+        assert_eq!(by_default.gpus, Some(3), "a job that does not say is not refused for it");
     }
 
     #[test]

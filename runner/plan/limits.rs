@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use drydock_gpu::Capacity;
 use drydock_spec::option::Complaints;
-use drydock_spec::{InvalidOption, InvalidOptions, LimitArgs, Limits};
+use drydock_spec::{InvalidOption, InvalidOptions, JobSpec, LimitArgs, Limits};
 
 use super::forecast::{Accuracy, Quantity};
 use super::needs::Needs;
@@ -22,7 +22,7 @@ const LEAST_MEASURED: u64 = 5;
 pub(super) fn in_force(
     asked: &LimitArgs,
     config: &LimitsConfig,
-    needs: &Needs,
+    (spec, needs): (&JobSpec, &Needs),
     host: &Host,
 ) -> Result<Limits, InvalidOptions> {
     let mut wrong = Complaints::default();
@@ -32,7 +32,7 @@ pub(super) fn in_force(
         check_capacity(&mut wrong, asked, memory_bytes, needs, *capacity);
     }
     if let Some(offer) = &host.gpus {
-        gpus::check(&mut wrong, asked, offer);
+        gpus::check(&mut wrong, asked, spec, offer);
         if let Some(too_large) = offer.memory_for(asked).and_then(|bytes| needs.too_large_for_gpu(bytes)) {
             wrong.require(false, || too_large);
         }

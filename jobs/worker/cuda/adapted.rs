@@ -21,6 +21,8 @@ pub(super) struct Adapted<'a> {
     pub width: usize,
     /// The seed of a training pass's dropout.
     pub dropout_seed: Option<u64>,
+    /// Where in its pass `x` begins, in tokens.
+    pub first_token: usize,
 }
 
 impl Adapted<'_> {
@@ -77,7 +79,7 @@ impl Adapted<'_> {
 
     /// What dropout leaves of `x`, where there is any.
     pub(super) fn dropped<T: Computed>(self, x: &Buffer<T>) -> Result<Option<Buffer<T>>> {
-        self.dropout().map(|dropout| dropout.of(self.device, x)).transpose()
+        self.dropout().map(|dropout| dropout.of(self.device, self.first_value(), x)).transpose()
     }
 
     /// Whether anything is dropped in this pass.
@@ -88,7 +90,7 @@ impl Adapted<'_> {
     /// Adds the gradient of what is left of `x` to that of `x`.
     pub(super) fn undrop<T: Computed>(self, dseen: &Buffer<T>, dx: &mut Buffer<T>) -> Result<()> {
         match self.dropout() {
-            Some(dropout) => dropout.add(self.device, dseen, dx),
+            Some(dropout) => dropout.add(self.device, self.first_value(), dseen, dx),
             None => add(self.device, dseen, dx),
         }
     }
@@ -96,6 +98,11 @@ impl Adapted<'_> {
     fn dropout(self) -> Option<Dropout> {
         let Adapter { dropout: rate, number, .. } = *self.adapter;
         self.dropout_seed.filter(|_| rate > 0.0).map(|seed| Dropout { rate, seed: mix(seed ^ mix(number)) })
+    }
+
+    /// The place of `x`'s first value in its pass.
+    fn first_value(self) -> u64 {
+        (self.first_token * self.width) as u64
     }
 
     pub(super) fn rank(self) -> usize {

@@ -25,6 +25,8 @@ pub(super) struct Complete<'a, T: Computed> {
     pub attention: Attention<'a>,
     /// The seed of a training pass's dropout.
     pub dropout_seed: Option<u64>,
+    /// Where in its pass the stream begins, in tokens.
+    pub first_token: usize,
 }
 
 /// What a forward pass leaves to the backward pass; [`drydock_spec::tape`] counts it.
@@ -321,7 +323,7 @@ impl<T: Computed> Complete<'_, T> {
     }
 
     fn stretched<'p>(&'p self, opened: &'p Opened<'_, T>, part: &'p Projection<T>) -> Option<Stretched<'p, T>> {
-        opened.stretched(part, (self.device, self.group), self.dropout_seed)
+        opened.stretched(part, (self.device, self.group), (self.dropout_seed, self.first_token))
     }
 
     /// What is a projection's own in the backward pass of its stack.
@@ -348,6 +350,7 @@ impl<T: Computed> Complete<'_, T> {
     }
 
     fn adapted<'p>(&'p self, adapter: &'p Adapter, width: usize) -> Adapted<'p> {
-        Adapted { device: self.device, adapter, group: self.group, width, dropout_seed: self.dropout_seed }
+        let Self { device, group, dropout_seed, first_token, .. } = *self;
+        Adapted { device, adapter, group, width, dropout_seed, first_token }
     }
 }

@@ -184,25 +184,32 @@ pub(super) fn add<T: Computed>(device: &Device, x: &Buffer<T>, y: &mut Buffer<T>
 }
 
 impl Dropout {
-    /// What is left of `x`.
-    pub(super) fn of<T: Computed>(self, device: &Device, x: &Buffer<T>) -> Result<Buffer<T>> {
+    /// What is left of `x`, whose values have their places from `first` on.
+    pub(super) fn of<T: Computed>(self, device: &Device, first: u64, x: &Buffer<T>) -> Result<Buffer<T>> {
         let mut y = device.buffer(x.len())?;
-        self.launch(device, x, &mut y, false)?;
+        self.launch(device, first, x, &mut y, false)?;
         Ok(y)
     }
 
-    /// Adds to `y` what is left of `x`.
-    pub(super) fn add<T: Computed>(self, device: &Device, x: &Buffer<T>, y: &mut Buffer<T>) -> Result<()> {
-        self.launch(device, x, y, true)
+    /// Adds to `y` what is left of `x`, whose values have their places from `first` on.
+    pub(super) fn add<T: Computed>(self, device: &Device, first: u64, x: &Buffer<T>, y: &mut Buffer<T>) -> Result<()> {
+        self.launch(device, first, x, y, true)
     }
 
-    fn launch<T: Computed>(self, device: &Device, x: &Buffer<T>, y: &mut Buffer<T>, add: bool) -> Result<()> {
+    fn launch<T: Computed>(
+        self,
+        device: &Device,
+        first: u64,
+        x: &Buffer<T>,
+        y: &mut Buffer<T>,
+        add: bool,
+    ) -> Result<()> {
         assert_eq!(x.len(), y.len(), "values, and what is left of them");
         let count = x.len();
         device.launch(
             named!(T, "dropout"),
             Shape::over(count, 256),
-            arguments![x, y, self.seed, self.rate, i32::from(add), count as u64],
+            arguments![x, y, self.seed, first, self.rate, i32::from(add), count as u64],
         )
     }
 }

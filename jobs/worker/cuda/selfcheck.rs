@@ -5,6 +5,7 @@
 //! eight bits of mantissa cost in two layers. Errors are relative, in the L2 norm, for a tensor as a whole.
 
 mod cases;
+mod together;
 
 use std::io::Write;
 
@@ -27,7 +28,7 @@ use crate::model::parameter::Trainable;
 use crate::model::speaker::Speaker;
 use crate::model::tape::Pass;
 use crate::random::{Chance, Purpose};
-use crate::training::engine::{Cpu, Engine};
+use crate::training::engine::{Cpu, Engine, Planned, Recorded};
 use cases::{Case, VOCABULARY, cases};
 
 const STEPS: usize = 3;
@@ -86,7 +87,7 @@ pub fn list_devices(out: &mut dyn Write) -> anyhow::Result<bool> {
     Ok(!found.is_empty())
 }
 
-/// Compares the first GPU with the CPU, prints a table, and says whether all is well.
+/// Compares the first GPU with the CPU, and all GPUs of its kind together with the first, prints a table, and says whether all is well.
 pub fn selfcheck(out: &mut dyn Write) -> anyhow::Result<bool> {
     let device = Device::open(0).map_err(Ending::from).map_err(in_words)?;
     let facts = device.facts();
@@ -95,14 +96,20 @@ pub fn selfcheck(out: &mut dyn Write) -> anyhow::Result<bool> {
     let (mut wrong, mut seen) = (0, 0);
     for case in cases() {
         let lines = check(&device, &case).map_err(in_words).with_context(|| case.name())?;
-        for line in &lines {
-            let verdict = if line.is_right() { "ok" } else { "WRONG" };
-            let Line { what, absolute, relative, tolerance } = line;
-            let name = case.name();
-            writeln!(out, "{name:<34} {what:<28} {absolute:>9.1e} {relative:>9.1e} {tolerance:>9.0e}  {verdict}")?;
-        }
+        print(out, &case.name(), &lines)?;
         seen += lines.len();
         wrong += lines.iter().filter(|line| !line.is_right()).count();
+    }
+    let others = together::others(&device).map_err(in_words)?;
+    for case in together::cases().filter(|_| !others.is_empty()) {
+        let name = format!("{}, {} GPUs", case.name(), 1 + others.len());
+        let lines = together::check(&device, &others, &case).map_err(in_words).with_context(|| name.clone())?;
+        print(out, &name, &lines)?;
+        seen += lines.len();
+        wrong += lines.iter().filter(|line| !line.is_right()).count();
+    }
+    if others.is_empty() {
+        writeln!(out, "several GPUs in one training were not compared with one: there is one here")?;
     }
     let peak = device.memory().peak as f64 / f64::from(1 << 20);
     writeln!(out, "{} of {seen} comparisons are right; {peak:.1} MiB of GPU memory at most", seen - wrong)?;
@@ -110,6 +117,15 @@ pub fn selfcheck(out: &mut dyn Write) -> anyhow::Result<bool> {
         bail!("nothing was compared");
     }
     Ok(wrong == 0)
+}
+
+fn print(out: &mut dyn Write, name: &str, lines: &[Line]) -> std::io::Result<()> {
+    for line in lines {
+        let verdict = if line.is_right() { "ok" } else { "WRONG" };
+        let Line { what, absolute, relative, tolerance } = line;
+        writeln!(out, "{name:<34} {what:<28} {absolute:>9.1e} {relative:>9.1e} {tolerance:>9.0e}  {verdict}")?;
+    }
+    Ok(())
 }
 
 fn in_words(ending: Ending) -> anyhow::Error {
@@ -172,10 +188,12 @@ fn train(engine: &mut dyn Engine, case: &Case, trainables: &[Trainable]) -> Resu
     let (mut losses, mut grad_norms, mut gradients) = (Vec::new(), Vec::new(), Vec::new());
     for step in 0..STEPS {
         engine.clear()?;
-        for (index, batch) in batches.iter().enumerate() {
+        let planned = batches.iter().enumerate().map(|(index, batch)| {
             let pass = case.pass((step * batches.len() + index) as u64);
-            engine.record(batch, pass)?.backward(&vec![1.0 / targets as f32; batch.targets.len()])?;
-        }
+            Planned { batch, pass }
+        });
+        let alike = |index: usize, _: &mut dyn Recorded| Ok(vec![1.0 / targets as f32; batches[index].targets.len()]);
+        engine.learn(&planned.collect::<Vec<_>>(), &alike, &mut || Ok(()))?;
         let sums = engine.sums()?;
         losses.push(sums.losses.iter().flatten().sum::<f64>() / targets as f64);
         grad_norms.push(sums.grad_norm);

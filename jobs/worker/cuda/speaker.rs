@@ -59,7 +59,8 @@ impl<T: Computed> Voice<'_, T> {
         let targets: Vec<Target> =
             targets.iter().map(|target| Target { position: places[target.position], ..*target }).collect();
         let batch = OnDevice::of_news(device, decoder, &news, &targets, recalled)?;
-        let tape = Tape::through(device, decoder, (model, groups), (news.ids.clone(), batch), Pass::default(), false)?;
+        let tape =
+            Tape::through(device, decoder, (model, groups), (news.ids.clone(), batch, 0), Pass::default(), false)?;
         Ok((tape, news))
     }
 }
@@ -71,7 +72,7 @@ impl<T: Computed> Speaker for Voice<'_, T> {
 
     fn target_losses(&self, batch: &Batch) -> Result<Vec<f64>> {
         let Self { device, decoder, model, groups } = *self;
-        Tape::record(device, decoder, (model, groups), batch, Pass::default(), false)?.losses()
+        Tape::record(device, decoder, (model, groups), (batch, 0), Pass::default(), false)?.losses()
     }
 
     fn conversation(&self, tokens: usize) -> Result<Conversation<Remembered<T>>> {

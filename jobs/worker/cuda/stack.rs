@@ -80,7 +80,7 @@ impl<T: Computed> Stack<T> {
             return Ok(());
         }
         let opened = self.open(device)?;
-        let gains = |part| opened.stretched(part, (device, group), None).map(Stretched::gains).transpose();
+        let gains = |part| opened.stretched(part, (device, group), (None, 0)).map(Stretched::gains).transpose();
         let settled = self.parts.iter().map(gains).collect::<super::error::Result<Vec<_>>>()?;
         drop(opened);
         for (part, settled) in self.parts.iter_mut().zip(settled) {
@@ -133,16 +133,16 @@ impl<T: Computed> Opened<'_, T> {
 }
 
 impl<'s, T: Computed> Opened<'s, T> {
-    /// A part whose rows have trained lengths, in a pass with this seed of dropout.
+    /// A part whose rows have trained lengths, in a pass with this seed of dropout, from this token of it on.
     pub(super) fn stretched<'a>(
         &'a self,
         part: &'a Projection<T>,
         (device, group): (&'a Device, &'a Group),
-        dropout_seed: Option<u64>,
+        (dropout_seed, first_token): (Option<u64>, usize),
     ) -> Option<Stretched<'a, T>> {
         let (adapter, lengths) = (part.adapter.as_ref()?, part.lengths.as_ref()?);
         let width = self.stack.width;
-        let adapted = Adapted { device, adapter, group, width, dropout_seed };
+        let adapted = Adapted { device, adapter, group, width, dropout_seed, first_token };
         Some(Stretched { adapted, lengths, weight: self.of_part(part, group) })
     }
 

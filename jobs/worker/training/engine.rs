@@ -20,10 +20,39 @@ use crate::model::parameter::{Gradients, Trainable};
 use crate::model::tape::{Pass, Tape};
 use crate::model::tokenizer::Text;
 
+/// A pass of a step: what goes through the model, and how.
+#[derive(Clone, Copy)]
+pub struct Planned<'b> {
+    pub batch: &'b Batch,
+    pub pass: Pass,
+}
+
+/// Says what each of a pass's losses counts; the pass by its number in the step. Whoever computes several at once asks
+/// for several at once.
+pub type Weigh<'w> = dyn Fn(usize, &mut dyn Recorded) -> Result<Vec<f32>> + Sync + 'w;
+
 /// Who computes a training.
 pub trait Engine {
     /// The forward pass of a batch, up to where its losses begin.
     fn record<'e>(&'e mut self, batch: &'e Batch, pass: Pass) -> Result<Box<dyn Recorded + 'e>>;
+
+    /// All passes of a step, forward and backward. `before_each` is called before each of them forward or backward, or
+    /// before as many as are computed at once: what it refuses leaves the trained values as they were.
+    fn learn(
+        &mut self,
+        passes: &[Planned<'_>],
+        weigh: &Weigh<'_>,
+        before_each: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
+        for (number, &Planned { batch, pass }) in passes.iter().enumerate() {
+            before_each()?;
+            let mut recorded = self.record(batch, pass)?;
+            before_each()?;
+            let scales = weigh(number, &mut *recorded)?;
+            recorded.backward(&scales)?;
+        }
+        Ok(())
+    }
 
     /// A new step begins: gradients are zero, and no pass has been made.
     fn clear(&mut self) -> Result<()>;

@@ -89,19 +89,19 @@ __device__ __forceinline__ float dropout_factor(size seed, float rate, size inde
     return chance >= rate ? 1.0f / (1.0f - rate) : 0.0f;
 }
 
-// y = drop(x), or y += drop(x), which is its backward pass.
+// y = drop(x), or y += drop(x), which is its backward pass; the first value has the place `first`.
 template <typename T>
-__device__ __forceinline__ void dropout(const T* x, T* y, size seed, float rate, int add, size count) {
+__device__ __forceinline__ void dropout(const T* x, T* y, size seed, size first, float rate, int add, size count) {
     FOR_EACH(i, count) {
-        const float value = widen(x[i]) * dropout_factor(seed, rate, i);
+        const float value = widen(x[i]) * dropout_factor(seed, rate, first + i);
         y[i] = narrow<T>(add ? widen(y[i]) + value : value);
     }
 }
-KERNEL(256, dropout_f32, (const float* x, float* y, size seed, float rate, int add, size count)) {
-    dropout(x, y, seed, rate, add, count);
+KERNEL(256, dropout_f32, (const float* x, float* y, size seed, size first, float rate, int add, size count)) {
+    dropout(x, y, seed, first, rate, add, count);
 }
-KERNEL(256, dropout_bf16, (const bf16* x, bf16* y, size seed, float rate, int add, size count)) {
-    dropout(x, y, seed, rate, add, count);
+KERNEL(256, dropout_bf16, (const bf16* x, bf16* y, size seed, size first, float rate, int add, size count)) {
+    dropout(x, y, seed, first, rate, add, count);
 }
 
 // Row i of y is row places[i] of x, times scale. A block has a row.

@@ -15,5 +15,6 @@ mod device;
 mod error;
 mod evaluate;
 mod memory;
+mod ranks;
 mod selfcheck;
 mod training;
