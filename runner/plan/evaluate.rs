@@ -119,7 +119,8 @@ pub(super) fn needs(spec: &EvaluateSpec, models: &[Resolved], data: &Data, terms
     }
 }
 
-/// The refusal of a job that needs `needed` bytes of a GPU that has `has`, with what would be accepted. The CPU always is.
+/// The refusal of a job that needs `needed` bytes of a GPU that has `has`, with what would be accepted. The CPU always
+/// is.
 fn refusal_on_gpu(rows: u32, on_gpu: &impl Fn(u32) -> estimate::Needs, has: u64, needed: u64) -> InvalidOption {
     const CPU: &str = "set limits.gpus to 0 to compute on the CPU";
     let problem = format!("the job needs about {} of a GPU's memory and can have {}", size(needed), size(has));
