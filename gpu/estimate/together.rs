@@ -3,8 +3,7 @@
 
 use drydock_spec::device::EXCHANGE_BYTES;
 
-use super::training::CONTEXT_BYTES;
-use super::{Needs, Part};
+use super::{CONTEXT_BYTES, Needs, Part};
 
 /// Of each GPU's memory, where `needs` is what one needs alone.
 #[must_use]

@@ -2,20 +2,25 @@
 
 use drydock::sandbox::gpus::{GpuAccess, Injector};
 use drydock_gpu::inventory::{Gpu, Inventory, Memory};
+use drydock_spec::EvaluateArgs;
+use drydock_spec::evaluate::Measure;
 
 use super::*;
 
 /// A host with one GPU of so much memory, on which the worker computes a job.
 async fn plan_with_gpu(house: &House, bytes: u64, args: FinetuneArgs, limits: LimitArgs) -> Result<Plan, PlanError> {
-    plan_with_gpus(house, 1, bytes, args, limits).await
+    plan_job_with_gpus(house, (1, bytes), JobArgs::Finetune(args), limits).await
+}
+
+async fn plan_job_with_gpu(house: &House, bytes: u64, job: JobArgs, limits: LimitArgs) -> Result<Plan, PlanError> {
+    plan_job_with_gpus(house, (1, bytes), job, limits).await
 }
 
 /// A host with so many GPUs of so much memory each, on all of which the worker computes a training.
-async fn plan_with_gpus(
+async fn plan_job_with_gpus(
     house: &House,
-    count: u32,
-    bytes: u64,
-    args: FinetuneArgs,
+    (count, bytes): (u32, u64),
+    job: JobArgs,
     limits: LimitArgs,
 ) -> Result<Plan, PlanError> {
     let memory = Memory { total_bytes: bytes, reserved_bytes: 0, free_bytes: bytes };
@@ -32,7 +37,7 @@ async fn plan_with_gpus(
         known,
         Arc::new(house.config.clone()),
     );
-    planner.plan(JobArgs::Finetune(args), &limits).await
+    planner.plan(job, &limits).await
 }
 
 /// The tiny model with more rows in a pass than a small GPU has room for.
@@ -62,7 +67,7 @@ async fn several_gpus_hold_the_whole_model_each_and_what_they_exchange() {
     let house = house().await;
     let plan = async |gpus: u32| {
         let limits = LimitArgs { gpus: Some(gpus), ..LimitArgs::default() };
-        plan_with_gpus(&house, 2, 24 * GIB, args(), limits).await.unwrap()
+        plan_job_with_gpus(&house, (2, 24 * GIB), JobArgs::Finetune(args()), limits).await.unwrap()
     };
     let (one, two) = (plan(1).await, plan(2).await);
     assert_eq!(two.limits.gpus, 2);
@@ -71,7 +76,7 @@ async fn several_gpus_hold_the_whole_model_each_and_what_they_exchange() {
     assert!(two.limits.memory_bytes > one.limits.memory_bytes, "and of the host each takes some");
     let few = FinetuneArgs { per_device_train_batch_size: Some(1), gradient_accumulation_steps: Some(1), ..args() };
     let limits = LimitArgs { gpus: Some(2), ..LimitArgs::default() };
-    let refused = plan_with_gpus(&house, 2, 24 * GIB, few, limits).await.unwrap_err().to_string();
+    let refused = plan_job_with_gpus(&house, (2, 24 * GIB), JobArgs::Finetune(few), limits).await.unwrap_err().to_string();
     assert!(refused.contains("2 GPUs need as many rows in a step, and it has 1"), "{refused}");
 }
 
@@ -106,4 +111,35 @@ async fn what_is_left_to_the_plan_is_chosen_so_that_it_fits_the_gpu() {
     let recipe = &spec.recipe;
     assert!(on_gpu(&plan) <= small && recipe.per_device_train_batch_size < 4096, "{recipe:?}");
     assert_eq!(recipe.rows_per_step(), 4096, "a step learns from as many rows");
+}
+
+fn evaluation(rows: u32) -> JobArgs {
+    JobArgs::Evaluate(EvaluateArgs {
+        model: "tiny".into(),
+        dataset: "sums".into(),
+        measures: Some(vec![Measure::ExactMatch]),
+        batch_size: Some(rows),
+        ..EvaluateArgs::default()
+    })
+}
+
+#[tokio::test]
+async fn an_evaluation_gets_the_gpu_without_asking_and_as_many_rows_as_fit_it() {
+    let house = house().await;
+    let plan = |bytes, rows, limits| plan_job_with_gpu(&house, bytes, evaluation(rows), limits);
+    let large = plan(24 * GIB, 1024, LimitArgs::default()).await.unwrap();
+    assert_eq!(large.limits.gpus, 1);
+    let parts = &large.estimate.needs[&Quantity::GpuMemory].parts;
+    assert!(parts["cache"] > parts["weights"], "1024 answers are remembered at once: {parts:?}");
+    let cpu = LimitArgs { gpus: Some(0), ..LimitArgs::default() };
+    assert!(!plan(GIB, 1024, cpu).await.unwrap().estimate.needs.contains_key(&Quantity::GpuMemory));
+    // Below what the formula may be wrong by, and above what every process takes of a GPU.
+    let small = (on_gpu(&large) as f64 / 1.3) as u64;
+    match plan(small, 1024, LimitArgs::default()).await {
+        Ok(plan) => panic!("{:?}", plan.estimate),
+        Err(refused) => {
+            let refused = refused.to_string();
+            assert!(refused.contains("of a GPU's memory") && refused.contains("set limits.gpus to 0"), "{refused}");
+        }
+    }
 }

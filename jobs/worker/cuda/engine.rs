@@ -26,14 +26,18 @@ use super::device::Device;
 use super::memory::Buffer;
 use super::model::{Computed, Group, Model};
 use super::operations::{Stepped, squares};
+use super::speaker::Voice;
 use super::tape::Tape;
 use crate::data::batch::Batch;
 use crate::ending::Result;
+use crate::generate::answers;
+use crate::generate::greedy::{Answer, Prompt};
 use crate::kernels::adamw::{Constants, Moments, Stretch};
 use crate::kernels::read;
 use crate::model::decoder::Decoder;
 use crate::model::parameter::Trainable;
 use crate::model::tape::Pass;
+use crate::model::tokenizer::Text;
 use crate::training::engine::{Engine, Recorded, Sums, constants};
 
 /// The moments of a group on the device.
@@ -113,7 +117,7 @@ impl<'a, T: Computed> Cuda<'a, T> {
     }
 }
 
-fn on_device<T: Computed>(device: &Device, trainable: &Trainable) -> Result<Group> {
+pub(super) fn on_device<T: Computed>(device: &Device, trainable: &Trainable) -> Result<Group> {
     let values = read(&trainable.var, |values| Ok(values.to_vec()))?;
     Group::new::<T>(device, &values)
 }
@@ -182,6 +186,16 @@ impl<T: Computed> Engine for Cuda<'_, T> {
     fn target_losses(&mut self, batch: &Batch) -> Result<Vec<f64>> {
         let Self { device, decoder, model, groups, .. } = self;
         Tape::record(device, decoder, (model, groups), (batch, 0), Pass::default(), false)?.losses()
+    }
+
+    fn answers(
+        &self,
+        text: &Text,
+        prompts: &[Prompt],
+        before_pass: &mut dyn FnMut(usize) -> Result<()>,
+    ) -> Result<Vec<Answer>> {
+        let Self { device, decoder, model, groups, .. } = self;
+        answers(&Voice { device, decoder, model, groups }, text, prompts, before_pass)
     }
 
     fn take_values(&mut self) -> Result<()> {

@@ -15,6 +15,7 @@ mod sealed {
     impl Sealed for f32 {}
     impl Sealed for half::bf16 {}
     impl Sealed for u32 {}
+    impl Sealed for u64 {}
     impl Sealed for u8 {}
 }
 
@@ -23,6 +24,7 @@ pub trait Element: sealed::Sealed + Copy + Default + Send + Sync + 'static {}
 impl Element for f32 {}
 impl Element for bf16 {}
 impl Element for u32 {}
+impl Element for u64 {}
 impl Element for u8 {}
 
 /// Bytes that a worker holds on a GPU: now, and at most so far.
@@ -178,6 +180,11 @@ impl<T: Element> Buffer<T> {
     /// Copies all values to the host, and waits for them.
     pub fn read(&self, values: &mut [T]) -> Result<()> {
         self.device.read(self.view(), values)
+    }
+
+    /// Where the values lie, for kernels that look it up in a table; as long as the buffer lives.
+    pub(super) fn address(&self) -> u64 {
+        self.pointer
     }
 
     /// Lets go of the memory without freeing it.

@@ -21,7 +21,7 @@ macro_rules! named {
 pub(super) use named;
 
 /// Rows whose sum is made by one block before the sums are summed.
-const PIECE: usize = 64;
+pub(super) const PIECE: usize = 64;
 /// Values whose squares a block sums up.
 const SQUARES: usize = 1 << 16;
 
@@ -147,11 +147,11 @@ impl Weighted<'_> {
 }
 
 /// A block for every piece of the rows and every 256 columns.
-fn pieces(rows: usize, width: usize) -> Shape {
+pub(super) fn pieces(rows: usize, width: usize) -> Shape {
     Shape { blocks: [small(rows.div_ceil(PIECE)), small(width.div_ceil(256)), 1], ..Shape::of(1, 256) }
 }
 
-fn sum_partials(device: &Device, partials: &Buffer<f32>, sums: ViewMut<'_, f32>) -> Result<()> {
+pub(super) fn sum_partials(device: &Device, partials: &Buffer<f32>, sums: ViewMut<'_, f32>) -> Result<()> {
     let width = sums.len();
     let shape = Shape::over(width, 256);
     device.launch("sum_partials", shape, arguments![partials, sums, small(partials.len() / width), small(width)])

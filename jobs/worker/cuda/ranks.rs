@@ -27,10 +27,12 @@ use super::exchange::{Exchange, PATIENCE};
 use super::model::Computed;
 use crate::data::batch::Batch;
 use crate::ending::{OrFail, Result};
+use crate::generate::greedy::{Answer, Prompt};
 use crate::kernels::adamw::Moments;
 use crate::model::decoder::Decoder;
 use crate::model::parameter::Trainable;
 use crate::model::tape::Pass;
+use crate::model::tokenizer::Text;
 use crate::training::engine::{Engine, Planned, Recorded, Sums, Weigh};
 
 /// What trains a model on so many GPUs, of which there is one at least.
@@ -153,6 +155,15 @@ impl<T: Computed> Engine for Ranks<'_, T> {
             }
         }
         Ok(Sums { losses, grad_norm: self.first().grad_norm()? })
+    }
+
+    fn answers(
+        &self,
+        text: &Text,
+        prompts: &[Prompt],
+        before_pass: &mut dyn FnMut(usize) -> Result<()>,
+    ) -> Result<Vec<Answer>> {
+        self.first().answers(text, prompts, before_pass)
     }
 
     fn step(&mut self, learning_rate: f64, gradient_scale: f64) -> Result<()> {

@@ -10,21 +10,30 @@ mod together;
 use std::io::Write;
 
 use anyhow::{Context, bail};
+use drydock_spec::Recipe;
 use drydock_spec::recipe::DType;
 use half::bf16;
 
 use super::device::{Device, devices};
 use super::engine::Cuda;
+use super::model::Computed;
+use super::speaker::Loaded;
 use crate::data::batch::Batch;
 use crate::ending::{Ending, Result};
+use crate::kernels::cross_entropy::Target;
 use crate::kernels::read;
+use crate::model::conversation::Piece;
 use crate::model::decoder::Decoder;
 use crate::model::parameter::Trainable;
+use crate::model::speaker::Speaker;
 use crate::model::tape::Pass;
+use crate::random::{Chance, Purpose};
 use crate::training::engine::{Cpu, Engine, Planned, Recorded};
-use cases::{Case, cases};
+use cases::{Case, VOCABULARY, cases};
 
 const STEPS: usize = 3;
+/// Tokens of a conversation at most.
+const TOLD: usize = 48;
 const LEARNING_RATE: f64 = 2e-3;
 
 /// What a training came to.
@@ -38,6 +47,8 @@ struct Outcome {
     changes: Vec<Vec<f32>>,
     /// What the model finds of the first batch at last, for its own sake.
     scored: Vec<f64>,
+    /// The same of conversations, piece by piece.
+    told: Vec<f64>,
 }
 
 /// One line of the table.
@@ -128,12 +139,45 @@ fn check(device: &Device, case: &Case) -> Result<Vec<Line>> {
     let recipe = case.recipe();
     let (decoder, trainables) = case.model()?;
     let want = train(&mut Cpu::new(&decoder, &recipe, &trainables), case, &trainables)?;
+    let want = Outcome { told: told(&decoder)?, ..want };
     let (decoder, trainables) = case.model()?;
     let got = match recipe.dtype {
-        DType::F32 => train(&mut Cuda::<f32>::new(device, &decoder, &recipe, &trainables)?, case, &trainables)?,
-        DType::Bf16 => train(&mut Cuda::<bf16>::new(device, &decoder, &recipe, &trainables)?, case, &trainables)?,
+        DType::F32 => on_gpu::<f32>(device, case, &recipe, (&decoder, &trainables))?,
+        DType::Bf16 => on_gpu::<bf16>(device, case, &recipe, (&decoder, &trainables))?,
     };
     Ok(compared(&got, &want, &trainables, recipe.dtype))
+}
+
+fn on_gpu<T: Computed>(
+    device: &Device,
+    case: &Case,
+    recipe: &Recipe,
+    (decoder, trainables): (&Decoder, &[Trainable]),
+) -> Result<Outcome> {
+    let trained = train(&mut Cuda::<T>::new(device, decoder, recipe, trainables)?, case, trainables)?;
+    let told = told(&Loaded::<T>::new(device, decoder)?.voice())?;
+    Ok(Outcome { told, ..trained })
+}
+
+/// Two conversations that go on at once, in pieces of different lengths, one of which forgets what was said last. In each
+/// piece every token but its first one counts.
+fn told<S: Speaker>(speaker: &S) -> Result<Vec<f64>> {
+    let mut conversations = [speaker.conversation(TOLD)?, speaker.conversation(TOLD)?];
+    let mut chance = Chance::new(11, Purpose::Bootstrap);
+    let mut losses = Vec::new();
+    for lengths in [[13, 2], [1, 1], [1, 17], [6, 1], [1, 1]] {
+        conversations[0].truncate(14);
+        let said = lengths.map(|len| (0..len).map(|_| chance.below(VOCABULARY) as u32).collect::<Vec<u32>>());
+        let mut targets = Vec::new();
+        for (from, ids) in [0, lengths[0]].into_iter().zip(&said) {
+            targets.extend((1..ids.len()).map(|at| Target { position: from + at - 1, token: ids[at] }));
+            targets.push(Target { position: from + ids.len() - 1, token: 1 });
+        }
+        let mut pieces: Vec<_> =
+            conversations.iter_mut().zip(&said).map(|(conversation, ids)| Piece { conversation, ids }).collect();
+        losses.extend(speaker.piece_losses(&mut pieces, &targets)?);
+    }
+    Ok(losses)
 }
 
 /// Three steps of two passes each.
@@ -164,7 +208,7 @@ fn train(engine: &mut dyn Engine, case: &Case, trainables: &[Trainable]) -> Resu
         *after -= before;
     }
     let scored = engine.target_losses(&batches[0])?;
-    Ok(Outcome { losses, grad_norms, gradients, changes, scored })
+    Ok(Outcome { losses, grad_norms, gradients, changes, scored, told: Vec::new() })
 }
 
 fn values(trainables: &[Trainable]) -> Result<Vec<Vec<f32>>> {
@@ -187,6 +231,7 @@ fn compared(got: &Outcome, want: &Outcome, trainables: &[Trainable], dtype: DTyp
         line("losses", &got.losses, &want.losses, exact),
         line("gradient norms", &got.grad_norms, &want.grad_norms, exact),
         line("losses after training", &got.scored, &want.scored, exact),
+        line("losses piece by piece", &got.told, &want.told, exact),
     ];
     lines.push(worst("gradient", trainables, &got.gradients, &want.gradients, gradient));
     lines.push(worst("change", trainables, &got.changes, &want.changes, stepped));

@@ -49,8 +49,19 @@ impl<'m, T: Computed> Tape<'m, T> {
         pass: Pass,
         learns: bool,
     ) -> Result<Self> {
-        let ids = batch.ids.clone();
-        let batch = OnDevice::new(device, decoder, batch)?;
+        let tokens = (batch.ids.clone(), OnDevice::new(device, decoder, batch)?, first_token);
+        Self::through(device, decoder, (model, groups), tokens, pass, learns)
+    }
+
+    /// Tokens, the first of which lies there in its pass, through all layers.
+    pub(super) fn through(
+        device: &'m Device,
+        decoder: &'m Decoder,
+        (model, groups): (&'m Model<T>, &'m [Group]),
+        (ids, batch, first_token): (Vec<u32>, OnDevice, usize),
+        pass: Pass,
+        learns: bool,
+    ) -> Result<Self> {
         let embedding = model.embedding.rows(&groups[Decoder::EMBEDDING_GROUP]);
         let stream = take_rows(device, embedding, batch.ids.view(), model.config.features.embedding_scale)?;
         let layers = Vec::new();
@@ -74,6 +85,11 @@ impl<'m, T: Computed> Tape<'m, T> {
     pub(super) fn losses(&self) -> Result<Vec<f64>> {
         let losses = self.head().losses(&self.stream, &self.batch, None)?;
         Ok(losses.download()?.into_iter().map(f64::from).collect())
+    }
+
+    /// The likeliest token after each of the tokens in these places of the pass.
+    pub(super) fn next_tokens(&self, places: &[usize]) -> Result<Vec<Option<u32>>> {
+        Ok(self.head().likeliest(&self.stream, places)?)
     }
 
     /// Adds the gradients of the sum over the targets of `scales` times their losses, and returns the losses, for which
@@ -148,6 +164,7 @@ impl<'m, T: Computed> Tape<'m, T> {
             hidden: model.config.hidden,
             attention: Attention {
                 device: self.device,
+                layer: index,
                 heads: model.config.heads,
                 scoring: model.config.scoring(index),
                 angles: window_angles.unwrap_or(&model.angles),

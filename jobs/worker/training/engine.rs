@@ -12,10 +12,13 @@ use drydock_spec::Recipe;
 
 use crate::data::batch::Batch;
 use crate::ending::Result;
+use crate::generate::answers;
+use crate::generate::greedy::{Answer, Prompt};
 use crate::kernels::adamw::{AdamW, Constants, Moments, global_norm};
 use crate::model::decoder::Decoder;
 use crate::model::parameter::{Gradients, Trainable};
 use crate::model::tape::{Pass, Tape};
+use crate::model::tokenizer::Text;
 
 /// A pass of a step: what goes through the model, and how.
 #[derive(Clone, Copy)]
@@ -72,6 +75,14 @@ pub trait Engine {
 
     /// The negative log likelihood of each of a batch's targets, in nats, for its own sake.
     fn target_losses(&mut self, batch: &Batch) -> Result<Vec<f64>>;
+
+    /// What the model answers to prompts, all of them at once; `before_pass` hears how many answers are there.
+    fn answers(
+        &self,
+        text: &Text,
+        prompts: &[Prompt],
+        before_pass: &mut dyn FnMut(usize) -> Result<()>,
+    ) -> Result<Vec<Answer>>;
 
     /// The trained values are to be those of the model's variables.
     fn take_values(&mut self) -> Result<()>;
@@ -171,6 +182,15 @@ impl Engine for Cpu<'_> {
 
     fn target_losses(&mut self, batch: &Batch) -> Result<Vec<f64>> {
         Ok(self.decoder.target_losses(batch)?)
+    }
+
+    fn answers(
+        &self,
+        text: &Text,
+        prompts: &[Prompt],
+        before_pass: &mut dyn FnMut(usize) -> Result<()>,
+    ) -> Result<Vec<Answer>> {
+        answers(self.decoder, text, prompts, before_pass)
     }
 
     /// They are the same.
