@@ -2,7 +2,7 @@
 //!
 //! Everything that decides what the next step does is in a [`State`] and in the trained values; the rest follows from
 //! the seed. So a checkpoint is the state and the values, and an attempt that goes on from one takes the same steps,
-//! bit for bit, as one that was never interrupted (with the same number of threads on the same kind of machine).
+//! bit for bit, as one that was never interrupted (with the same number of threads and GPUs on the same kind of machine).
 
 pub mod checkpoint;
 pub mod divergence;

@@ -56,7 +56,7 @@ pub(super) fn check(wrong: &mut Complaints, asked: &LimitArgs, spec: &JobSpec, o
     if let Some(recipe) = spec.recipe() {
         let rows = recipe.rows_per_step();
         wrong.require(rows >= u64::from(count), || {
-            let problem = format!("a step learns from {rows} rows, which {count} GPUs cannot share");
+            let problem = format!("{count} GPUs need as many rows in a step, and it has {rows}");
             let steps = u64::from(count).div_ceil(u64::from(recipe.per_device_train_batch_size));
             let next = format!("choose at most {rows}, or raise gradient_accumulation_steps to {steps}");
             InvalidOption::new("limits.gpus", count, problem, next)
@@ -224,7 +224,7 @@ mod tests {
             }}))
         };
         let refused = said_of(&few(3), &asking(4, None), &four).unwrap();
-        assert!(refused.contains("a step learns from 3 rows, which 4 GPUs cannot share"), "{refused}");
+        assert!(refused.contains("4 GPUs need as many rows in a step, and it has 3"), "{refused}");
         assert!(refused.contains("choose at most 3, or raise gradient_accumulation_steps to 4"), "{refused}");
         assert_eq!(said_of(&few(4), &asking(4, None), &four), None);
         let by_default = decided(&LimitArgs::default(), &few(3), DefaultGpus::Count(4), Some(&four));

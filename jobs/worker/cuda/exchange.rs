@@ -29,9 +29,6 @@ struct Rank {
     communicator: Communicator,
 }
 
-// SAFETY: a communicator may be used by any thread that has its GPU's context, by one at a time.
-unsafe impl Send for Rank {}
-
 impl Exchange {
     /// Makes the GPUs known to each other, in the order of their ranks.
     pub fn open(devices: &[Device], patience: Duration) -> Result<Self> {

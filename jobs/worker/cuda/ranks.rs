@@ -44,7 +44,7 @@ pub fn engine_on<'a>(
 ) -> Result<Box<dyn Engine + 'a>> {
     let (gpus, rows) = (devices.len() as u64, recipe.rows_per_step());
     if rows < gpus {
-        let message = format!("a step learns from {rows} rows, which {gpus} GPUs cannot share");
+        let message = format!("{gpus} GPUs need as many rows in a step, and it has {rows}");
         let hint = format!("set limits.gpus to {rows}, or raise gradient_accumulation_steps until a step has {gpus}");
         return Err(Failure::new(FailureKind::BadOption, message).with_hint(hint).into());
     }

@@ -7,8 +7,9 @@ The worker does whole jobs, as a user's would be, and tells its speed itself; th
 sides take turns. A model's weights are random. Speed is in tokens a second, medians of steps without the first two;
 MFU is the share of the products that the GPU could have done by its data sheet, and beside it stands the share of what
 it did in the same minutes in one large product. An answer's speed is in tokens that are written, after prompts as long as
-they are, which count in the time. Memory is what the GPU's driver says that it gave, minus what it had
-given before. What cannot be measured is listed in words with the reason.
+they are, which count in the time. Memory is what the GPU's driver says that it gave, minus what it had given before. What
+cannot be measured is listed in words with the reason. Where there are several GPUs of one kind, drydock's trainings are
+run on more and more of them.
 
 With --emulated the worker computes on the tests' GPU made of the CPU, at a toy's size, and the peer on the CPU: that
 tells whether this program works, and nothing about speed.
@@ -28,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import quantize
+import scaling
 from models import SHAPES, Shape, make_model, make_questions, make_rows
 
 HERE = Path(__file__).parent
@@ -98,11 +100,12 @@ class Bench:
         self.emulated = args.emulated
         self.threads = os.cpu_count() or 1
 
-    def ours(self, row: Row) -> dict:
+    def ours(self, row: Row, gpus: int = 1) -> dict:
         model = make_model(row.shape, self.folder / row.shape.name)
         if row.method == "answer":
             return self.our_answers(row, model)
-        data = make_rows(self.folder / f"rows-{row.length}", self.steps * row.batch, row.length)
+        name = f"rows-{row.length}" if gpus == 1 else f"rows-{row.length}-{gpus}"
+        data = make_rows(self.folder / name, self.steps * row.batch * gpus, row.length)
         recipe = {"model": "random", "dataset": "rows", "dtype": "bf16", "max_seq_length": row.length}
         if row.method == "evaluate":
             spec = {"evaluate": {"model": "random", "dataset": "rows", "measures": ["perplexity"], "dtype": "bf16",
@@ -111,10 +114,11 @@ class Bench:
             method = {"method": row.method} | ({} if row.method == "full" else {"lora_r": 16, "lora_alpha": 32.0})
             spec = {"finetune": recipe | method | {
                 "per_device_train_batch_size": row.batch, "max_steps": self.steps, "logging_steps": 1, "test_size": 0.0,
+                "gradient_accumulation_steps": gpus,
                 "gradient_checkpointing": row.checkpointing, "learning_rate": 1e-4, "lr_scheduler_type": "constant",
                 "sample_prompts": []}}
         with tempfile.TemporaryDirectory(dir=self.folder) as scratch, GpuMemory(not self.emulated) as memory:
-            reports, seconds = self.job(spec, {"model": {"path": str(model), "name": "random"}, "dataset": str(data)}, Path(scratch))
+            reports, seconds = self.job(spec, {"model": {"path": str(model), "name": "random"}, "dataset": str(data)}, Path(scratch), gpus)
         computed_on_gpu(reports)
         metrics = [report for report in reports if report["type"] == "metrics"]
         rates = sorted(report["tokens_per_second"] for report in (metrics[2:] or metrics))
@@ -146,7 +150,7 @@ class Bench:
             "inputs": inputs, "output": str(folder / "out"), "events": str(events), "threads": self.threads, "gpus": gpus}))
         environment = dict(os.environ)
         if self.emulated:
-            environment["LD_LIBRARY_PATH"] = str(self.emulated)
+            environment |= {"LD_LIBRARY_PATH": str(self.emulated), "EMULATED_GPU_COUNT": str(scaling.EMULATED)}
         started = time.perf_counter()
         done = subprocess.run([self.worker, "run", str(attempt)], capture_output=True, text=True, env=environment)
         reports = [json.loads(line) for line in events.read_text().splitlines()] if events.exists() else []
@@ -154,6 +158,12 @@ class Bench:
             last = reports[-1] if reports and reports[-1]["type"] == "failed" else {"message": done.stderr[-500:]}
             raise Unmeasured(f"the worker failed: {last['message']}")
         return reports, time.perf_counter() - started
+
+    def on(self, row: Row, gpus: int, repeats: int) -> list[float] | str:
+        try:
+            return [self.ours(row, gpus)["tokens_per_second"] for _ in range(repeats)]
+        except Unmeasured as reason:
+            return str(reason)
 
     def peer(self, row: Row) -> dict:
         work = [row.method] if row.method in ["evaluate", "answer"] else ["train", "--method", row.method]
@@ -256,7 +266,7 @@ def main() -> None:
     if not there and not args.emulated:
         print("skipped: no NVIDIA GPU answers here (`nvidia-smi -L`), and nothing was measured: neither tokens a second, "
               "MFU and memory of LoRA, DoRA, full finetunes, evaluations and answers at 135M, 1B and 8B, nor PyTorch's beside "
-              "them, nor quantizing beside llama.cpp. "
+              "them, nor what several GPUs make of a training, nor quantizing beside llama.cpp. "
               "`make bench-gpu BENCH=--emulated` tries this program itself.")
         return
     names = (args.shapes or ("toy" if args.emulated else "135m,1b,8b")).split(",")
@@ -271,19 +281,29 @@ def main() -> None:
     for row in rows(names):
         results.append(measure(bench, row, args.repeats, could))
         print(line(results[-1]), flush=True)
+    gpus, scaled = scaling.alike(bool(args.emulated)), []
+    if gpus > 1:
+        print("\ntokens/s by GPUs in one training, and the share of as many times one alone", flush=True)
+        for row in [row for row in rows(names) if row.method not in ["evaluate", "answer"]]:
+            scaled.append(scaling.scaling(row.title(), lambda count, row=row: bench.on(row, count, args.repeats), gpus))
+            print(scaling.line(scaled[-1]), flush=True)
     print(f"\n{'on the CPU':<34} {'drydock':>13}  {'llama.cpp':>13}  ratio", flush=True)
     for name in names:
         quantized = quantizations(bench, SHAPES[name], args.repeats)
         results += quantized
         print("\n".join(quantize.line(result) for result in quantized if result["seconds"]["drydock"]), flush=True)
-    unmeasured = [f"{result['title']}, {who}: {why}" for result in results for who, why in result["unmeasured"].items()]
+    told = results + scaled
+    unmeasured = [f"{result['title']}, {who}: {why}" for result in told for who, why in result["unmeasured"].items()]
+    if gpus < 2:
+        unmeasured.append("several GPUs in one training: there is one here")
     if not could["sheet"]:
         unmeasured.append(f"MFU: there is no data sheet of `{could['device']}` in {Path(__file__).name}")
     if args.emulated:
         unmeasured.append("GPU memory: an emulated GPU has no nvidia-smi")
     print("not measured:\n" + "\n".join(f"  {why}" for why in unmeasured))
-    (args.folder / "results.json").write_text(json.dumps({"could": could, "rows": results, "unmeasured": unmeasured}, indent=2))
-    if args.emulated and any("drydock" in result["unmeasured"] for result in results):
+    (args.folder / "results.json").write_text(json.dumps({"could": could, "rows": results, "scaling": scaled, "unmeasured": unmeasured}, indent=2))
+    failed = any("drydock" in result["unmeasured"] for result in results)
+    if args.emulated and (failed or any(result["unmeasured"] for result in scaled)):
         sys.exit("bench: a job on the emulated GPU failed")
 
 

@@ -190,7 +190,7 @@ fn a_sum_that_fails_is_told_in_the_words_of_nccl() {
 fn fewer_rows_than_gpus_are_refused_with_what_would_do() {
     let failure = on(3, options(json!({"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1}))).failure();
     assert_eq!(failure.kind, FailureKind::BadOption);
-    assert_eq!(failure.message, "a step learns from 2 rows, which 3 GPUs cannot share");
+    assert_eq!(failure.message, "3 GPUs need as many rows in a step, and it has 2");
     assert!(failure.hint.contains("set limits.gpus to 2"), "{}", failure.hint);
 }
 
