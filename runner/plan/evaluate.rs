@@ -144,3 +144,18 @@ pub(super) fn warnings(spec: &EvaluateSpec, models: &[Resolved], data: &Data) ->
     warnings.extend(models.iter().filter(|_| chats).find_map(|model| data.without_template(&model.facts)));
     warnings
 }
+
+#[cfg(test)]
+mod tests {
+    use drydock_gpu::estimate::Part;
+
+    use super::*;
+
+    #[test]
+    fn what_a_gpu_has_no_room_for_is_refused_with_the_rows_that_it_has_room_for() {
+        let on_gpu = |rows: u32| estimate::Needs::default().with(Part::Cache, (4 + u64::from(rows)) << 20);
+        let next = |has: u64| refusal_on_gpu(64, &on_gpu, has << 20, 68 << 20).next;
+        assert_eq!(next(21), "lower batch_size to 16, or set limits.gpus to 0 to compute on the CPU");
+        assert_eq!(next(4), "choose a smaller or quantized model, or set limits.gpus to 0 to compute on the CPU");
+    }
+}
