@@ -173,3 +173,14 @@ fn what_cannot_be_measured_on_a_gpu_is_told_as_what_it_is() {
         assert!(failure.message.starts_with(what), "{}", failure.message);
     }
 }
+
+#[test]
+fn the_order_of_threads_does_not_show_in_what_is_measured() {
+    let answers = json!({"measures": ["perplexity", "exact_match"], "max_new_tokens": 8, "limit": 4});
+    for (options, rows) in [(json!({"num_fewshot": 1, "limit": 3}), choices()), (answers, sums())] {
+        let forwards = on_gpu(Scene::evaluating(options.clone(), &rows));
+        let mut backwards = on_gpu(Scene::evaluating(options, &rows));
+        backwards.environment.push(("EMULATED_GPU_BACKWARDS", "1".to_owned()));
+        assert_close("results", &results(&backwards, &[]).0, &results(&forwards, &[]).0, 0.0);
+    }
+}
