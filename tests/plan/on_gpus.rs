@@ -76,7 +76,8 @@ async fn several_gpus_hold_the_whole_model_each_and_what_they_exchange() {
     assert!(two.limits.memory_bytes > one.limits.memory_bytes, "and of the host each takes some");
     let few = FinetuneArgs { per_device_train_batch_size: Some(1), gradient_accumulation_steps: Some(1), ..args() };
     let limits = LimitArgs { gpus: Some(2), ..LimitArgs::default() };
-    let refused = plan_job_with_gpus(&house, (2, 24 * GIB), JobArgs::Finetune(few), limits).await.unwrap_err().to_string();
+    let refused =
+        plan_job_with_gpus(&house, (2, 24 * GIB), JobArgs::Finetune(few), limits).await.unwrap_err().to_string();
     assert!(refused.contains("2 GPUs need as many rows in a step, and it has 1"), "{refused}");
 }
 

@@ -92,7 +92,7 @@ pub fn selfcheck(out: &mut dyn Write) -> anyhow::Result<bool> {
     let device = Device::open(0).map_err(Ending::from).map_err(in_words)?;
     let facts = device.facts();
     writeln!(out, "{}, compute capability {}.{}", facts.name, facts.capability.0, facts.capability.1)?;
-    writeln!(out, "{:<34} {:<28} {:>9} {:>9} {:>9}", "training", "what", "max abs", "relative", "tolerance")?;
+    writeln!(out, "{:<44} {:<28} {:>9} {:>9} {:>9}", "training", "what", "max abs", "relative", "tolerance")?;
     let (mut wrong, mut seen) = (0, 0);
     for case in cases() {
         let lines = check(&device, &case).map_err(in_words).with_context(|| case.name())?;
@@ -123,7 +123,7 @@ fn print(out: &mut dyn Write, name: &str, lines: &[Line]) -> std::io::Result<()>
     for line in lines {
         let verdict = if line.is_right() { "ok" } else { "WRONG" };
         let Line { what, absolute, relative, tolerance } = line;
-        writeln!(out, "{name:<34} {what:<28} {absolute:>9.1e} {relative:>9.1e} {tolerance:>9.0e}  {verdict}")?;
+        writeln!(out, "{name:<44} {what:<28} {absolute:>9.1e} {relative:>9.1e} {tolerance:>9.0e}  {verdict}")?;
     }
     Ok(())
 }
