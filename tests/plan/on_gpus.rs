@@ -24,7 +24,7 @@ async fn plan_job_with_gpus(
     limits: LimitArgs,
 ) -> Result<Plan, PlanError> {
     let memory = Memory { total_bytes: bytes, reserved_bytes: 0, free_bytes: bytes };
-    let gpu = |at: u32| Gpu { uuid: format!("GPU-{at}"), name: "NVIDIA L4".into(), memory, ..Gpu::default() };
+    let gpu = move |at: u32| Gpu { uuid: format!("GPU-{at}"), name: "NVIDIA L4".into(), memory, ..Gpu::default() };
     let known = KnownGpus::asked(move || Inventory { gpus: (1..=count).map(gpu).collect(), ..Inventory::default() });
     let units = count as usize;
     let access = GpuAccess { units, most_gpus: count, injection: Ok(Injector::Cdi), ..GpuAccess::default() };
