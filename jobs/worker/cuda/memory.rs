@@ -117,17 +117,25 @@ impl Device {
     }
 }
 
+/// How many values somebody holds or lends.
+macro_rules! counted {
+    ($($values:ty),*) => {
+        $(impl<T: Element> $values {
+            #[must_use]
+            pub fn len(&self) -> usize {
+                self.len
+            }
+
+            #[must_use]
+            pub fn is_empty(&self) -> bool {
+                self.len == 0
+            }
+        })*
+    };
+}
+counted!(Buffer<T>, View<'_, T>, ViewMut<'_, T>);
+
 impl<T: Element> Buffer<T> {
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
     #[must_use]
     pub fn device(&self) -> &Device {
         &self.device
@@ -225,33 +233,13 @@ impl Device {
 
 impl<'a, T: Element> View<'a, T> {
     #[must_use]
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    #[must_use]
     pub fn part(self, range: impl RangeBounds<usize>) -> View<'a, T> {
-        let range = within(range, self.len);
-        View { pointer: self.pointer + (range.start * size_of::<T>()) as u64, len: range.len(), ..self }
+        let (pointer, len) = stretch::<T>(self.pointer, range, self.len);
+        View { pointer, len, ..self }
     }
 }
 
 impl<'a, T: Element> ViewMut<'a, T> {
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
     /// The same values, to be read.
     #[must_use]
     pub fn view(&self) -> View<'_, T> {
@@ -271,8 +259,8 @@ impl<'a, T: Element> ViewMut<'a, T> {
     /// Some of the values.
     #[must_use]
     pub fn into_part(self, range: impl RangeBounds<usize>) -> ViewMut<'a, T> {
-        let range = within(range, self.len);
-        ViewMut { pointer: self.pointer + (range.start * size_of::<T>()) as u64, len: range.len(), ..self }
+        let (pointer, len) = stretch::<T>(self.pointer, range, self.len);
+        ViewMut { pointer, len, ..self }
     }
 
     /// The values before `at`, and those from there on.
@@ -318,6 +306,12 @@ impl<'a, T: Element> ViewMut<'a, T> {
         unsafe { driver::memcpy_dtod_async(self.pointer, values.pointer, bytes, self.device.0.stream) }
             .or_say("copying on the GPU")
     }
+}
+
+/// Where some of `of` values begin, and how many they are.
+fn stretch<T>(pointer: CUdeviceptr, range: impl RangeBounds<usize>, of: usize) -> (CUdeviceptr, usize) {
+    let range = within(range, of);
+    (pointer + (range.start * size_of::<T>()) as u64, range.len())
 }
 
 fn within(range: impl RangeBounds<usize>, len: usize) -> Range<usize> {

@@ -4,7 +4,7 @@
 
 use super::device::Device;
 use super::error::Result;
-use super::memory::{Buffer, View, ViewMut};
+use super::memory::{Buffer, Element, View, ViewMut};
 use super::model::{Computed, Norm};
 use super::module::{Argument, Shape, arguments};
 use super::rows::{Rows, RowsMut};
@@ -56,6 +56,19 @@ impl Weighted<'_> {
         self.weight.len()
     }
 
+    /// What is normalised, heads of a row one by one, and how: as kernels take it.
+    fn of<'l, T: Element>(&'l self, x: Rows<'l, T>) -> [Argument<'l>; 6] {
+        let heads = small(x.width / self.width());
+        [
+            x.at.into(),
+            heads.into(),
+            (x.stride as u64).into(),
+            self.weight.into(),
+            self.offset.into(),
+            self.epsilon.into(),
+        ]
+    }
+
     /// Normalised: the whole row, or each head of it where the weight is a head's. What comes back has no gaps.
     pub(super) fn forward<T: Computed>(self, device: &Device, x: Rows<'_, T>) -> Result<Buffer<T>> {
         let heads = x.width / self.width();
@@ -63,16 +76,7 @@ impl Weighted<'_> {
         device.launch(
             named!(T, "norm"),
             Shape::of(x.rows * heads, threads(self.width(), 256)),
-            arguments![
-                x.at,
-                small(heads),
-                x.stride as u64,
-                self.weight,
-                self.offset,
-                self.epsilon,
-                &mut y,
-                small(self.width())
-            ],
+            &[&self.of(x)[..], arguments![&mut y, small(self.width())]].concat(),
         )?;
         Ok(y)
     }
@@ -110,20 +114,18 @@ impl Weighted<'_> {
         device.launch(
             named!(T, "norm_backward"),
             Shape::of(rows, threads(width, 256)),
-            arguments![
-                x.at,
-                small(heads),
-                x.stride as u64,
-                self.weight,
-                self.offset,
-                self.epsilon,
-                dy,
-                dx.at,
-                dx.stride as u64,
-                i32::from(add),
-                inverses.as_mut().map_or(Argument::NULL, Argument::from),
-                small(width)
-            ],
+            &[
+                &self.of(x)[..],
+                arguments![
+                    dy,
+                    dx.at,
+                    dx.stride as u64,
+                    i32::from(add),
+                    inverses.as_mut().map_or(Argument::NULL, Argument::from),
+                    small(width)
+                ],
+            ]
+            .concat(),
         )?;
         let (Some(dweight), Some(inverses)) = (dweight, inverses) else { return Ok(()) };
         let mut partials: Buffer<f32> = device.buffer(rows.div_ceil(PIECE) * width)?;

@@ -87,7 +87,8 @@ pub fn list_devices(out: &mut dyn Write) -> anyhow::Result<bool> {
     Ok(!found.is_empty())
 }
 
-/// Compares the first GPU with the CPU, and all GPUs of its kind together with the first, prints a table, and says whether all is well.
+/// Compares the first GPU with the CPU, and all GPUs of its kind together with the first, prints a table, and says whether
+/// all is well.
 pub fn selfcheck(out: &mut dyn Write) -> anyhow::Result<bool> {
     let device = Device::open(0).map_err(Ending::from).map_err(in_words)?;
     let facts = device.facts();

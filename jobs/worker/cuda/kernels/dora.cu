@@ -1,5 +1,5 @@
 // DoRA, as kernels/dora.rs: the rows of an adapted weight keep a direction and have their lengths trained.
-#include "drydock.cuh"
+#include "pieces.cuh"
 
 typedef unsigned long long size;
 
@@ -56,19 +56,13 @@ KERNEL(256, stretch_bf16, (const bf16* x, size x_stride, const float* gains, flo
     stretch(x, x_stride, gains, shift, y, y_stride, add, width);
 }
 
-// The first half of the lengths' gradient, the sum over the rows of u * dy / n: a block sums a piece of the rows, for some
-// columns. sum_partials (rows.cu) sums the pieces.
+// The first half of the lengths' gradient, the sum over the rows of u * dy / n.
 template <typename T>
 __device__ __forceinline__ void length_partials(const T* u, const T* dy, size dy_stride, const float* inverses,
                                                 float* partials, unsigned rows, unsigned piece, unsigned width) {
-    const unsigned column = blockIdx.y * blockDim.x + threadIdx.x;
-    if (column >= width) return;
-    const unsigned from = blockIdx.x * piece;
-    const unsigned to = from + piece < rows ? from + piece : rows;
-    float sum = 0.0f;
-    for (unsigned row = from; row < to; row++)
-        sum += widen(u[(size)row * width + column]) * widen(dy[row * dy_stride + column]);
-    partials[(size)blockIdx.x * width + column] = sum * inverses[column];
+    sum_piece(partials, rows, piece, width, [=](unsigned row, unsigned column) {
+        return widen(u[(size)row * width + column]) * widen(dy[row * dy_stride + column]) * inverses[column];
+    });
 }
 KERNEL(256, length_partials_f32, (const float* u, const float* dy, size dy_stride, const float* inverses,
                                   float* partials, unsigned rows, unsigned piece, unsigned width)) {

@@ -1,5 +1,5 @@
 // Small things that are done to rows: sums, biases, dropout, and rows that are taken and put.
-#include "drydock.cuh"
+#include "pieces.cuh"
 
 typedef unsigned long long size;
 
@@ -35,17 +35,11 @@ KERNEL(256, add_bias_bf16, (bf16* y, size stride, const float* bias, unsigned wi
     add_bias(y, stride, bias, width);
 }
 
-// The first half of a bias's gradient: a block sums a piece of the rows, for some columns.
+// The first half of a bias's gradient.
 template <typename T>
 __device__ __forceinline__ void column_partials(const T* x, size stride, float* partials, unsigned rows, unsigned piece,
                                                 unsigned width) {
-    const unsigned column = blockIdx.y * blockDim.x + threadIdx.x;
-    if (column >= width) return;
-    const unsigned from = blockIdx.x * piece;
-    const unsigned to = from + piece < rows ? from + piece : rows;
-    float sum = 0.0f;
-    for (unsigned row = from; row < to; row++) sum += widen(x[row * stride + column]);
-    partials[(size)blockIdx.x * width + column] = sum;
+    sum_piece(partials, rows, piece, width, [=](unsigned row, unsigned column) { return widen(x[row * stride + column]); });
 }
 KERNEL(256, column_partials_f32, (const float* x, size stride, float* partials, unsigned rows, unsigned piece,
                                   unsigned width)) {

@@ -59,6 +59,8 @@ pub(super) fn cases() -> Vec<Case> {
         ("qwen2", Everything, true),
         ("qwen3", Everything, false),
         ("qwen3", Lora { dropout: 0.0 }, false),
+        ("phi3", Everything, false),
+        ("phi3", Dora { dropout: 0.0, over: None }, false),
         ("gemma2", Everything, true),
         ("gemma2", Some, false),
         ("wide", Qlora(BlockKind::Q4_0), false),
@@ -143,7 +145,8 @@ impl Case {
                 if let Some(kind) = kind {
                     decoder.quantize(|width| fitting(kind, width));
                 }
-                let targets = ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"].map(str::to_owned).to_vec();
+                let targets = ["q_proj", "v_proj", "qkv_proj", "o_proj", "up_proj", "down_proj"];
+                let targets = targets.map(str::to_owned).to_vec();
                 let shape = LoraShape { rank: 4, alpha: 6.0, dropout, dora, targets };
                 decoder.adapt(&shape, |_, [rank, width, out]| {
                     let AdapterStart { a, .. } = start_values(&mut chance, rank, width, out)?;
@@ -189,6 +192,13 @@ fn config(model: &str) -> Value {
         config["hidden_size"] = json!(256);
         config["num_hidden_layers"] = json!(1);
         config["intermediate_size"] = json!(256);
+    }
+    // Rows and conversations get longer than what turns as usual.
+    if model == "phi3" {
+        config["original_max_position_embeddings"] = json!(16);
+        config["rope_scaling"] = json!({
+            "type": "longrope", "short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [1.5, 2.0, 4.0, 8.0],
+        });
     }
     if model == "gemma2" {
         config["query_pre_attn_scalar"] = json!(12);
