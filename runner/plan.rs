@@ -155,6 +155,7 @@ impl Planner {
         let estimate = needs.estimate.clone();
         self.models.check_room(estimate.download_bytes.saturating_add(estimate.disk_bytes))?;
         warnings.extend(limits::warnings(&limits, &estimate, &forecasts, &host));
+        warnings.extend(gpus::unused(&spec, limits.gpus));
         let room = Room { free: self.models.free(), kept: self.config.disk.min_free_state.0 };
         warnings.extend(chain::warning(&spec, &needs, &limits, before, room));
         Ok(Plan { spec, inputs, limits, estimate, forecasts, foreseen: Vec::new(), cut, warnings })

@@ -59,7 +59,8 @@ pub fn carry_out(attempt: AttemptSpec, purpose: Purpose) -> anyhow::Result<i32> 
     Ok(work.join().map_or(EXIT_FAILED, |result| last_report(result, &reporter)))
 }
 
-/// Quantizations are bound by reading and are to be the same bit for bit wherever they are made; a preview computes nothing.
+/// Trainings and evaluations compute on GPUs. Quantizations are bound by reading, and are to be the same bit for bit
+/// wherever they are made; a preview computes nothing.
 fn compute(attempt: &AttemptSpec, purpose: Purpose) -> Result<Compute> {
     match (purpose, &attempt.spec) {
         (Purpose::Run, JobSpec::Finetune(_) | JobSpec::Train(_) | JobSpec::Evaluate(_)) => Compute::of(attempt),

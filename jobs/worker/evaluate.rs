@@ -13,12 +13,11 @@ pub mod results;
 pub mod rows;
 pub mod squad;
 pub mod statistics;
+mod subject;
 
 use std::cell::Cell;
-use std::path::Path;
 use std::time::Instant;
 
-use drydock_spec::contract::ModelInput;
 use drydock_spec::evaluate::{EvaluateSpec, Measure};
 use drydock_spec::finetune::Objective;
 use drydock_spec::recipe::DType;
@@ -31,7 +30,7 @@ use crate::compute::Compute;
 use crate::cuda::speaker::Loaded;
 use crate::data::render::{Renderer, template};
 use crate::data::rows::Tokenizing;
-use crate::ending::{Ending, Result, input};
+use crate::ending::{Ending, Result};
 use crate::forget;
 use crate::kernels::weight::Precision;
 use crate::model::ModelFiles;
@@ -50,6 +49,7 @@ use prompt::Prompter;
 use results::{Outcome, Settings};
 use rows::Rows;
 use statistics::{Estimate, Series};
+use subject::subjects;
 
 /// Tokens of a window of text, where the spec does not say.
 const WINDOW: usize = 512;
@@ -118,17 +118,6 @@ impl Pace<'_> {
     fn next(&self) {
         self.before.set(self.before.get() + 1);
     }
-}
-
-/// A model to be measured, and in which states.
-struct Subject<'a> {
-    /// As the caller named it.
-    name: String,
-    input: &'a ModelInput,
-    /// The adapter's name, where there is an adapter.
-    adapter: Option<String>,
-    /// Whether it is also measured without its adapter.
-    bare: bool,
 }
 
 /// Does the whole job; what comes back is the last report.
@@ -218,45 +207,6 @@ impl Examination<'_> {
         let session = Session { speaker, text, until, spec, pace };
         let measured = prepared.measure(&session, rows, measures)?;
         Ok((measured, started.elapsed().as_secs_f64()))
-    }
-}
-
-fn subjects<'a>(attempt: &'a AttemptSpec, spec: &EvaluateSpec) -> Result<Vec<Subject<'a>>> {
-    let adapter_name = |named: &Option<String>, input: &ModelInput| {
-        input.adapter.is_some().then(|| named.clone().unwrap_or_else(|| "adapter".into()))
-    };
-    let first = input(&attempt.inputs.model, "model")?;
-    let adapter = adapter_name(&spec.adapter, first);
-    let mut subjects = vec![Subject { name: spec.model.clone(), input: first, adapter, bare: true }];
-    if attempt.inputs.compared.len() != spec.compare_with.len() {
-        let (given, asked) = (attempt.inputs.compared.len(), spec.compare_with.len());
-        let message = format!("the spec has {given} `inputs.compared` for {asked} `compare_with`");
-        return Err(Failure::new(FailureKind::ContractBroken, message).into());
-    }
-    for (other, input) in spec.compare_with.iter().zip(&attempt.inputs.compared) {
-        let adapter = adapter_name(&other.adapter, input);
-        subjects.push(Subject { name: other.model.clone(), input, adapter, bare: false });
-    }
-    Ok(subjects)
-}
-
-impl Subject<'_> {
-    /// The adapters that it is measured with, one after the other; none at first where it is measured bare.
-    fn states(&self) -> Vec<Option<&Path>> {
-        let adapter = self.input.adapter.as_deref();
-        if self.bare && adapter.is_some() { vec![None, adapter] } else { vec![adapter] }
-    }
-
-    /// What it is called in reports and results; two of one name are numbered.
-    fn named(&self, with_adapter: bool, outcomes: &[Outcome]) -> String {
-        let name = match &self.adapter {
-            Some(adapter) if with_adapter => format!("{} + {adapter}", self.name),
-            _ => self.name.clone(),
-        };
-        let numbered = (2..).map(|number| format!("{name} ({number})"));
-        let mut names = std::iter::once(name.clone()).chain(numbered);
-        let free = names.find(|name| outcomes.iter().all(|outcome| outcome.model != *name));
-        free.unwrap_or(name)
     }
 }
 

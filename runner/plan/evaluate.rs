@@ -119,7 +119,8 @@ pub(super) fn needs(spec: &EvaluateSpec, models: &[Resolved], data: &Data, terms
     }
 }
 
-/// The refusal of a job that needs `needed` bytes of a GPU that has `has`, with what would be accepted. The CPU always is.
+/// The refusal of a job that needs `needed` bytes of a GPU that has `has`, with what would be accepted. The CPU always
+/// is.
 fn refusal_on_gpu(rows: u32, on_gpu: &impl Fn(u32) -> estimate::Needs, has: u64, needed: u64) -> InvalidOption {
     const CPU: &str = "set limits.gpus to 0 to compute on the CPU";
     let problem = format!("the job needs about {} of a GPU's memory and can have {}", size(needed), size(has));
@@ -142,4 +143,19 @@ pub(super) fn warnings(spec: &EvaluateSpec, models: &[Resolved], data: &Data) ->
     warnings.extend(models.iter().find_map(|model| data.with_tokens_beyond(&model.facts)));
     warnings.extend(models.iter().filter(|_| chats).find_map(|model| data.without_template(&model.facts)));
     warnings
+}
+
+#[cfg(test)]
+mod tests {
+    use drydock_gpu::estimate::Part;
+
+    use super::*;
+
+    #[test]
+    fn what_a_gpu_has_no_room_for_is_refused_with_the_rows_that_it_has_room_for() {
+        let on_gpu = |rows: u32| estimate::Needs::default().with(Part::Cache, (4 + u64::from(rows)) << 20);
+        let next = |has: u64| refusal_on_gpu(64, &on_gpu, has << 20, 68 << 20).next;
+        assert_eq!(next(21), "lower batch_size to 16, or set limits.gpus to 0 to compute on the CPU");
+        assert_eq!(next(4), "choose a smaller or quantized model, or set limits.gpus to 0 to compute on the CPU");
+    }
 }

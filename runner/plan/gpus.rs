@@ -87,6 +87,17 @@ pub(super) fn check(wrong: &mut Complaints, asked: &LimitArgs, spec: &JobSpec, o
     }
 }
 
+/// What somebody should know whose job has GPUs with which drydock's worker does nothing.
+pub(super) fn unused(spec: &JobSpec, gpus: u32) -> Option<String> {
+    let unused = gpus > 0 && !spec.computes_on_gpu();
+    unused.then(|| {
+        let kind = spec.kind();
+        format!(
+            "drydock's worker computes a job of the kind `{kind}` on the CPU: without limits.gpus others can have them"
+        )
+    })
+}
+
 impl Offer {
     /// GPUs that the worker computes such a job on at most. What an image says of a number is said of trainings, whose rows
     /// GPUs share; one that names none is somebody's own.
@@ -167,6 +178,8 @@ mod tests {
         assert_eq!(count(&finetune, DefaultGpus::Auto, Some(&two)), 1);
         assert_eq!(count(&evaluate, DefaultGpus::Auto, Some(&two)), 1);
         assert_eq!(count(&quantize, DefaultGpus::Auto, Some(&two)), 0);
+        assert!(unused(&quantize, 1).unwrap().contains("`quantize` on the CPU"));
+        assert_eq!((unused(&quantize, 0), unused(&finetune, 1)), (None, None));
         for without in [Some(&none), Some(&barred), None] {
             assert_eq!(count(&finetune, DefaultGpus::Auto, without), 0);
         }

@@ -7,9 +7,9 @@ use drydock_spec::recipe::DType;
 use super::super::{Base, CONTEXT_BYTES, Decoder, F32, Needs, Part};
 use super::Answering;
 
-/// Peak memory on a GPU while one model is measured, without its adapter, by the formula that the worker is tested against
-/// ([`DeviceEvaluation`]); and what the driver takes for a process, about (not measured by us on a GPU yet). `all` are the
-/// tokens of all rows together, of which no more go through the model at once.
+/// Peak memory on a GPU while one model is measured, without its adapter, by the formula that the worker is tested
+/// against ([`DeviceEvaluation`]); and what the driver takes for a process, about (not measured by us on a GPU yet).
+/// `all` are the tokens of all rows together, of which no more go through the model at once.
 #[must_use]
 pub fn evaluate_gpu_memory(model: &Decoder, base: Base, answering: Answering, dtype: DType, all: u64) -> Needs {
     let Answering { batch, new_tokens, chooses, .. } = answering;
@@ -37,8 +37,9 @@ pub fn evaluate_gpu_memory(model: &Decoder, base: Base, answering: Answering, dt
         .with(Part::Context, CONTEXT_BYTES)
 }
 
-/// Peak memory of the worker on the host meanwhile, without its rows: the weights as they are read, the largest matrices
-/// of a layer on their way to the GPU, and what CUDA takes of the host (by formula alone: not measured on a GPU yet).
+/// Peak memory of the worker on the host meanwhile, without its rows: the weights as they are read, the largest
+/// matrices of a layer on their way to the GPU, and what CUDA takes of the host (by formula alone: not measured on a
+/// GPU yet).
 #[must_use]
 pub fn evaluate_beside_gpu(model: &Decoder, base: Base, threads: u32) -> Needs {
     model

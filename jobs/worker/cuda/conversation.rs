@@ -5,11 +5,11 @@
 //! look back one by one, with all of the conversations in one launch: an answer's next token is a matter of reading.
 //!
 //! # What it costs
-//! For the Llama of 8B of [`super::engine`] in bf16, 16 conversations of 1024 tokens and one more token of each: 16 GB of
-//! weights and 2.1 GB of keys and values are read, 5.4 ms at an H100's 3.35 TB/s; 10 launches a layer, some 2 ms of the
-//! host's time, are asked for meanwhile. On paper that is 2900 tokens a second. With weights in blocks of four bits it is
-//! less, as widening writes and reads them again: 4.5 GB, and twice 14 GB. A prompt of 1024 tokens is 16 TFLOP, 23 ms at
-//! 70 % of the peak.
+//! For the Llama of 8B of [`super::engine`] in bf16, 16 conversations of 1024 tokens and one more token of each: 16 GB
+//! of weights and 2.1 GB of keys and values are read, 5.4 ms at an H100's 3.35 TB/s; 10 launches a layer, some 2 ms of
+//! the host's time, are asked for meanwhile. On paper that is 2900 tokens a second. With weights in blocks of four bits
+//! it is less, as widening writes and reads them again: 4.5 GB, and twice 14 GB. A prompt of 1024 tokens is 16 TFLOP,
+//! 23 ms at 70 % of the peak.
 
 use super::attention::{Attention, Parts};
 use super::device::Device;

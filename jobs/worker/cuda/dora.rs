@@ -1,6 +1,6 @@
 //! DoRA on the device, as [`crate::kernels::dora`] and [`crate::kernels::linear`] have it: an adapted weight whose rows
-//! have their lengths trained. As there, the norms of the rows are constants in the backward pass, and the sum of weight
-//! and adapter is never made.
+//! have their lengths trained. As there, the norms of the rows are constants in the backward pass, and the sum of
+//! weight and adapter is never made.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -101,9 +101,9 @@ impl<T: Computed> Stretched<'_, T> {
         gains.add(device, Rows::of(&more, y.width), 0.0, y)
     }
 
-    /// What an adapter's backward pass leaves to be done: adds the gradient of the lengths to `gradients` and, where there
-    /// is dropout, that of `x` by the weight's share in what is stretched to `dx`. Without dropout it is in `dx` already,
-    /// by a product of the weight with the gradient before the gains.
+    /// What an adapter's backward pass leaves to be done: adds the gradient of the lengths to `gradients` and, where
+    /// there is dropout, that of `x` by the weight's share in what is stretched to `dx`. Without dropout it is in `dx`
+    /// already, by a product of the weight with the gradient before the gains.
     pub(super) fn backward(
         self,
         gains: &Gains,
@@ -166,7 +166,8 @@ impl Gains {
         )
     }
 
-    /// Adds the gradient of the lengths: the sum over the tokens of `u dy / n`, where `u` is the result before the gains.
+    /// Adds the gradient of the lengths: the sum over the tokens of `u dy / n`, where `u` is the result before the
+    /// gains.
     fn add_gradient<T: Computed>(
         &self,
         device: &Device,

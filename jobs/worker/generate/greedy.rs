@@ -70,8 +70,8 @@ impl<M> Row<'_, M> {
 }
 
 impl<S: Speaker> Greedy<'_, S> {
-    /// The answer of each prompt. `before_pass` hears how many are there. A prompt waits where the prompts of a pass would
-    /// have more tokens than should go through the model together.
+    /// The answer of each prompt. `before_pass` hears how many are there. A prompt waits where the prompts of a pass
+    /// would have more tokens than should go through the model together.
     pub fn answer_each(
         &self,
         prompts: &[Prompt],

@@ -30,8 +30,8 @@ pub trait Speaker {
     /// over all pieces.
     fn piece_losses(&self, pieces: &mut [Piece<'_, Self::Memory>], targets: &[Target]) -> Result<Vec<f64>>;
 
-    /// Takes in a piece of each conversation, and returns the likeliest token after each: the first of several, and none
-    /// where the logits are no numbers.
+    /// Takes in a piece of each conversation, and returns the likeliest token after each: the first of several, and
+    /// none where the logits are no numbers.
     fn next_tokens(&self, pieces: &mut [Piece<'_, Self::Memory>]) -> Result<Vec<Option<u32>>>;
 }
 

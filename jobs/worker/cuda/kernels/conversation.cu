@@ -1,7 +1,8 @@
-// Conversations, as kernels/attention/cache.rs: what layers remember of the tokens of a row, and queries that look back at
-// it. Rows of different lengths go through together; each has a memory of its own, which begins at starts[row], has room
-// for rooms[row] tokens, and is [layers, 2, room, width]: of every layer the turned keys and below them the values, a
-// token's heads side by side in `width` values. Token t of a pass is of the row rows[t], in the place places[t] of it.
+// Conversations, as kernels/attention/cache.rs: what layers remember of the tokens of a row, and queries that look back
+// at it. Rows of different lengths go through together; each has a memory of its own, which begins at starts[row], has
+// room for rooms[row] tokens, and is [layers, 2, room, width]: of every layer the turned keys and below them the
+// values, a token's heads side by side in `width` values. Token t of a pass is of the row rows[t], in the place
+// places[t] of it.
 #include "turned.cuh"
 
 typedef unsigned long long size;
@@ -56,10 +57,10 @@ __device__ __forceinline__ float dot(const float* asked, const T* key, unsigned 
     return sum;
 }
 
-// A block has one head of one of the tokens `asking`: what it sees of its row up to its own place, and of `window` tokens
-// at most where there is a window. As many keys as there are threads are looked at at once; what was summed up so far is
-// scaled to the largest score so far (Milakov and Gimelshein 2018), so that a row may be of any length. Scores are bent to
-// lie within a softcap where there is one. Dynamic shared memory: 2 * dim + blockDim.x floats.
+// A block has one head of one of the tokens `asking`: what it sees of its row up to its own place, and of `window`
+// tokens at most where there is a window. As many keys as there are threads are looked at at once; what was summed up
+// so far is scaled to the largest score so far (Milakov and Gimelshein 2018), so that a row may be of any length.
+// Scores are bent to lie within a softcap where there is one. Dynamic shared memory: 2 * dim + blockDim.x floats.
 template <typename T>
 __device__ __forceinline__ void look_back(const T* q, size q_stride, const float* cosines, const float* sines,
                                           const unsigned* angles, float scale, const size* starts,
