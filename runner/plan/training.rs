@@ -5,6 +5,7 @@ use drydock_gpu::estimate::{self, Batch, Fit, Rows, Training, shrink};
 use drydock_spec::InvalidOption;
 use drydock_spec::recipe::Recipe;
 
+use super::lengths::Supply;
 use super::needs::Terms;
 use crate::blobs::size;
 
@@ -18,6 +19,8 @@ pub(super) struct Room {
     pub(super) decoder: Decoder,
     pub(super) weights_bytes: u64,
     pub(super) rows: Rows,
+    /// What batches are filled from.
+    pub(super) supply: Supply,
     /// Whether a tokenizer is learnt from the rows.
     pub(super) learns_tokenizer: bool,
     pub(super) terms: Terms,
@@ -93,7 +96,7 @@ impl Room {
     fn fits(&self, training: &Training, budget: Budget, batch: Batch) -> bool {
         match budget {
             Budget::Host(bytes) => self.terms.margin.limit(self.memory(training, batch).total()) <= bytes,
-            Budget::Gpu(bytes) => training.gpu_memory(batch).total() <= bytes,
+            Budget::Gpu(bytes) => training.gpu_memory(self.supply.fullest(batch)).total() <= bytes,
         }
     }
 
@@ -101,7 +104,7 @@ impl Room {
     pub(super) fn memory(&self, training: &Training, batch: Batch) -> estimate::Needs {
         let threads = self.terms.threads();
         let needs = match self.terms.gpus {
-            0 => training.memory(batch, threads),
+            0 => training.memory(self.supply.fullest(batch), threads),
             _ => training.memory_beside_gpu(threads),
         };
         match self.learns_tokenizer {
