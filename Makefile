@@ -52,8 +52,9 @@ image: compiler engine worker ## Build the worker's image
 	@cp $(target)/$(host)/release/drydock-worker images/worker.Dockerfile $(target)/image/
 	docker build --quiet --file $(target)/image/worker.Dockerfile --tag drydock-worker:latest $(target)/image
 
-image-cuda: engine worker-cuda cublas ## Build the worker's image for NVIDIA GPUs: cuBLAS and nothing else, 612 MB
-	@images/cuda-root.sh $(target)/image-cuda/drydock-worker $(target)/cuda/cublas/nvidia/cu13/lib $(target)/image-cuda/root
+image-cuda: engine worker-cuda cublas nccl ## Build the worker's image for NVIDIA GPUs: cuBLAS, NCCL and nothing else, 833 MB
+	@images/cuda-root.sh $(target)/image-cuda/drydock-worker $(target)/cuda/cublas/nvidia/cu13/lib \
+		$(target)/cuda/nccl/nvidia/nccl/lib $(target)/image-cuda/root
 	@cp images/worker-cuda-small.Dockerfile $(target)/image-cuda/Dockerfile
 	docker build --quiet --tag drydock-worker:cuda $(target)/image-cuda
 
@@ -109,12 +110,15 @@ compiler:
 engine:
 	@jobs/demo/setup.sh engine
 
-.PHONY: python venv nvcc cublas
+.PHONY: python venv nvcc cublas nccl
 nvcc:
 	@jobs/demo/setup.sh nvcc
 
 cublas:
 	@jobs/demo/setup.sh cublas
+
+nccl:
+	@jobs/demo/setup.sh nccl
 
 python:
 	@jobs/demo/setup.sh python

@@ -16,11 +16,12 @@ mod needs;
 mod quantize;
 mod rows;
 mod shipped;
+mod together;
 mod training;
 mod work;
 
 pub use base::Base;
-pub use evaluate::{Answering, evaluate_memory};
+pub use evaluate::{Answering, evaluate_beside_gpu, evaluate_gpu_memory, evaluate_memory};
 pub use interval::{CONFIDENCE_PERCENT, ENOUGH, Interval, Ratios};
 pub use lengths::{Draws, fullest_batch};
 pub use names::matches;
@@ -28,6 +29,7 @@ pub use needs::{Needs, Part};
 pub use quantize::{file_bytes, quantize_memory};
 pub use rows::Rows;
 pub use shipped::{shipped_disk, shipped_memory};
+pub use together::{beside_gpus, of_each_gpu};
 pub use training::{Fit, Training, shrink};
 pub use work::{Phase, Tokens, Traffic, Work};
 
@@ -106,6 +108,9 @@ const SCORED_TOKENS: u64 = 1024;
 const PACKED: (u64, u64) = (1024, 2048);
 /// What a vocabulary's token takes in the longest form of a tokenizer's files.
 const TOKEN_BYTES: u64 = 128;
+/// What a GPU's driver, its context and the libraries' kernels take for a process: about half a GiB, as NVIDIA's tools
+/// show it for others' programs; ours was not measured on a GPU yet. The host is taken to give as much.
+const CONTEXT_BYTES: u64 = 512 << 20;
 /// Configurations, reports and what else is small.
 const SMALL_FILES: u64 = 1 << 20;
 

@@ -1,7 +1,8 @@
 //! What became of a host's GPUs between two looks at them: pure rules.
 //!
-//! The numbers of Xid events are those of NVIDIA's Xid catalogue. A damaged GPU is told from a program that failed on a
-//! good one: the first is nothing that another attempt on the same GPU, or another program, would mend.
+//! The numbers of Xid events are those of [NVIDIA's Xid catalogue](https://docs.nvidia.com/deploy/xid-errors/), as of its
+//! table for Ampere and newer. A damaged GPU is told from a program that failed on a good one: the first is nothing that
+//! another attempt on the same GPU, or another program, would mend.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -71,13 +72,47 @@ pub enum Trouble {
     Fault(String),
 }
 
-/// Uncorrectable memory errors, failing and pending remaps, NVLink, fallen off the bus, contained and not, the GPU's own
-/// firmware that does not answer, unrecovered memory errors.
-const HARDWARE: [u64; 10] = [48, 63, 64, 74, 79, 94, 95, 119, 120, 140];
-/// Those of them that what runs survives: a row is to be replaced at the next reset, and is not used until then.
-const SURVIVED: [u64; 1] = [63];
-/// Engine exceptions, memory page faults, a stopped channel. Not 45: a program that was killed leaves that behind.
-const FAULTS: [u64; 3] = [13, 31, 43];
+/// Xid events by number, and what happened in a few words.
+type Xids = [(u64, &'static str)];
+
+/// Those after which the catalogue has the GPU reset, the host restarted or its links looked at; and two of memory that
+/// is bad and was dealt with, 63 and 94.
+const HARDWARE: &Xids = &[
+    (46, "it stopped and does not come back"),
+    (48, "memory that cannot be corrected"),
+    (62, "its power controller halted"),
+    (63, "a row of memory is to be replaced"),
+    (64, "a row of memory could not be replaced"),
+    (74, "a link to another GPU failed"),
+    (79, "it fell off the bus"),
+    (94, "bad memory, met by one program only"),
+    (95, "bad memory that more than one program met"),
+    (109, "it does not change from one program to the next"),
+    (110, "a fault of its security"),
+    (119, "its firmware does not answer"),
+    (120, "its firmware failed"),
+    (136, "a link to another GPU does not come up"),
+    (140, "bad memory that was not dealt with"),
+    (143, "it does not start"),
+    (156, "a part of it is to be taken out of use"),
+    (158, "it does not answer in time"),
+];
+/// Those of them that end nothing, or only the program that met them: a row is to be replaced at the next reset and is not
+/// used until then, or an error in memory has gone no further.
+const SURVIVED: [u64; 2] = [63, 94];
+/// Those after which the catalogue has the program restarted and looked at. Not 45: a program that was killed leaves that
+/// behind.
+const FAULTS: &Xids = &[
+    (8, "it was stopped by its watchdog"),
+    (11, "damaged commands"),
+    (13, "an exception of a kernel"),
+    (25, "damaged commands"),
+    (31, "an address that is not the program's"),
+    (32, "damaged commands on the bus"),
+    (39, "an exception of a copy"),
+    (43, "a program was stopped"),
+    (69, "a command that it does not know"),
+];
 
 /// What became of the GPUs between two looks, in which the driver told of these events; by their place.
 #[must_use]
@@ -129,32 +164,37 @@ impl GpuFacts {
                 format!("has counted {} new errors of its memory that it cannot correct", self.new_uncorrected)
             }),
             self.rows_failed.then(|| "has no rows of memory left to replace a bad one with".to_owned()),
-            self.xid_among(&HARDWARE),
+            self.xid_among(HARDWARE),
             self.rows_pending.then(|| "has to replace rows of its memory".to_owned()),
         ];
         let damage: Vec<_> = damage.into_iter().flatten().collect();
         if !damage.is_empty() {
             return Some(Trouble::Hardware(format!("{} {}", self.called(), damage.join(" and "))));
         }
-        self.xid_among(&FAULTS).map(|xid| Trouble::Fault(format!("{} {xid}", self.called())))
+        self.xid_among(FAULTS).map(|xid| Trouble::Fault(format!("{} {xid}", self.called())))
     }
 
     /// Whether what runs on it must not go on: what it computes, or would keep for another attempt, may be wrong.
     #[must_use]
     pub fn is_fatal(&self) -> bool {
-        let told = self.xids.iter().any(|xid| HARDWARE.contains(xid) && !SURVIVED.contains(xid));
+        let is_fatal = |xid: &u64| words(HARDWARE, *xid).is_some() && !SURVIVED.contains(xid);
+        let told = self.xids.iter().any(is_fatal);
         self.lost || self.new_uncorrected > 0 || self.rows_failed || told
     }
 
-    fn xid_among(&self, numbers: &[u64]) -> Option<String> {
-        let xid = self.xids.iter().find(|xid| numbers.contains(xid))?;
-        Some(format!("has told of Xid {xid}"))
+    fn xid_among(&self, known: &Xids) -> Option<String> {
+        let told = |xid: &u64| Some(format!("has told of Xid {xid} ({})", words(known, *xid)?));
+        self.xids.iter().find_map(told)
     }
 
     fn called(&self) -> String {
         let name = self.name.as_deref().unwrap_or("a GPU");
         self.uuid.as_ref().map_or_else(|| name.to_owned(), |uuid| format!("{name} ({uuid})"))
     }
+}
+
+fn words(known: &Xids, xid: u64) -> Option<&'static str> {
+    known.iter().find(|(number, _)| *number == xid).map(|(_, words)| *words)
 }
 
 #[cfg(test)]
@@ -214,9 +254,16 @@ mod tests {
     }
 
     #[test]
-    fn what_runs_survives_a_row_that_is_to_be_replaced_and_nothing_else() {
+    fn what_runs_survives_bad_memory_that_was_dealt_with_and_nothing_else() {
         let fatal = |now: Gpu, xids: &[Xid]| between(&look([gpu(0)]), &look([now]), xids)[0].is_fatal();
         assert!(!fatal(gpu(0), &[xid(0, 63), xid(0, 31)]) && !fatal(with_rows(true, false), &[]));
+        assert!(!fatal(gpu(0), &[xid(0, 94)]), "the error is contained");
+        for survived in [63, 94] {
+            assert!(matches!(trouble(gpu(0), &[xid(0, survived)]), Some(Trouble::Hardware(_))), "Xid {survived}");
+        }
+        for reset in [46, 62, 79, 95, 119, 120, 140, 158] {
+            assert!(fatal(gpu(0), &[xid(0, reset)]), "Xid {reset}");
+        }
         assert!(fatal(gpu(0), &[xid(0, 63), xid(0, 48)]) && fatal(with_errors(3, 6), &[]));
         assert!(fatal(with_rows(true, true), &[]) && fatal(Gpu { lost: true, ..gpu(0) }, &[]));
     }

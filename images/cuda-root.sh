@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# cuda-root.sh WORKER CUBLAS ROOT: puts into ROOT what worker-cuda-small.Dockerfile makes an image of: the program, the
-# libraries of CUBLAS (a folder), and what both need of this machine's C library.
+# cuda-root.sh WORKER CUBLAS NCCL ROOT: puts into ROOT what worker-cuda-small.Dockerfile makes an image of: the program,
+# the libraries of CUBLAS and NCCL (two folders), and what all of them need of this machine's C and C++ libraries.
 set -euo pipefail
-worker=$1 cublas=$2 root=$3
+worker=$1 cublas=$2 nccl=$3 root=$4
 
 rm -rf "$root"
 mkdir -p "$root/lib" "$root/lib64"
 install -m 755 "$worker" "$root/drydock-worker"
-# Linked where the file system allows it: half a gigabyte need not lie there twice.
-for library in libcublas.so.13 libcublasLt.so.13; do
-    cp --link --dereference "$cublas/$library" "$root/lib/" 2>/dev/null || cp --dereference "$cublas/$library" "$root/lib/"
+# Linked where the file system allows it: most of a gigabyte need not lie there twice.
+opened=("$cublas/libcublas.so.13" "$cublas/libcublasLt.so.13" "$nccl/libnccl.so.2")
+for library in "${opened[@]}"; do
+    cp --link --dereference "$library" "$root/lib/" 2>/dev/null || cp --dereference "$library" "$root/lib/"
 done
 
 # needed FILE...: the libraries of the system that they are linked to, and the program that loads them.
@@ -22,7 +23,7 @@ while read -r file; do
         */ld-linux*) loader=$file && install -m 755 "$file" "$root/lib64/" ;;
         *) install -m 755 "$file" "$root/lib/" ;;
     esac
-done < <(needed "$worker" "$cublas/libcublas.so.13" "$cublas/libcublasLt.so.13")
+done < <(needed "$worker" "${opened[@]}")
 [ -n "$loader" ] || { echo "cuda-root: $worker is not linked dynamically, and could open no driver" >&2; exit 1; }
 
 # What a driver's libraries are linked to, though it is all in libc.so.6 by now.

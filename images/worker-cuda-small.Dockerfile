@@ -1,5 +1,5 @@
-# The worker for NVIDIA GPUs, and nothing but what it opens: the C library and cuBLAS, in /lib. No shell, no /etc. The
-# driver's libraries come from the host, with the GPU.
+# The worker for NVIDIA GPUs, and nothing but what it opens: the C and C++ libraries, cuBLAS and NCCL, in /lib. No shell,
+# no /etc. The driver's libraries come from the host, with the GPU.
 #
 # The build context holds this file and `root`, which images/cuda-root.sh puts together: `make image-cuda` does both.
 FROM scratch
@@ -14,4 +14,4 @@ LABEL org.opencontainers.image.title="drydock-worker" \
       org.opencontainers.image.description="Runs one attempt of a drydock job, on NVIDIA GPUs too" \
       org.opencontainers.image.licenses="Apache-2.0" \
       drydock.contract="1" \
-      drydock.devices="cpu,cuda:1"
+      drydock.devices="cpu,cuda:8"

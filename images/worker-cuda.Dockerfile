@@ -1,4 +1,4 @@
-# The worker for NVIDIA GPUs, over NVIDIA's own image with cuBLAS: for those who build on it, or want a shell inside.
+# The worker for NVIDIA GPUs, over NVIDIA's own image with cuBLAS and NCCL: for those who build on it, or want a shell inside.
 # The smaller one with the same program, which `make image-cuda` builds, is in worker-cuda-small.Dockerfile.
 #
 # The build context holds `drydock-worker`, built by `make worker-cuda`, and this file:
@@ -16,4 +16,4 @@ LABEL org.opencontainers.image.title="drydock-worker" \
       org.opencontainers.image.description="Runs one attempt of a drydock job, on NVIDIA GPUs too" \
       org.opencontainers.image.licenses="Apache-2.0" \
       drydock.contract="1" \
-      drydock.devices="cpu,cuda:1"
+      drydock.devices="cpu,cuda:8"

@@ -1,6 +1,9 @@
 //! What an evaluation needs.
 
+mod on_gpu;
+
 use super::{Base, Batch, Decoder, F32, Needs, Part, SCORED_TOKENS};
+pub use on_gpu::{evaluate_beside_gpu, evaluate_gpu_memory};
 
 /// How a model answers while it is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

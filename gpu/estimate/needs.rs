@@ -34,6 +34,8 @@ pub enum Part {
     Program,
     /// What a GPU's driver takes for a process, and its libraries for theirs.
     Context,
+    /// What GPUs that compute together take to exchange what they sum.
+    Exchange,
     /// On the disk: what is left behind.
     Artifacts,
     /// On the disk: what lies beside that on the way, to go on from.
@@ -57,6 +59,7 @@ impl Part {
             Self::Tokenizer => "tokenizer",
             Self::Program => "program",
             Self::Context => "context",
+            Self::Exchange => "exchange",
             Self::Artifacts => "artifacts",
             Self::Checkpoints => "checkpoints",
         }

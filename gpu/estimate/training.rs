@@ -6,7 +6,7 @@ use drydock_spec::recipe::{DType, OnDivergence, Recipe};
 use drydock_spec::tape::LayerWidths;
 
 use super::names::{matches, tensors};
-use super::{Base, Batch, Decoder, F32, MAPPED_BYTES, Needs, Part, SCORED_TOKENS, SMALL_FILES};
+use super::{Base, Batch, CONTEXT_BYTES, Decoder, F32, MAPPED_BYTES, Needs, Part, SCORED_TOKENS, SMALL_FILES};
 
 /// A change that makes a training fit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,9 +17,6 @@ pub struct Fit {
     pub max_seq_length: u32,
 }
 
-/// What a GPU's driver, its context and the libraries' kernels take for a process: about half a GiB, as NVIDIA's tools
-/// show it for others' programs; ours was not measured on a GPU yet. The host is taken to give as much.
-const CONTEXT_BYTES: u64 = 512 << 20;
 /// A trained number in a checkpoint: itself and two moments.
 const CHECKPOINTED: u64 = 3 * F32;
 /// Rows are not cut shorter than this by a suggestion; what is left would teach nothing.
@@ -52,6 +49,8 @@ pub struct Training {
     dtype: DType,
     /// Whether adapters drop some of what they see.
     drops: bool,
+    /// Whether the rows of adapted weights have trained lengths.
+    dora: bool,
     /// What is left behind, checkpoints aside.
     kept_bytes: u64,
     checkpoints: u64,
@@ -82,6 +81,7 @@ impl Training {
             checkpointed: spec.recipe.gradient_checkpointing,
             dtype: spec.recipe.dtype,
             drops: spec.method.has_adapter() && spec.lora_dropout > 0.0,
+            dora: spec.method == Method::Dora,
             kept_bytes: sum_of([adapter, merged, model.tokenizer(), SMALL_FILES]),
             checkpoints: checkpoints(&spec.recipe),
         }
@@ -106,6 +106,7 @@ impl Training {
             checkpointed: recipe.gradient_checkpointing,
             dtype: recipe.dtype,
             drops: false,
+            dora: false,
             kept_bytes: sum_of([weights, model.tokenizer(), SMALL_FILES]),
             checkpoints: checkpoints(recipe),
         }
@@ -166,18 +167,13 @@ impl Training {
     #[must_use]
     pub fn memory_beside_gpu(&self, threads: u32) -> Needs {
         let values = F32.saturating_mul(self.trained);
-        // Gate and up go as one, and so do queries, keys and values.
-        let of = |modules: &[TargetModule]| modules.iter().map(|module| self.model.projection_size(*module)).sum();
-        let gate_and_up: u64 = of(&[TargetModule::GateProj, TargetModule::UpProj]);
-        let attention: u64 = of(&[TargetModule::QProj, TargetModule::KProj, TargetModule::VProj]);
-        let under_way = gate_and_up.max(attention).max(self.model.embedding());
         self.model
             .worker(threads)
             .with(Part::Weights, sum_of(self.frozen))
             .with(Part::Trained, values)
             .with(Part::Moments, values.saturating_mul(2))
             .with(Part::Best, values.saturating_mul(self.best[1]))
-            .with(Part::Workspace, F32.saturating_mul(under_way))
+            .with(Part::Workspace, F32.saturating_mul(self.model.under_way_to_gpu()))
             .with(Part::Context, CONTEXT_BYTES)
     }
 
@@ -235,6 +231,7 @@ impl Training {
             longest_row: batch.length.into(),
             gradient_checkpointing: self.checkpointed,
             dropout: self.drops,
+            dora: self.dora,
         };
         let copy = if self.dtype == DType::Bf16 { 2 } else { 0 };
         let values = F32.saturating_mul(self.trained);
@@ -276,15 +273,12 @@ impl Training {
     }
 }
 
-/// What stays in quantized blocks on a GPU: the projections under an adapter, where they are in such blocks. Of a file
-/// they take their share by number, which is no less than they do: the head is in no smaller blocks.
+/// What stays in quantized blocks on a GPU: the projections under an adapter, where they are in such blocks.
 fn blocks_on_gpu(model: &Decoder, spec: &FinetuneSpec, base: Base) -> [u64; 2] {
     let numbers = model.projections();
     match spec.method {
         Method::Full => [0, 0],
-        _ if base.is_quantized() => {
-            [numbers, (base.bytes() as f64 * numbers as f64 / model.parameters() as f64) as u64]
-        }
+        _ if base.is_quantized() => base.blocks_on_gpu(model),
         Method::Qlora => [numbers, base.quantized_to(model, spec.base_quant_type).blocks],
         Method::Lora | Method::Dora => [0, 0],
     }

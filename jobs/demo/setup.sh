@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Makes this machine ready, piece by piece: `setup.sh compiler engine python pip venv nvcc cublas`. What is there is left alone,
-# what is missing is installed, and each piece says in one line how it stands. Works as root, and with sudo otherwise.
+# Makes this machine ready, piece by piece: `setup.sh compiler engine python pip venv nvcc cublas nccl`. What is there is
+# left alone, what is missing is installed, and each piece says in one line how it stands. Works as root, and with sudo
+# otherwise.
 set -euo pipefail
 
 state=${DRYDOCK_TARGET:-target}/setup
@@ -78,6 +79,12 @@ need_cublas() {
     say "cuBLAS $(sed -n 's/^nvidia-cublas==\([^ ]*\).*/\1/p' jobs/worker/cuda/cublas.txt)"
 }
 
+# What a training on several GPUs opens: 196 MB.
+need_nccl() {
+    pinned jobs/worker/cuda/nccl.txt "${DRYDOCK_TARGET:-target}/cuda/nccl"
+    say "NCCL $(sed -n 's/^nvidia-nccl-cu13==\([^ ]*\).*/\1/p' jobs/worker/cuda/nccl.txt)"
+}
+
 engine_answers() { docker version >/dev/null 2>&1; }
 # runs PROGRAM PIDFILE. The pid may be left from before a restart and be another process's by now, or a dead one's that
 # nobody has buried.
@@ -143,7 +150,7 @@ $(tail -n 5 "$state/dockerd.log" 2>/dev/null)"
 
 for piece in "$@"; do
     case $piece in
-        compiler | engine | python | pip | venv | nvcc | cublas) "need_$piece" ;;
-        *) fail "unknown piece \`$piece\`; known are compiler, engine, python, pip, venv, nvcc, cublas" ;;
+        compiler | engine | python | pip | venv | nvcc | cublas | nccl) "need_$piece" ;;
+        *) fail "unknown piece \`$piece\`; known are compiler, engine, python, pip, venv, nvcc, cublas, nccl" ;;
     esac
 done

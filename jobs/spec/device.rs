@@ -10,18 +10,28 @@
 //! the head         logits of some targets in f32, and their gradients
 //! cuBLAS           32 MiB
 //! ```
-//! The driver, its context and the kernels take about 0.5 GiB more, of which the worker knows nothing.
+//! The driver, its context and the kernels take about 0.5 GiB more, and where several GPUs compute one training, which
+//! each of them holds whole, NCCL takes [`EXCHANGE_BYTES`]; of both the worker knows nothing.
+
+mod evaluation;
 
 use crate::recipe::DType;
 use crate::tape::LayerWidths;
+pub use evaluation::DeviceEvaluation;
 
 /// What cuBLAS computes in, bytes: as much as NVIDIA recommends for Hopper.
 pub const WORKSPACE_BYTES: u64 = 32 << 20;
+/// What NCCL takes of each of several GPUs that compute one training, bytes: its kernels, and around the ring 9.2 MiB a
+/// channel by its own sizes of buffers, of which there are up to 32. Not measured on GPUs yet; the worker knows nothing of
+/// it, as it sums gradients in their place.
+pub const EXCHANGE_BYTES: u64 = 512 << 20;
 /// Bytes of scores of attention (f32) that are held at once, as far as rows are not so long that a block of
 /// [`LEAST_QUERIES`] takes more.
 pub const SCORE_BYTES: u64 = 64 << 20;
 /// Queries of a block at least, as far as a row has so many.
 pub const LEAST_QUERIES: u64 = 64;
+/// Tokens that are scored together, as far as a single row has not more; and of prompts that are read together.
+pub const SCORED_TOKENS: u64 = 8192;
 /// Bytes of logits (f32) that are held at once.
 pub const LOGIT_BYTES: u64 = 128 << 20;
 
@@ -44,6 +54,8 @@ pub struct DeviceTraining {
     pub gradient_checkpointing: bool,
     /// Whether there are adapters with dropout.
     pub dropout: bool,
+    /// Whether the rows of adapted weights have trained lengths (DoRA).
+    pub dora: bool,
 }
 
 impl DeviceTraining {
@@ -69,12 +81,7 @@ impl DeviceTraining {
     /// of all projections of a layer, or of none.
     #[must_use]
     pub fn saved_by_blocks(&self, numbers: u64, bytes: u64) -> u64 {
-        let LayerWidths { hidden, queries, keys, ffn, .. } = self.widths;
-        // Projections of one input are widened together.
-        let widened = hidden.saturating_mul((2 * ffn).max(queries + 2 * keys));
-        numbers
-            .saturating_mul(self.number())
-            .saturating_sub(bytes.saturating_add(widened.saturating_mul(self.number())))
+        saved_by_blocks(self.widths, self.dtype, numbers, bytes)
     }
 
     /// What a forward pass keeps.
@@ -97,7 +104,9 @@ impl DeviceTraining {
         let LayerWidths { hidden, ffn, norms_after, .. } = self.widths;
         let norm = if norms_after { hidden } else { 0 };
         let dropout = if self.dropout { 2 * ffn.max(hidden) } else { 0 };
-        self.of_tokens(norm + (2 * ffn).max(2 * hidden) + dropout)
+        // Gradients before the gains, of gate and up together, and what one of them makes.
+        let dora = if self.dora { (2 * ffn).max(hidden) + ffn.max(hidden) } else { 0 };
+        self.of_tokens(norm + (2 * ffn).max(2 * hidden) + dropout + dora)
     }
 
     /// What the layer has kept for its MLP is let go by then.
@@ -114,8 +123,7 @@ impl DeviceTraining {
     /// Scores that exist at once.
     #[must_use]
     pub fn scores(&self) -> u64 {
-        let row = self.longest_row;
-        self.query_heads.saturating_mul(queries_at_once(self.query_heads, row)).saturating_mul(row)
+        scores(self.query_heads, self.longest_row)
     }
 
     fn head(&self) -> u64 {
@@ -129,13 +137,29 @@ impl DeviceTraining {
         self.tokens.saturating_mul(numbers).saturating_mul(self.number())
     }
 
-    /// Bytes of a number that products take.
     fn number(&self) -> u64 {
-        match self.dtype {
-            DType::F32 => 4,
-            DType::Bf16 => 2,
-        }
+        number(self.dtype)
     }
+}
+
+/// Bytes of a number that products take.
+fn number(dtype: DType) -> u64 {
+    match dtype {
+        DType::F32 => 4,
+        DType::Bf16 => 2,
+    }
+}
+
+fn saved_by_blocks(widths: LayerWidths, dtype: DType, numbers: u64, bytes: u64) -> u64 {
+    let LayerWidths { hidden, queries, keys, ffn, .. } = widths;
+    // Projections of one input are widened together.
+    let widened = hidden.saturating_mul((2 * ffn).max(queries + 2 * keys));
+    let each = number(dtype);
+    numbers.saturating_mul(each).saturating_sub(bytes.saturating_add(widened.saturating_mul(each)))
+}
+
+fn scores(query_heads: u64, row: u64) -> u64 {
+    query_heads.saturating_mul(queries_at_once(query_heads, row)).saturating_mul(row)
 }
 
 /// Queries of a row of so many tokens whose scores are held at once.
@@ -168,6 +192,7 @@ mod tests {
         longest_row: 2048,
         gradient_checkpointing: true,
         dropout: false,
+        dora: false,
     };
 
     #[test]

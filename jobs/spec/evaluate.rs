@@ -93,7 +93,7 @@ pub struct EvaluateArgs {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub batch_size: Option<u32>,
     /// What matrix products are computed in: f32 or bf16. Default f32. With f32, quantized weights are used as they are:
-    /// activations are rounded to eight bits for them, as llama.cpp does it.
+    /// on the CPU, activations are rounded to eight bits for them, as llama.cpp does it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dtype: Option<DType>,
     /// Rows whose questions and answers are kept, 0 to 10000. Default 50.

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::evaluate::{EvaluateArgs, EvaluateSpec};
-use crate::finetune::{FinetuneArgs, FinetuneSpec, Method};
+use crate::finetune::{FinetuneArgs, FinetuneSpec};
 use crate::option::InvalidOptions;
 use crate::quantize::{QuantizeArgs, QuantizeSpec};
 use crate::recipe::Recipe;
@@ -112,11 +112,10 @@ impl JobSpec {
 
     /// Whether drydock's worker computes it on a GPU where it has one; everything else it computes on the CPU.
     #[must_use]
-    pub fn trains_on_gpu(&self) -> bool {
+    pub fn computes_on_gpu(&self) -> bool {
         match self {
-            Self::Finetune(spec) => spec.method != Method::Dora,
-            Self::Train(_) => true,
-            Self::Quantize(_) | Self::Evaluate(_) => false,
+            Self::Finetune(_) | Self::Train(_) | Self::Evaluate(_) => true,
+            Self::Quantize(_) => false,
         }
     }
 

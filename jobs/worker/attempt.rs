@@ -59,10 +59,10 @@ pub fn carry_out(attempt: AttemptSpec, purpose: Purpose) -> anyhow::Result<i32> 
     Ok(work.join().map_or(EXIT_FAILED, |result| last_report(result, &reporter)))
 }
 
-/// Only trainings compute on a GPU.
+/// Quantizations are bound by reading and are to be the same bit for bit wherever they are made; a preview computes nothing.
 fn compute(attempt: &AttemptSpec, purpose: Purpose) -> Result<Compute> {
     match (purpose, &attempt.spec) {
-        (Purpose::Run, JobSpec::Finetune(_) | JobSpec::Train(_)) => Compute::of(attempt),
+        (Purpose::Run, JobSpec::Finetune(_) | JobSpec::Train(_) | JobSpec::Evaluate(_)) => Compute::of(attempt),
         _ => Ok(Compute::Cpu),
     }
 }
@@ -82,7 +82,7 @@ fn work(attempt: &AttemptSpec, purpose: Purpose, compute: &Compute, reporter: &R
         (Purpose::Run, JobSpec::Finetune(spec)) => finetune::finetune(attempt, spec, compute, reporter),
         (Purpose::Run, JobSpec::Train(spec)) => train::train(attempt, spec, compute, reporter),
         (Purpose::Run, JobSpec::Quantize(spec)) => quantize::quantize(attempt, spec, reporter),
-        (Purpose::Run, JobSpec::Evaluate(spec)) => evaluate::evaluate(attempt, spec, reporter),
+        (Purpose::Run, JobSpec::Evaluate(spec)) => evaluate::evaluate(attempt, spec, compute, reporter),
         (Purpose::Preview, JobSpec::Finetune(spec)) => preview::preview(attempt, spec, reporter),
         (_, other) => {
             let message = format!("this worker has no job of the kind `{}`", other.kind());

@@ -1,13 +1,13 @@
 //! Where an attempt computes.
 
-#[cfg(feature = "cuda")]
-use drydock_spec::recipe::DType;
-use drydock_spec::{AttemptSpec, Failure, FailureKind, Recipe};
+use drydock_spec::{AttemptSpec, Recipe};
+#[cfg(not(feature = "cuda"))]
+use drydock_spec::{Failure, FailureKind};
 
 #[cfg(feature = "cuda")]
 use crate::cuda::device::Device;
 #[cfg(feature = "cuda")]
-use crate::cuda::engine::Cuda;
+use crate::cuda::ranks::engine_on;
 use crate::ending::Result;
 use crate::model::decoder::Decoder;
 use crate::model::parameter::Trainable;
@@ -16,8 +16,9 @@ use crate::training::engine::{Cpu, Engine};
 /// What an attempt computes with.
 pub enum Compute {
     Cpu,
+    /// On all of them, each of which holds the model; there is one at least.
     #[cfg(feature = "cuda")]
-    Cuda(Device),
+    Cuda(Vec<Device>),
 }
 
 impl Compute {
@@ -29,14 +30,10 @@ impl Compute {
         }
     }
 
-    /// The first of the GPUs that the container was given.
+    /// The GPUs that the container was given, from the first on.
     #[cfg(feature = "cuda")]
     fn gpus(asked: u32) -> Result<Self> {
-        if asked > 1 {
-            let message = format!("a training computes on one GPU, and the attempt has {asked}: ask for gpus 1");
-            return Err(Failure::new(FailureKind::BadOption, message).into());
-        }
-        Ok(Self::Cuda(Device::open(0)?))
+        Ok(Self::Cuda((0..asked).map(Device::open).collect::<crate::cuda::error::Result<_>>()?))
     }
 
     #[cfg(not(feature = "cuda"))]
@@ -53,7 +50,10 @@ impl Compute {
         match self {
             Self::Cpu => "cpu".to_owned(),
             #[cfg(feature = "cuda")]
-            Self::Cuda(device) => format!("cuda:0 ({})", device.facts().name),
+            Self::Cuda(devices) => match &devices[..] {
+                [device] => format!("cuda:0 ({})", device.facts().name),
+                several => format!("cuda:0-{} ({} x {})", several.len() - 1, several.len(), several[0].facts().name),
+            },
         }
     }
 
@@ -67,10 +67,7 @@ impl Compute {
         match self {
             Self::Cpu => Ok(Box::new(Cpu::new(decoder, recipe, trainables))),
             #[cfg(feature = "cuda")]
-            Self::Cuda(device) => Ok(match recipe.dtype {
-                DType::F32 => Box::new(Cuda::<f32>::new(device, decoder, recipe, trainables)?),
-                DType::Bf16 => Box::new(Cuda::<half::bf16>::new(device, decoder, recipe, trainables)?),
-            }),
+            Self::Cuda(devices) => engine_on(devices, decoder, recipe, trainables),
         }
     }
 }

@@ -8,23 +8,33 @@
 //! mirror. nvcc turns them into machine code for several generations of GPUs, which is a part of the program; for tests
 //! without a GPU the host's C++ compiler makes an emulated one of them, in `tests/emulated_gpu`.
 //!
-//! Everything goes through one stream, in the order in which it was asked for; only copies to the host wait.
+//! Everything goes through one stream, in the order in which it was asked for; only copies to the host wait. Several GPUs
+//! compute one training as [`ranks`], with the same values in each of them.
 
 mod adapted;
 mod attention;
 mod batch;
 mod blocks;
+pub mod conversation;
+mod deal;
 pub mod device;
+mod dora;
 pub mod engine;
 pub mod error;
+pub mod exchange;
 mod head;
 mod layer;
 pub mod memory;
 mod model;
 pub mod module;
+mod nccl;
 mod operations;
 pub mod product;
+pub mod ranks;
 mod rows;
 pub mod selfcheck;
+pub mod speaker;
 mod stack;
 mod tape;
+
+pub use model::Computed;

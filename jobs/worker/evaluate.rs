@@ -26,6 +26,9 @@ use drydock_spec::report::{DatasetReport, Finished, ModelReport, Score};
 use drydock_spec::{AttemptSpec, Failure, FailureKind, Report, Stage};
 use serde_json::Value;
 
+use crate::compute::Compute;
+#[cfg(feature = "cuda")]
+use crate::cuda::speaker::Loaded;
 use crate::data::render::{Renderer, template};
 use crate::data::rows::Tokenizing;
 use crate::ending::{Ending, Result, input};
@@ -35,6 +38,7 @@ use crate::model::ModelFiles;
 use crate::model::config::Config;
 use crate::model::decoder::Decoder;
 use crate::model::lora::SavedAdapter;
+use crate::model::speaker::Speaker;
 use crate::model::tokenizer::Text;
 use crate::report::{Reporter, resident_bytes};
 use crate::save::Saver;
@@ -73,8 +77,8 @@ impl Metric {
 }
 
 /// A model, loaded, while it is measured.
-pub struct Session<'a> {
-    decoder: &'a Decoder,
+pub struct Session<'a, S> {
+    speaker: &'a S,
     text: &'a Text,
     /// Texts that end answers.
     until: Vec<String>,
@@ -82,7 +86,7 @@ pub struct Session<'a> {
     pace: &'a Pace<'a>,
 }
 
-impl Session<'_> {
+impl<S> Session<'_, S> {
     /// Of the measure at hand so much is done.
     fn done(&self, done: usize, of: usize) -> Result<()> {
         self.pace.done(done, of)
@@ -128,7 +132,12 @@ struct Subject<'a> {
 }
 
 /// Does the whole job; what comes back is the last report.
-pub fn evaluate(attempt: &AttemptSpec, spec: &EvaluateSpec, reporter: &Reporter) -> Result<Finished> {
+pub fn evaluate(
+    attempt: &AttemptSpec,
+    spec: &EvaluateSpec,
+    compute: &Compute,
+    reporter: &Reporter,
+) -> Result<Finished> {
     reporter.stage(Stage::Load);
     let rows = Rows::read(&attempt.inputs, spec)?;
     let measures = rows.measures(spec)?;
@@ -154,16 +163,15 @@ pub fn evaluate(attempt: &AttemptSpec, spec: &EvaluateSpec, reporter: &Reporter)
                 SavedAdapter::open(folder)?.load(&mut decoder)?;
             }
             reporter.report(Report::Model(model_report(&decoder)));
-            reporter.stage(Stage::Evaluate);
-            let started = Instant::now();
-            let until = answers::until(spec, prepared.settings.chat);
-            let session = Session { decoder: &decoder, text: &text, until, spec, pace: &pace };
+            let examination =
+                Examination { prepared: &prepared, rows: &rows, measures: &measures, text: &text, spec, pace: &pace };
+            let (measured, seconds) = examination.on(compute, &decoder)?;
             let outcome = Outcome {
                 model: subject.named(adapter.is_some(), &outcomes),
                 settings: prepared.settings.clone(),
                 parameters: decoder.parameters(),
-                measured: prepared.measure(&session, &rows, &measures)?,
-                seconds: started.elapsed().as_secs_f64(),
+                measured,
+                seconds,
             };
             tokens += prepared.tokens();
             report_scores(&outcome, outcomes.first(), rows.measured.len(), spec.seed, reporter);
@@ -173,6 +181,44 @@ pub fn evaluate(attempt: &AttemptSpec, spec: &EvaluateSpec, reporter: &Reporter)
     reporter.stage(Stage::Save);
     results::save(&Saver::new(&attempt.output, reporter), spec, &rows, &measures, &outcomes)?;
     Ok(Finished { steps: 0, train_loss: None, tokens, peak_rss_bytes: resident_bytes().1 })
+}
+
+/// What a model is asked.
+struct Examination<'a> {
+    prepared: &'a Prepared,
+    rows: &'a Rows,
+    measures: &'a [Measure],
+    text: &'a Text,
+    spec: &'a EvaluateSpec,
+    pace: &'a Pace<'a>,
+}
+
+impl Examination<'_> {
+    /// What it finds of a model that computes there, and the seconds that it took.
+    fn on(&self, compute: &Compute, decoder: &Decoder) -> Result<(Vec<Measured>, f64)> {
+        match compute {
+            Compute::Cpu => self.of(decoder),
+            #[cfg(feature = "cuda")]
+            Compute::Cuda(devices) => match (&devices[..], self.spec.dtype) {
+                ([device], DType::F32) => self.of(&Loaded::<f32>::new(device, decoder)?.voice()),
+                ([device], DType::Bf16) => self.of(&Loaded::<half::bf16>::new(device, decoder)?.voice()),
+                (several, _) => {
+                    let message = format!("an evaluation computes on one GPU, and the attempt has {}", several.len());
+                    Err(Failure::new(FailureKind::BadOption, message).with_hint("set limits.gpus to 1").into())
+                }
+            },
+        }
+    }
+
+    fn of<S: Speaker>(&self, speaker: &S) -> Result<(Vec<Measured>, f64)> {
+        let Self { prepared, rows, measures, text, spec, pace } = *self;
+        pace.reporter.stage(Stage::Evaluate);
+        let started = Instant::now();
+        let until = answers::until(spec, prepared.settings.chat);
+        let session = Session { speaker, text, until, spec, pace };
+        let measured = prepared.measure(&session, rows, measures)?;
+        Ok((measured, started.elapsed().as_secs_f64()))
+    }
 }
 
 fn subjects<'a>(attempt: &'a AttemptSpec, spec: &EvaluateSpec) -> Result<Vec<Subject<'a>>> {
@@ -309,7 +355,12 @@ impl Prepared {
     }
 
     /// Takes every measure of a loaded model.
-    fn measure(&self, session: &Session<'_>, rows: &Rows, measures: &[Measure]) -> Result<Vec<Measured>> {
+    fn measure<S: Speaker>(
+        &self,
+        session: &Session<'_, S>,
+        rows: &Rows,
+        measures: &[Measure],
+    ) -> Result<Vec<Measured>> {
         let count = rows.measured.len();
         let mut measured = Vec::with_capacity(measures.len());
         for &measure in measures {

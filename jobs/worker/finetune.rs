@@ -10,7 +10,7 @@ use crate::data::lesson::digest;
 use crate::data::{self, Prepared};
 use crate::ending::{Ending, OrFail, Result, input};
 use crate::forget;
-use crate::generate::{Prompts, Question, answer_all, questions};
+use crate::generate::{Prompts, Question, questions};
 use crate::model::ModelFiles;
 use crate::model::decoder::Decoder;
 use crate::model::lora::LoraShape;
@@ -72,7 +72,7 @@ pub fn finetune(
             reporter.stage(Stage::Evaluate);
             trainer.refer()?;
             trainer.evaluate(Phase::Before)?;
-            trainer.state.samples = answer_all(&decoder, &text, &questions, Phase::Before, reporter)?;
+            trainer.answer(&text, &questions, Phase::Before)?;
         }
     }
 
@@ -138,8 +138,7 @@ impl Left<'_> {
 
         reporter.stage(Stage::Evaluate);
         trainer.evaluate(Phase::After)?;
-        let answers = answer_all(decoder, text, questions, Phase::After, reporter)?;
-        trainer.state.samples.extend(answers);
+        trainer.answer(text, questions, Phase::After)?;
 
         reporter.stage(Stage::Save);
         saver.summary(&Summary {

@@ -7,11 +7,12 @@ use drydock_spec::report::{Phase, Sample};
 
 use crate::data::render::Rendered;
 use crate::ending::Result;
-use crate::model::decoder::Decoder;
+use crate::model::speaker::Speaker;
 use crate::model::tokenizer::Text;
 use crate::report::Reporter;
 use crate::stop;
-use greedy::{End, Greedy, Prompt};
+use crate::training::engine::Engine;
+use greedy::{Answer, End, Greedy, Prompt};
 
 /// A sample prompt, ready to be answered.
 pub struct Question {
@@ -62,17 +63,26 @@ pub fn questions(
     Ok(questions)
 }
 
-/// Answers every question and reports the answers.
+/// Answers every prompt at once; `before_pass` hears how many answers are there.
+pub fn answers(
+    speaker: &impl Speaker,
+    text: &Text,
+    prompts: &[Prompt],
+    before_pass: impl FnMut(usize) -> Result<()>,
+) -> Result<Vec<Answer>> {
+    Greedy { speaker, text, until: &[], batch_size: prompts.len() }.answer_each(prompts, before_pass)
+}
+
+/// Has every question answered by the engine, and reports the answers.
 pub fn answer_all(
-    decoder: &Decoder,
+    engine: &dyn Engine,
     text: &Text,
     questions: &[Question],
     phase: Phase,
     reporter: &Reporter,
 ) -> Result<Vec<Sample>> {
-    let greedy = Greedy { decoder, text, until: &[], batch_size: questions.len() };
     let prompts: Vec<Prompt> = questions.iter().map(|question| question.ids.clone()).collect();
-    let answers = greedy.answer_each(&prompts, |done| {
+    let answers = engine.answers(text, &prompts, &mut |done| {
         reporter.progress(done as u64, questions.len() as u64);
         stop::check()
     })?;

@@ -14,6 +14,7 @@ pub mod merge;
 pub mod method;
 pub mod names;
 pub mod parameter;
+pub mod speaker;
 pub mod stored;
 pub mod tape;
 pub mod tokenizer;

@@ -4,6 +4,28 @@
 pub fn set_up() {
     tune_allocator();
     keep_candle_single_threaded();
+    #[cfg(feature = "cuda")]
+    keep_nccl_in_the_process();
+}
+
+/// All ranks of a training are threads of this process, which is all that NCCL need look at; what the environment says
+/// already stays.
+#[cfg(feature = "cuda")]
+fn keep_nccl_in_the_process() {
+    const SETTINGS: [(&str, &str); 5] = [
+        // It introduces its ranks to each other by TCP; in a container there is no other interface.
+        ("NCCL_SOCKET_IFNAME", "lo"),
+        ("NCCL_IB_DISABLE", "1"),
+        // One order of sums, whatever their size, and no buffers for the ways that are not taken.
+        ("NCCL_ALGO", "Ring"),
+        ("NCCL_NVLS_ENABLE", "0"),
+        // Memory of a NUMA node of its choice is refused in a container; it falls back to /dev/shm only where it is told.
+        ("NCCL_CUMEM_HOST_ENABLE", "0"),
+    ];
+    for (name, value) in SETTINGS.into_iter().filter(|(name, _)| std::env::var_os(name).is_none()) {
+        // SAFETY: no other thread has been started yet, by the contract of `set_up`.
+        unsafe { std::env::set_var(name, value) };
+    }
 }
 
 /// candle's own operations stay on one thread: its pool waits by spinning, which takes more time from the kernels,

@@ -14,7 +14,7 @@ use crate::data::lesson::digest;
 use crate::data::render::Rendered;
 use crate::ending::{Ending, OrFail, Result};
 use crate::forget;
-use crate::generate::{Prompts, Question, answer_all, questions};
+use crate::generate::{Prompts, Question, questions};
 use crate::model::ModelFiles;
 use crate::model::config::Config;
 use crate::model::decoder::Decoder;
@@ -56,7 +56,7 @@ pub fn train(attempt: &AttemptSpec, spec: &TrainSpec, compute: &Compute, reporte
         None => {
             reporter.stage(Stage::Evaluate);
             trainer.evaluate(Phase::Before)?;
-            trainer.state.samples = model.answers(&decoder, Phase::Before)?;
+            trainer.answer(&model.text, &model.questions, Phase::Before)?;
         }
     }
 
@@ -163,10 +163,6 @@ impl Model<'_> {
         })
     }
 
-    fn answers(&self, decoder: &Decoder, phase: Phase) -> Result<Vec<drydock_spec::report::Sample>> {
-        answer_all(decoder, &self.text, &self.questions, phase, self.reporter)
-    }
-
     /// Saves what was trained, measures it once more, and says what was done.
     fn save(&self, decoder: &Decoder, trained: &Trained, trainer: &mut Trainer<'_>) -> Result<Finished> {
         self.reporter.stage(Stage::Save);
@@ -177,8 +173,7 @@ impl Model<'_> {
 
         self.reporter.stage(Stage::Evaluate);
         trainer.evaluate(Phase::After)?;
-        let answers = self.answers(decoder, Phase::After)?;
-        trainer.state.samples.extend(answers);
+        trainer.answer(&self.text, &self.questions, Phase::After)?;
 
         self.reporter.stage(Stage::Save);
         saver.summary(&Summary {

@@ -2,7 +2,7 @@
 //!
 //! Everything that decides what the next step does is in a [`State`] and in the trained values; the rest follows from
 //! the seed. So a checkpoint is the state and the values, and an attempt that goes on from one takes the same steps,
-//! bit for bit, as one that was never interrupted (with the same number of threads on the same kind of machine).
+//! bit for bit, as one that was never interrupted (with the same number of threads and GPUs on the same kind of machine).
 
 pub mod checkpoint;
 pub mod divergence;
@@ -32,9 +32,11 @@ use crate::compute::Compute;
 use crate::data::batch::Batch;
 use crate::data::lesson::Lesson;
 use crate::ending::{Ending, OrFail, Result, failed, write_failed};
+use crate::generate::{Question, answer_all};
 use crate::kernels::read;
 use crate::model::decoder::Decoder;
 use crate::model::parameter::Trainable;
+use crate::model::tokenizer::Text;
 use crate::report::{Reporter, resident_bytes};
 use crate::schedule::Schedule;
 use crate::stop;
@@ -321,6 +323,13 @@ impl<'a> Trainer<'a> {
         self.state.evaluations.retain(|earlier| (earlier.phase, earlier.step) != (phase, done_before));
         self.state.evaluations.push(evaluation);
         Ok(Some(measured))
+    }
+
+    /// Has the questions answered with the values of the moment, and reports the answers.
+    pub fn answer(&mut self, text: &Text, questions: &[Question], phase: Phase) -> Result<()> {
+        let samples = answer_all(&*self.stepper.engine, text, questions, phase, self.reporter)?;
+        self.state.samples.extend(samples);
+        Ok(())
     }
 
     /// Every `save_steps`; without them, often enough to have something to roll back to, where that is asked for. What

@@ -203,11 +203,12 @@ fn range(range: Option<Range>) -> String {
     range.map(words).unwrap_or_default()
 }
 
-/// What a GPU is expected to hold of a job.
-fn gpu_memory(need: &Need) -> String {
+/// What a GPU, or each of several, is expected to hold of a job.
+fn gpu_memory(need: &Need, gpus: u32) -> String {
+    let memory = if gpus > 1 { format!("the memory of each of {gpus} GPUs") } else { "GPU memory".to_owned() };
     match need.range {
-        Some(_) => format!("needs about {} of GPU memory{}", size(need.expected), range(need.range)),
-        None => format!("needs about {} of GPU memory, by formula alone", size(need.expected)),
+        Some(_) => format!("needs about {} of {memory}{}", size(need.expected), range(need.range)),
+        None => format!("needs about {} of {memory}, by formula alone", size(need.expected)),
     }
 }
 
@@ -231,7 +232,8 @@ pub(super) fn plan(plan: &PlanView) -> String {
             size(estimate.download_bytes)
         ),
     ];
-    lines.extend(estimate.needs.get(&Quantity::GpuMemory).map(gpu_memory));
+    let of_each_gpu = estimate.needs.get(&Quantity::GpuMemory);
+    lines.extend(of_each_gpu.map(|need| gpu_memory(need, plan.limits.gpus)));
     lines.extend(estimate.needs.get(&Quantity::Time).map(time));
     if estimate.trainable_parameters > 0 {
         lines.push(format!("trains {} parameters", estimate.trainable_parameters));

@@ -1,6 +1,8 @@
 //! Whether an evaluation can work with its models and rows, and what it needs: pure rules.
 
-use drydock_gpu::estimate::{self, Answering, Batch, Part, Tokens, Traffic, Work, evaluate_memory};
+use drydock_gpu::estimate::{
+    self, Answering, Batch, Part, Tokens, Traffic, Work, evaluate_beside_gpu, evaluate_gpu_memory, evaluate_memory,
+};
 use drydock_spec::evaluate::{EvaluateSpec, Measure};
 use drydock_spec::option::Complaints;
 use drydock_spec::recipe::{DEFAULT_MAX_SEQ_LENGTH, DType};
@@ -55,18 +57,32 @@ pub(super) fn needs(spec: &EvaluateSpec, models: &[Resolved], data: &Data, terms
     let (chooses, solved) = (is_made(Measure::MultipleChoice), spec.num_fewshot);
     // A question is put behind the solved ones.
     let longest = data.longest().saturating_mul(spec.num_fewshot.saturating_add(1));
+    let cut = spec.max_seq_length.unwrap_or(DEFAULT_MAX_SEQ_LENGTH);
+    let answering = move |model: &Resolved, rows: u32| {
+        let length = cut.min(model.facts.max_positions).min(longest);
+        Answering { batch: Batch::new(rows, length), new_tokens, chooses, solved, in_integers }
+    };
     let of = {
-        let (models, cut) = (models.to_vec(), spec.max_seq_length.unwrap_or(DEFAULT_MAX_SEQ_LENGTH));
+        let models = models.to_vec();
         move |rows: u32| {
             let one = |model: &Resolved| {
-                let length = cut.min(model.facts.max_positions).min(longest);
-                let answering = Answering { batch: Batch::new(rows, length), new_tokens, chooses, solved, in_integers };
-                let decoder = &model.facts.decoder;
-                held.then(
-                    evaluate_memory(decoder, needs::base(model), answering, terms.threads()),
-                    decoder,
-                    terms.threads(),
-                )
+                let (decoder, base, threads) = (&model.facts.decoder, needs::base(model), terms.threads());
+                let memory = match terms.gpus {
+                    0 => evaluate_memory(decoder, base, answering(model, rows), threads),
+                    _ => evaluate_beside_gpu(decoder, base, threads),
+                };
+                held.then(memory, decoder, threads)
+            };
+            estimate::Needs::largest(models.iter().map(one))
+        }
+    };
+    let on_gpu = {
+        let (models, dtype) = (models.to_vec(), spec.dtype);
+        move |rows: u32| {
+            let one = |model: &Resolved| {
+                let (decoder, answering) = (&model.facts.decoder, answering(model, rows));
+                let all = held.count.saturating_mul(answering.batch.length.into());
+                evaluate_gpu_memory(decoder, needs::base(model), answering, dtype, all)
             };
             estimate::Needs::largest(models.iter().map(one))
         }
@@ -80,22 +96,41 @@ pub(super) fn needs(spec: &EvaluateSpec, models: &[Resolved], data: &Data, terms
     let tokens = Tokens::of(read.count.min(spec.limit.map_or(u64::MAX, u64::from)), read.text_bytes, longest);
     let traffic = Traffic { weights: model_bytes, text: read.text_bytes, saved: 0 };
     let work = models.first().map(|model| Work::forward(&model.facts.decoder, tokens, traffic)).unwrap_or_default();
-    Needs::new(
+    let needs = Needs::new(
         [memory, disk],
         &work,
         terms,
         [results, models.iter().map(|model| model.download_bytes).sum(), 0],
         move |budget, needed| {
             let problem = format!("the job needs about {}, jobs may use {} on this host", size(needed), size(budget));
-            let halves = std::iter::successors(Some(rows), |rows| (*rows > 1).then_some(rows / 2));
-            let next = match halves.into_iter().find(|rows| terms.margin.limit(of(*rows).total()) <= budget) {
+            let next = match fewer(rows, |rows| terms.margin.limit(of(rows).total()) <= budget) {
                 Some(fewer) => format!("lower batch_size to {fewer}"),
                 None => "choose a smaller or quantized model, or raise capacity.memory".to_owned(),
             };
             InvalidOption::new("batch_size", rows, problem, next)
         },
     )
-    .reading(model_bytes)
+    .reading(model_bytes);
+    match terms.gpus {
+        0 => needs,
+        _ => needs.on_gpu(&on_gpu(rows), terms.gpu, move |has, needed| refusal_on_gpu(rows, &on_gpu, has, needed)),
+    }
+}
+
+/// The refusal of a job that needs `needed` bytes of a GPU that has `has`, with what would be accepted. The CPU always is.
+fn refusal_on_gpu(rows: u32, on_gpu: &impl Fn(u32) -> estimate::Needs, has: u64, needed: u64) -> InvalidOption {
+    const CPU: &str = "set limits.gpus to 0 to compute on the CPU";
+    let problem = format!("the job needs about {} of a GPU's memory and can have {}", size(needed), size(has));
+    let next = match fewer(rows, |rows| on_gpu(rows).total() <= has) {
+        Some(fewer) => format!("lower batch_size to {fewer}, or {CPU}"),
+        None => format!("choose a smaller or quantized model, or {CPU}"),
+    };
+    InvalidOption::new("batch_size", rows, problem, next)
+}
+
+/// The most rows, halved as often as need be, with which it fits.
+fn fewer(rows: u32, fits: impl Fn(u32) -> bool) -> Option<u32> {
+    std::iter::successors(Some(rows), |rows| (*rows > 1).then_some(rows / 2)).find(|rows| fits(*rows))
 }
 
 /// What somebody should know who submits this.

@@ -1,6 +1,6 @@
 //! Whether a finetune can work with its model and rows, and what it needs: pure rules.
 
-use drydock_gpu::estimate::{Batch, Traffic, Training, Work, matches};
+use drydock_gpu::estimate::{Batch, Traffic, Training, Work, matches, of_each_gpu};
 use drydock_spec::dataset::Format;
 use drydock_spec::finetune::{FinetuneArgs, FinetuneSpec, Keep, Method, Objective};
 use drydock_spec::option::Complaints;
@@ -109,8 +109,9 @@ pub(super) fn needs(spec: &FinetuneSpec, model: &Resolved, data: &Data, terms: T
     .or_less(saving(spec, model));
     match terms.gpus {
         0 => needs,
-        _ => {
-            needs.on_gpu(&training.gpu_memory(batch), terms.gpu, move |has, needed| on_gpu.refusal_on_gpu(has, needed))
+        gpus => {
+            let memory = of_each_gpu(training.gpu_memory(batch), gpus);
+            needs.on_gpu(&memory, terms.gpu, move |has, needed| on_gpu.refusal_on_gpu(has, needed))
         }
     }
 }

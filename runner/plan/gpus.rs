@@ -2,9 +2,8 @@
 
 use drydock_gpu::Shortage;
 use drydock_gpu::assign::{GpuNeed, Host, HostUnit, Need};
-use drydock_spec::finetune::Method;
 use drydock_spec::option::Complaints;
-use drydock_spec::{FinetuneSpec, InvalidOption, JobSpec, LimitArgs};
+use drydock_spec::{InvalidOption, JobSpec, LimitArgs, Recipe};
 
 use crate::blobs::size;
 use crate::config::DefaultGpus;
@@ -23,12 +22,15 @@ pub(super) struct Offer {
 
 /// The limits with the GPUs that the job gets, where it does not say: on the CPU it gets none.
 pub(super) fn decided(asked: &LimitArgs, spec: &JobSpec, default: DefaultGpus, offer: Option<&Offer>) -> LimitArgs {
-    let computes = spec.trains_on_gpu();
+    let computes = spec.computes_on_gpu();
     let there = offer.is_some_and(|offer| offer.barrier.is_none() && !offer.units.is_empty());
     let gpus = match (asked.gpus, asked.gpu_memory_mib, default) {
         (Some(count), _, _) => count,
         (None, Some(_), _) => 1,
-        (None, None, DefaultGpus::Count(count)) if computes => count.min(offer.map_or(count, |offer| offer.most)),
+        (None, None, DefaultGpus::Count(count)) if computes => {
+            let rows = spec.recipe().map_or(u64::MAX, Recipe::rows_per_step);
+            count.min(offer.map_or(count, |offer| offer.most_for(spec))).min(u32::try_from(rows).unwrap_or(u32::MAX))
+        }
         (None, None, DefaultGpus::Auto) if computes && there => 1,
         (None, None, _) => 0,
     };
@@ -42,18 +44,24 @@ pub(super) fn check(wrong: &mut Complaints, asked: &LimitArgs, spec: &JobSpec, o
         return;
     }
     const CPU: &str = "set gpus to 0 to compute on the CPU";
-    if let JobSpec::Finetune(FinetuneSpec { method: Method::Dora, .. }) = spec {
-        let next = "choose \"lora\", or set limits.gpus to 0 to compute on the CPU";
-        wrong.require(false, || InvalidOption::new("method", "dora", "DoRA is not computed on GPUs", next));
-    }
     if let Some(barrier) = &offer.barrier {
         wrong.require(false, || InvalidOption::new("limits.gpus", count, barrier.clone(), CPU));
         return;
     }
-    wrong.require(count <= offer.most, || {
-        let problem = format!("the worker computes a job on {} at most", offer.most);
-        InvalidOption::new("limits.gpus", count, problem, format!("choose {}, or {CPU}", offer.most))
+    let most = offer.most_for(spec);
+    wrong.require(count <= most, || {
+        let problem = format!("the worker computes such a job on {most} at most");
+        InvalidOption::new("limits.gpus", count, problem, format!("choose {most}, or {CPU}"))
     });
+    if let Some(recipe) = spec.recipe() {
+        let rows = recipe.rows_per_step();
+        wrong.require(rows >= u64::from(count), || {
+            let problem = format!("{count} GPUs need as many rows in a step, and it has {rows}");
+            let steps = u64::from(count).div_ceil(u64::from(recipe.per_device_train_batch_size));
+            let next = format!("choose at most {rows}, or raise gradient_accumulation_steps to {steps}");
+            InvalidOption::new("limits.gpus", count, problem, next)
+        });
+    }
     let host = Host { units: offer.units.clone(), sharers: 1, ..Host::default() };
     let gpus = match asked.gpu_memory_mib {
         Some(mib) => GpuNeed::Share { bytes: mib * MIB },
@@ -80,6 +88,13 @@ pub(super) fn check(wrong: &mut Complaints, asked: &LimitArgs, spec: &JobSpec, o
 }
 
 impl Offer {
+    /// GPUs that the worker computes such a job on at most. What an image says of a number is said of trainings, whose rows
+    /// GPUs share; one that names none is somebody's own.
+    fn most_for(&self, spec: &JobSpec) -> u32 {
+        let is_shared = spec.recipe().is_some() || self.most == u32::MAX;
+        if is_shared { self.most } else { self.most.min(1) }
+    }
+
     /// Memory of a GPU that a job can have at most, in bytes: what it asks for, or all of the largest. Nothing of a host
     /// on which it gets none.
     pub(super) fn memory_for(&self, asked: &LimitArgs) -> Option<u64> {
@@ -143,12 +158,14 @@ mod tests {
     #[test]
     fn a_job_that_does_not_say_gets_a_gpu_where_it_can_compute_on_one() {
         let finetune = spec(json!({"finetune": {"model": "m", "dataset": "d"}}));
+        let evaluate = spec(json!({"evaluate": {"model": "m", "dataset": "d"}}));
         let quantize = spec(json!({"quantize": {"model": "m", "quant_type": "Q8_0"}}));
         let count =
             |spec, default, offer: Option<&Offer>| decided(&LimitArgs::default(), spec, default, offer).gpus.unwrap();
         let (two, none) = (offer(&[80, 80]), offer(&[]));
         let barred = Offer { barrier: Some("no injector".into()), ..two.clone() };
         assert_eq!(count(&finetune, DefaultGpus::Auto, Some(&two)), 1);
+        assert_eq!(count(&evaluate, DefaultGpus::Auto, Some(&two)), 1);
         assert_eq!(count(&quantize, DefaultGpus::Auto, Some(&two)), 0);
         for without in [Some(&none), Some(&barred), None] {
             assert_eq!(count(&finetune, DefaultGpus::Auto, without), 0);
@@ -160,19 +177,11 @@ mod tests {
     }
 
     #[test]
-    fn what_the_worker_does_not_compute_on_gpus_gets_none_and_is_refused_where_it_asks() {
-        let (one, dora) =
-            (asking(1, None), spec(json!({"finetune": {"model": "m", "dataset": "d", "method": "dora"}})));
-        let evaluate = spec(json!({"evaluate": {"model": "m", "dataset": "d"}}));
-        for job in [&dora, &evaluate] {
-            assert_eq!(decided(&LimitArgs::default(), job, DefaultGpus::Auto, Some(&offer(&[80]))).gpus, Some(0));
-        }
-        let refused = said_of(&dora, &one, &offer(&[80])).unwrap();
-        assert!(refused.contains("choose \"lora\", or set limits.gpus to 0"), "{refused}");
+    fn more_gpus_than_the_worker_computes_on_are_given_to_nobody_and_refused_where_they_are_asked_for() {
         let single = Offer { most: 1, ..offer(&[80, 80]) };
-        assert_eq!(said(&one, &single), None);
+        assert_eq!(said(&asking(1, None), &single), None);
         let refused = said(&asking(2, None), &single).unwrap();
-        assert!(refused.contains("the worker computes a job on 1 at most; choose 1, or"), "{refused}");
+        assert!(refused.contains("the worker computes such a job on 1 at most; choose 1, or"), "{refused}");
         assert_eq!(
             decided(
                 &LimitArgs::default(),
@@ -183,6 +192,30 @@ mod tests {
             .gpus,
             Some(1)
         );
+    }
+
+    #[test]
+    fn several_gpus_are_for_trainings_with_a_row_for_each_of_them() {
+        let four = Offer { most: 4, ..offer(&[80; 8]) };
+        assert_eq!(said(&asking(4, None), &four), None);
+        let refused = said(&asking(5, None), &four).unwrap();
+        assert!(refused.contains("on 4 at most; choose 4, or"), "{refused}");
+        let evaluate = spec(json!({"evaluate": {"model": "m", "dataset": "d"}}));
+        let refused = said_of(&evaluate, &asking(2, None), &four).unwrap();
+        assert!(refused.contains("the worker computes such a job on 1 at most; choose 1, or"), "{refused}");
+        let own_worker = offer(&[80; 8]);
+        assert_eq!(said_of(&evaluate, &asking(2, None), &own_worker), None);
+        let few = |steps| {
+            spec(json!({"finetune": {
+                "model": "m", "dataset": "d", "per_device_train_batch_size": 1, "gradient_accumulation_steps": steps,
+            }}))
+        };
+        let refused = said_of(&few(3), &asking(4, None), &four).unwrap();
+        assert!(refused.contains("4 GPUs need as many rows in a step, and it has 3"), "{refused}");
+        assert!(refused.contains("choose at most 3, or raise gradient_accumulation_steps to 4"), "{refused}");
+        assert_eq!(said_of(&few(4), &asking(4, None), &four), None);
+        let by_default = decided(&LimitArgs::default(), &few(3), DefaultGpus::Count(4), Some(&four));
+        assert_eq!(by_default.gpus, Some(3), "a job that does not say is not refused for it");
     }
 
     #[test]

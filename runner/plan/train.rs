@@ -1,6 +1,6 @@
 //! Whether a training from nothing can work with its rows, and what it needs: pure rules.
 
-use drydock_gpu::estimate::{Batch, Tokens, Traffic, Training, Work};
+use drydock_gpu::estimate::{Batch, Tokens, Traffic, Training, Work, of_each_gpu};
 use drydock_spec::InvalidOptions;
 use drydock_spec::option::Complaints;
 use drydock_spec::train::TrainSpec;
@@ -49,8 +49,9 @@ pub(super) fn needs(spec: &TrainSpec, tokenizer: Option<&Resolved>, data: &Data,
     );
     match terms.gpus {
         0 => needs,
-        _ => {
-            needs.on_gpu(&training.gpu_memory(batch), terms.gpu, move |has, needed| on_gpu.refusal_on_gpu(has, needed))
+        gpus => {
+            let memory = of_each_gpu(training.gpu_memory(batch), gpus);
+            needs.on_gpu(&memory, terms.gpu, move |has, needed| on_gpu.refusal_on_gpu(has, needed))
         }
     }
 }

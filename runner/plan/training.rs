@@ -1,7 +1,7 @@
 //! How a training could be made to fit, found by trying.
 
 use drydock_gpu::Decoder;
-use drydock_gpu::estimate::{self, Batch, Fit, Rows, Training, shrink};
+use drydock_gpu::estimate::{self, Batch, Fit, Rows, Training, beside_gpus, of_each_gpu, shrink};
 use drydock_spec::InvalidOption;
 use drydock_spec::recipe::Recipe;
 
@@ -96,7 +96,9 @@ impl Room {
     fn fits(&self, training: &Training, budget: Budget, batch: Batch) -> bool {
         match budget {
             Budget::Host(bytes) => self.terms.margin.limit(self.memory(training, batch).total()) <= bytes,
-            Budget::Gpu(bytes) => training.gpu_memory(self.supply.fullest(batch)).total() <= bytes,
+            Budget::Gpu(bytes) => {
+                of_each_gpu(training.gpu_memory(self.supply.fullest(batch)), self.terms.gpus).total() <= bytes
+            }
         }
     }
 
@@ -105,7 +107,7 @@ impl Room {
         let threads = self.terms.threads();
         let needs = match self.terms.gpus {
             0 => training.memory(self.supply.fullest(batch), threads),
-            _ => training.memory_beside_gpu(threads),
+            gpus => beside_gpus(training.memory_beside_gpu(threads), gpus),
         };
         match self.learns_tokenizer {
             true => self.rows.learnt_then(needs, &self.decoder, threads),

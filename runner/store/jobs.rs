@@ -1,10 +1,10 @@
-//! Jobs: submitted, listed, cancelled.
+//! Jobs: submitted, looked at, cancelled.
 
 use std::fmt::Write as _;
 
 use drydock_spec::{Attempt, JobEvent, JobId, JobSpec, JobState, Limits, OnFailure, Owner, Priority, TraceId};
 use sqlx::sqlite::SqliteRow;
-use sqlx::{QueryBuilder, Row, Sqlite, Transaction};
+use sqlx::{Row, Sqlite, Transaction};
 
 use super::awaited::{settle_awaited, write_awaited};
 use super::failures::word;
@@ -103,25 +103,6 @@ pub struct Submitted {
     pub job: Job,
     /// False if the same submission was accepted before under its idempotency key.
     pub created: bool,
-}
-
-/// Which jobs to list.
-#[derive(Debug, Clone, Default)]
-pub struct Filter {
-    pub owner: Option<Owner>,
-    /// Words of [`JobState::word`]; empty means every state.
-    pub states: Vec<String>,
-    /// Only jobs submitted before this one.
-    pub before: Option<JobId>,
-    pub limit: u32,
-}
-
-/// Some jobs, newest first.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Page {
-    pub jobs: Vec<Job>,
-    /// Whether there are older ones.
-    pub more: bool,
 }
 
 pub(super) const COLUMNS: &str = "id, owner, trace_id, spec, inputs, limits, priority, state, attempt, failure, \
@@ -246,37 +227,6 @@ impl Store {
         .fetch_optional(&self.pool)
         .await?;
         job(&row.ok_or(StoreError::NoSuchJob(id))?)
-    }
-
-    /// The jobs that `filter` lets through, newest first.
-    pub async fn jobs(&self, filter: &Filter) -> Result<Page, StoreError> {
-        let mut sql = QueryBuilder::<Sqlite>::new("-- store::jobs::jobs\n");
-        // An arm for each state comes in order from its index, and the arms are merged: nothing is sorted.
-        let mut states: Vec<_> = filter.states.iter().map(Some).collect();
-        states.sort_unstable();
-        states.dedup();
-        if states.is_empty() {
-            states.push(None);
-        }
-        for (arm, state) in states.into_iter().enumerate() {
-            sql.push(if arm > 0 { " UNION ALL " } else { "" });
-            sql.push("SELECT ").push(COLUMNS).push(", position FROM jobs WHERE TRUE");
-            if let Some(owner) = &filter.owner {
-                sql.push(" AND owner = ").push_bind(owner.0.clone());
-            }
-            if let Some(word) = state {
-                sql.push(" AND state = ").push_bind(word.clone());
-            }
-            if let Some(before) = filter.before {
-                sql.push(" AND position < (SELECT position FROM jobs WHERE id = ").push_bind(before.to_string());
-                sql.push(")");
-            }
-        }
-        sql.push(" ORDER BY position DESC LIMIT ").push_bind(i64::from(filter.limit) + 1);
-        let rows = sql.build().fetch_all(&self.pool).await?;
-        let more = rows.len() > filter.limit as usize;
-        let jobs = rows.iter().take(filter.limit as usize).map(job).collect::<Result<_, _>>()?;
-        Ok(Page { jobs, more })
     }
 
     /// The newest jobs of a kind that have succeeded, the newest first.

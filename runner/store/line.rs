@@ -67,7 +67,7 @@ impl Store {
                  FROM present WHERE present.owner IS NOT NULL),
              oldest (owner, id, position) AS (
                  SELECT jobs.owner, jobs.id, jobs.position FROM present JOIN jobs ON jobs.id = (
-                     SELECT id FROM jobs
+                     SELECT id FROM jobs INDEXED BY line_by_age
                      WHERE state = 'queued' AND owner = present.owner AND awaited = 'there'
                            AND (not_before_ms <= $1 OR not_before_ms > $1 + $2)
                      ORDER BY position LIMIT 1)
@@ -77,7 +77,7 @@ impl Store {
                  SELECT oldest.id
                  UNION
                  SELECT id FROM (
-                     SELECT id FROM jobs
+                     SELECT id FROM jobs INDEXED BY line_by_rank
                      WHERE state = 'queued' AND owner = oldest.owner AND awaited = 'there'
                            AND (not_before_ms <= $1 OR not_before_ms > $1 + $2)
                      ORDER BY priority DESC, position LIMIT $3))

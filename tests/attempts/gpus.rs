@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
+use drydock::api::JobView;
+use drydock::clock::Clock;
 use drydock::sandbox::{ContainerName, Exit, Status};
 use drydock::store::{KeptFailure, Resumed, Termination};
 use drydock_spec::report::{Checkpoint, GpuReading, Started};
 use drydock_spec::{Attempt, FailureKind, Limits, Report};
 
 use super::fake_nvml::FakeNvml;
+use super::harness::world::PATIENCE;
 use super::{Step, World, exit, kind, limits, scripted, success};
 
 fn on(device: &str) -> Report {
@@ -80,9 +83,19 @@ fn computes() -> Vec<Step> {
 
 /// A house at rest with two GPUs that say this.
 async fn with_gpus(scripts: Vec<Vec<Step>>, state: &str) -> (World, FakeNvml) {
+    by_clock(Clock::System, scripts, state).await
+}
+
+async fn by_clock(clock: Clock, scripts: Vec<Vec<Step>>, state: &str) -> (World, FakeNvml) {
     let fake = FakeNvml::saying(state);
-    let world = World::at_rest(scripted(scripts), |config| config.sandbox.nvml = Some(fake.library())).await;
+    let world = World::at_rest(scripted(scripts), clock, |config| config.sandbox.nvml = Some(fake.library())).await;
     (world, fake)
+}
+
+/// Whether the newest that was said of an attempt's only GPU is this much memory, in bytes.
+fn holds(job: &JobView, bytes: u64) -> bool {
+    let said = job.progress.as_ref().and_then(|progress| progress.gpus.first());
+    said.is_some_and(|gpu| gpu.memory_used_bytes == bytes)
 }
 
 /// What jobs can be given.
@@ -201,25 +214,31 @@ async fn a_gateway_that_died_over_a_cordon_is_followed_by_one_that_ends_the_atte
 
 #[tokio::test]
 async fn a_row_that_waits_for_a_reset_keeps_new_jobs_away_and_lets_what_runs_go_on() {
-    let (world, fake) = with_gpus(vec![[computes(), success().split_off(1)].concat()], "count 1\n").await;
+    let scripts = vec![[computes(), success().split_off(1)].concat()];
+    let (world, fake) = by_clock(Clock::manual(0), scripts, "count 1\nused0 1024\n").await;
     let id = world.submit(Limits { gpus: 1, ..limits() }).await;
     world.begin_on(id, &[FIRST]).await;
-    world.until(id, |job| job.seq >= 4).await;
-    fake.says("count 1\npending0 1\n");
+    world.until_in_time(id, |job| holds(job, 1 << 30)).await;
+    fake.says("count 1\npending0 1\nused0 2048\n");
     world.house.gpus.look_once().await.unwrap();
     assert!(units(&world).is_empty());
-    tokio::time::sleep(Duration::from_millis(1500)).await;
-    assert_eq!(world.job(id).await.state, "running");
+    // Whoever follows the attempt has seen that look, twice.
+    world.until_in_time(id, |job| holds(job, 2 << 30)).await;
+    fake.says("count 1\npending0 1\nused0 3072\n");
+    world.house.gpus.look_once().await.unwrap();
+    let job = world.until_in_time(id, |job| holds(job, 3 << 30)).await;
+    assert_eq!(job.state, "running");
     world.engine.go_on();
     assert_eq!(world.until_done(id).await.state, "succeeded");
 }
 
 #[tokio::test]
 async fn what_an_attempt_holds_of_its_gpu_is_said_on_its_stream_and_the_most_of_it_is_kept() {
-    let (world, fake) = with_gpus(vec![[computes(), vec![exit(1)]].concat()], "count 2\nused0 2048\nbusy0 90\n").await;
+    let scripts = vec![[computes(), vec![exit(1)]].concat()];
+    let (world, fake) = by_clock(Clock::manual(0), scripts, "count 2\nused0 2048\nbusy0 90\n").await;
     let id = world.submit(Limits { max_attempts: 1, gpus: 1, ..limits() }).await;
     world.begin_on(id, &[FIRST]).await;
-    let job = world.until(id, |job| job.progress.as_ref().is_some_and(|progress| !progress.gpus.is_empty())).await;
+    let job = world.until_in_time(id, |job| holds(job, 2 << 30)).await;
     let reading = |used: u64, peak: u64| GpuReading {
         uuid: FIRST.into(),
         memory_used_bytes: used << 30,
@@ -231,11 +250,11 @@ async fn what_an_attempt_holds_of_its_gpu_is_said_on_its_stream_and_the_most_of_
     for used in [9, 4] {
         fake.says(&format!("count 2\nused0 {}\nbusy0 90\n", used * 1024));
         world.house.gpus.look_once().await.unwrap();
-        tokio::time::sleep(Duration::from_millis(1500)).await;
+        world.until_in_time(id, |job| holds(job, used << 30)).await;
     }
     world.engine.go_on();
     let job = world.until_done(id).await;
-    assert_eq!(job.progress.unwrap().gpus, [reading(4, 9)], "also what was read since it was last said");
+    assert_eq!(job.progress.unwrap().gpus, [reading(4, 9)]);
     assert_eq!(kept(&world, id).await.record.evidence.gpu_peak_bytes, Some(9 << 30));
 }
 
@@ -251,7 +270,11 @@ async fn a_driver_that_hangs_keeps_gpus_from_jobs_and_holds_nobody_up() {
     let why = world.house.gpus.now().gpus.clone().unwrap_err();
     assert!(why.to_string().contains("does not answer"), "{why}");
     fake.says("count 1\n");
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    world.house.gpus.look_once().await.unwrap();
+    let comes_back = async {
+        while world.house.gpus.now().gpus.is_err() {
+            world.house.gpus.look_once().await.unwrap();
+        }
+    };
+    tokio::time::timeout(PATIENCE, comes_back).await.expect("the driver answers again");
     assert_eq!(units(&world), [FIRST], "it is no news that a driver was slow");
 }

@@ -1,7 +1,5 @@
 //! GPUs that do not get into a container are the host's trouble: no job fails for it, and no attempt is spent on it.
 
-use std::time::Duration;
-
 use drydock::api::WaitsFor;
 use drydock_spec::Limits;
 
@@ -25,8 +23,7 @@ async fn an_attempt_waits_while_no_injector_works_and_can_be_cancelled() {
     let world = World::with(scripted([])).await;
     world.engine.no_injector(true);
     let waiting = world.submit(limits()).await;
-    world.until(waiting, |job| job.state == "running").await;
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    world.until(waiting, |job| job.state == "running" && world.engine.refused() > 0).await;
     world.house.desk.cancel(waiting).await.unwrap();
     assert_eq!(world.until_done(waiting).await.state, "cancelled");
 

@@ -85,6 +85,8 @@ struct World {
     lose_gpus: u32,
     /// No container with GPUs can be made.
     no_injector: bool,
+    /// Containers that were refused for that.
+    refused: u32,
     /// The next calls of this many that change something take effect, and the reply is lost.
     lose_replies: u32,
     containers: BTreeMap<ContainerName, Container>,
@@ -166,6 +168,11 @@ impl Scripted {
     /// Whether no injector works.
     pub fn no_injector(&self, none: bool) {
         self.world().no_injector = none;
+    }
+
+    /// Containers that were refused because no injector works.
+    pub fn refused(&self) -> u32 {
+        self.world().refused
     }
 
     /// The engine dies and takes every container with it.
@@ -368,6 +375,7 @@ impl Sandbox for Scripted {
 
     async fn create(&self, launch: &Launch) -> Result<(), SandboxError> {
         if self.ask()?.no_injector {
+            self.world().refused += 1;
             return Err(SandboxError::NoInjector("no injector works here".into()));
         }
         self.change(|world| {

@@ -38,28 +38,27 @@ impl World {
 
     /// The same with another configuration.
     pub async fn with_config(engine: Scripted, change: impl FnOnce(&mut Config)) -> Self {
-        let folder = Folder::new();
-        for input in ["models/aa", "datasets/bb"] {
-            std::fs::create_dir_all(folder.state().join(input)).unwrap();
-        }
-        let mut config = config(&folder.state());
-        change(&mut config);
-        let house = open(config, &engine).await;
-        house.start().await.unwrap();
-        Self { engine, house, folder }
+        let world = Self::opened(engine, Clock::System, change).await;
+        world.house.start().await.unwrap();
+        world
     }
 
     /// The same, and nothing happens by itself but that the GPUs are watched: a test claims and runs attempts.
-    pub async fn at_rest(engine: Scripted, change: impl FnOnce(&mut Config)) -> Self {
+    pub async fn at_rest(engine: Scripted, clock: Clock, change: impl FnOnce(&mut Config)) -> Self {
+        let world = Self::opened(engine, clock, change).await;
+        world.house.probe_once().await;
+        tokio::spawn(world.house.gpus.clone().run(world.house.shutdown()));
+        world
+    }
+
+    async fn opened(engine: Scripted, clock: Clock, change: impl FnOnce(&mut Config)) -> Self {
         let folder = Folder::new();
         for input in ["models/aa", "datasets/bb"] {
             std::fs::create_dir_all(folder.state().join(input)).unwrap();
         }
         let mut config = config(&folder.state());
         change(&mut config);
-        let house = open(config, &engine).await;
-        house.probe_once().await;
-        tokio::spawn(house.gpus.clone().run(house.shutdown()));
+        let house = open(config, &engine, clock).await;
         Self { engine, house, folder }
     }
 
@@ -76,7 +75,7 @@ impl World {
         let Self { engine, house, folder } = self;
         let config = (*house.desk.config).clone();
         house.close().await;
-        let house = open(config, &engine).await;
+        let house = open(config, &engine, Clock::System).await;
         house.start().await.unwrap();
         Self { engine, house, folder }
     }
@@ -146,6 +145,21 @@ impl World {
         self.until(id, |job| ["succeeded", "failed", "cancelled"].contains(&job.state.as_str())).await
     }
 
+    /// The same of a house with a clock of its own, on which time passes meanwhile.
+    pub async fn until_in_time(&self, id: JobId, holds: impl Fn(&JobView) -> bool) -> JobView {
+        let clock = self.house.desk.store.clock();
+        let passing = async {
+            loop {
+                clock.advance(500);
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::select! {
+            job = self.until(id, holds) => job,
+            () = passing => unreachable!(),
+        }
+    }
+
     /// Returns when there is a container.
     pub async fn until_created(&self) {
         let wait = async {
@@ -212,6 +226,6 @@ fn config(state: &Path) -> Config {
     config
 }
 
-async fn open(config: Config, engine: &Scripted) -> House {
-    House::open(config, Some(Arc::new(engine.clone())), Clock::System).await.unwrap()
+async fn open(config: Config, engine: &Scripted, clock: Clock) -> House {
+    House::open(config, Some(Arc::new(engine.clone())), clock).await.unwrap()
 }

@@ -3,18 +3,17 @@
 //     node mcp_node.mjs URL MODEL DATASET
 //
 // URL is the gateway's MCP endpoint; MODEL and DATASET are names from its stores. Exits with 1 at the first thing that
-// is not as it should be. The SDK is looked for beside this file, or where NODE_PATH cannot reach, beside a copy of it.
+// is not as it should be. The SDK is looked for beside this file, or where NODE_PATH cannot reach, beside a copy of it;
+// tests/interop/tools.json below the folder that it is started in.
 
 import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
+import { readFileSync } from "node:fs";
 
 import { Client } from "@modelcontextprotocol/sdk/client/index.js";
 import { StreamableHTTPClientTransport } from "@modelcontextprotocol/sdk/client/streamableHttp.js";
 
-const TOOLS = [
-  "apply_remedy", "cancel_job", "evaluate", "explain_failure", "finetune", "get_job", "get_logs", "get_metrics",
-  "list_artifacts", "list_jobs", "list_models", "load_dataset", "quantize", "suggest_remedies", "train", "wait_for_job",
-];
+const TOOLS = JSON.parse(readFileSync("tests/interop/tools.json", "utf8"));
 const DONE = ["succeeded", "failed", "cancelled"];
 
 const [url, model, dataset] = process.argv.slice(2);

@@ -9,17 +9,16 @@ Exits with 1 at the first thing that is not as it should be.
 """
 
 import asyncio
+import json
 import os
 import shlex
 import sys
 import uuid
+from pathlib import Path
 
 from mcp import Client, StdioServerParameters
 
-TOOLS = {
-    "finetune", "train", "quantize", "evaluate", "get_job", "list_jobs", "wait_for_job", "get_logs", "get_metrics", "cancel_job",
-    "list_models", "load_dataset", "list_artifacts", "explain_failure", "suggest_remedies", "apply_remedy",
-}
+TOOLS = set(json.loads(Path(__file__).with_name("tools.json").read_text()))
 DONE = {"succeeded", "failed", "cancelled"}
 
 

@@ -178,6 +178,21 @@ async fn a_job_has_the_gpu_that_it_was_given_and_cannot_use_another() {
 }
 
 #[tokio::test]
+async fn several_gpus_of_a_job_may_speak_to_each_other_by_tcp_and_nothing_else() {
+    let Some(rack) = Rack::new() else { return };
+    let stage = Stage::with(OutputCap::Auto, |settings| rack.serve(InjectorChoice::Devices, settings));
+    let families = async |gpus: &[&str]| {
+        let act = with_gpus(stage.act(&["inspect", "nobody"]), gpus);
+        assert_eq!(stage.play(&act).await.code, 0);
+        let told = act.told();
+        assert_eq!(told["socket inet"], "EPERM", "the probe asks for datagrams");
+        told["families of sockets"].clone()
+    };
+    assert_eq!(families(&["GPU-0"]).await, "1", "1 is AF_UNIX");
+    assert_eq!(families(&["GPU-0", "GPU-1"]).await, "1 2 16", "2 is AF_INET, and 16 AF_NETLINK");
+}
+
+#[tokio::test]
 async fn what_works_is_found_by_trying_and_why_the_rest_does_not_is_said() {
     let Some(rack) = Rack::new() else { return };
     let stage = Stage::with(OutputCap::Auto, |settings| rack.serve(InjectorChoice::Auto, settings));

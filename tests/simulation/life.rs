@@ -1,6 +1,6 @@
 //! The world of a sequence: folders, a clock and an engine that outlive every runner, and the runner that is alive.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -11,9 +11,9 @@ use drydock::disk::{Room, Shortage};
 use drydock::house::House;
 use drydock::plan::{AdapterInput, DatasetInput, ModelInput, ModelSource, ResolvedInputs};
 use drydock::sandbox::attempt_dir::OutputCap;
-use drydock::store::{Filter, Job, NewJob, Store, StoreError};
+use drydock::store::{BY_DRYDOCK, Filter, Job, NewJob, Store, StoreError};
 use drydock_gpu::inventory::{Gpu, Inventory, Memory};
-use drydock_spec::{FinetuneArgs, JobArgs, JobId, Limits, OnFailure, Owner, Priority, TraceId};
+use drydock_spec::{Attempt, FinetuneArgs, JobArgs, JobId, Limits, OnFailure, Owner, Priority, TraceId};
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 use tokio::runtime::Runtime;
 
@@ -39,8 +39,12 @@ pub(crate) struct World {
     pub(crate) cancelled: Vec<JobId>,
     /// Whether somebody took containers away, so that nobody can know how they ended.
     pub(crate) forgotten: bool,
-    /// Which of the host's GPUs no job gets.
-    cordoned: Option<usize>,
+    /// GPUs that no job gets.
+    pub(crate) cordoned: BTreeSet<String>,
+    /// Whether one was ever damaged.
+    pub(crate) damaged: bool,
+    /// Attempts that had begun when it was looked last.
+    pub(crate) begun: BTreeSet<(JobId, Attempt)>,
 }
 
 /// The file of a database that is up to date and empty.
@@ -102,7 +106,9 @@ impl World {
             seen: BTreeMap::new(),
             cancelled: Vec::new(),
             forgotten: false,
-            cordoned: None,
+            cordoned: BTreeSet::new(),
+            damaged: false,
+            begun: BTreeSet::new(),
         };
         world.engine.usually(Story::Success.steps());
         world.begin_life();
@@ -185,9 +191,25 @@ impl World {
             }
             Op::RefuseStarts(refuse) => self.engine.refuse_starts(refuse),
             Op::DiskFull(full) => self.disk(full),
-            Op::Cordon(which) => {
-                self.cordoned = which;
+            Op::Cordon(index) => {
+                let uuid = uuid(index);
+                self.with(async |house| house.gpus.cordon(&uuid, "the fan rattles", "a person").await.unwrap());
+                self.cordoned.insert(uuid);
+            }
+            Op::Damage(index) => {
+                let uuid = uuid(index);
+                self.with(async |house| {
+                    let store = &house.desk.store;
+                    store.cordon(&uuid, "has told of Xid 79", BY_DRYDOCK, true).await.map(drop).unwrap();
+                });
+                self.cordoned.insert(uuid);
+                self.damaged = true;
                 self.gpus().unwrap();
+            }
+            Op::Mend => {
+                for uuid in std::mem::take(&mut self.cordoned) {
+                    self.with(async |house| house.gpus.uncordon(&uuid).await.unwrap());
+                }
             }
         }
         self.settle();
@@ -229,24 +251,13 @@ impl World {
         let memory = Memory { total_bytes: GPU_BYTES, reserved_bytes: 0, free_bytes: GPU_BYTES };
         let gpu = |index: usize| Gpu {
             index: index as u32,
-            uuid: format!("GPU-{index}"),
+            uuid: uuid(index),
             name: "scripted".into(),
             memory,
             ..Gpu::default()
         };
         let inventory = Inventory { gpus: (0..GPUS).map(gpu).collect(), ..Inventory::default() };
-        let cordoned = self.cordoned;
-        self.with(async |house| {
-            house.gpus.publish(Ok(inventory)).await?;
-            for index in 0..GPUS {
-                let uuid = format!("GPU-{index}");
-                match cordoned == Some(index) {
-                    true => house.gpus.cordon(&uuid, "the fan rattles", "a person").await?,
-                    false => house.gpus.uncordon(&uuid).await?,
-                }
-            }
-            Ok(())
-        })
+        self.with(async |house| house.gpus.publish(Ok(inventory)).await)
     }
 
     fn submit(&mut self, story: Story, reads: Option<usize>, (large, gpus): (bool, Gpus), attempts: u32) {
@@ -333,7 +344,7 @@ impl World {
         self.engine.lose_replies(0);
         self.engine.refuse_starts(false);
         self.disk(false);
-        self.happen(Op::Cordon(None));
+        self.happen(Op::Mend);
         for _ in 0..60 {
             self.happen(Op::Probe);
             self.happen(Op::Adopt);
@@ -383,6 +394,10 @@ async fn settle(store: &Store) {
             tokio::task::yield_now().await;
         }
     }
+}
+
+fn uuid(index: usize) -> String {
+    format!("GPU-{index}")
 }
 
 impl World {

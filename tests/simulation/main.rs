@@ -99,6 +99,29 @@ fn a_job_over_which_one_gateway_after_the_other_dies_is_given_up() {
     assert!(world.told()[0].contains("50 gateways in a row died"), "{:?}", world.told());
 }
 
+#[test]
+fn what_runs_on_a_gpu_that_is_damaged_ends_and_its_job_goes_on_upon_another() {
+    life::be_nobody_special();
+    let mut world = life::World::new();
+    let gpus = ops::Gpus::Own(1);
+    world.happen(Op::Submit { story: ops::Story::Success, reads: None, large: false, attempts: 2, gpus });
+    world.happen(Op::Dispatch);
+    world.happen(Op::Damage(0));
+    // News of a kill for memory may come late, and is waited for.
+    for _ in 0..12 {
+        world.happen(Op::Advance(1_000));
+    }
+    assert!(world.told()[0].starts_with("Queued"), "{:?}", world.told());
+    for op in [Op::Crash { polls: 0 }, Op::Advance(300_000), Op::Dispatch] {
+        world.happen(op);
+        rules::check(&mut world);
+    }
+    assert!(world.told()[0].starts_with("Running"), "{:?}", world.told());
+    world.all_faults_cease();
+    rules::check_the_end(&mut world);
+    assert!(world.told()[0].contains("Succeeded"), "{:?}", world.told());
+}
+
 /// The same sequence takes the same course: without that, a seed would be worth nothing.
 #[test]
 fn a_sequence_takes_the_same_course_again() {

@@ -42,8 +42,12 @@ pub(crate) enum Op {
     RefuseStarts(bool),
     /// The disk is full, or has room again.
     DiskFull(bool),
-    /// One of the host's GPUs is cordoned, or none.
-    Cordon(Option<usize>),
+    /// Somebody takes one of the host's GPUs out of service; what runs on it goes on.
+    Cordon(usize),
+    /// One of them is damaged: nothing on it may go on.
+    Damage(usize),
+    /// All of them are in order again.
+    Mend,
     /// The runner is killed after its threads have got so far, and started again.
     Crash {
         polls: u32,
@@ -174,7 +178,9 @@ pub(crate) fn drawn(Weights { crashes, engine, time }: Weights) -> impl Strategy
         2 => (20_000..400_000i64).prop_map(Op::Advance),
         1 => (-7_200_000..7_200_000i64).prop_map(Op::SetClock),
         1 => any::<bool>().prop_map(Op::DiskFull),
-        1 => proptest::option::of(0..crate::life::GPUS).prop_map(Op::Cordon),
+        1 => (0..crate::life::GPUS).prop_map(Op::Cordon),
+        1 => (0..crate::life::GPUS).prop_map(Op::Damage),
+        1 => Just(Op::Mend),
     ];
     let end = prop_oneof![3 => (0..40u32).prop_map(|polls| Op::Crash { polls }), 1 => Just(Op::Restart)];
     prop_oneof![

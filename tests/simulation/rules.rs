@@ -39,6 +39,7 @@ pub(crate) fn check(world: &mut World) {
     let reserved = world.with(async |house| house.desk.store.reserved().await.unwrap());
     assert!(reserved.0 <= CAPACITY.0 && reserved.1 <= CAPACITY.1, "{reserved:?} is more than {CAPACITY:?}");
     no_gpu_is_held_by_two(world, &jobs);
+    nothing_begins_on_a_gpu_that_is_cordoned(world);
     world.seen = jobs;
 }
 
@@ -119,6 +120,10 @@ fn the_end_is_the_true_one(world: &World, jobs: &BTreeMap<JobId, Job>, Account {
             FailureKind::Crashed => assert_eq!(exit, Some((139, false)), "{failure}"),
             FailureKind::Unexplained => assert_eq!(exit, Some((3, false)), "{failure}"),
             FailureKind::EngineLost => assert_eq!(job.attempt, job.last_attempt(), "{id} was given up: {failure}"),
+            FailureKind::GpuLost => {
+                let on_gpus = world.damaged && job.limits.gpus > 0;
+                assert!(on_gpus && job.attempt == job.last_attempt(), "{id} was given up: {failure}");
+            }
             FailureKind::InputFailed => {
                 let input = &jobs[&world.reads[&id]].state;
                 assert!(input.is_done() && *input != JobState::Done(Outcome::Succeeded), "{failure}");
@@ -152,6 +157,17 @@ fn no_gpu_is_held_by_two(world: &World, jobs: &BTreeMap<JobId, Job>) {
         let shared: Option<Vec<u64>> = held.iter().copied().collect();
         let room = shared.is_some_and(|bytes| bytes.iter().sum::<u64>() <= GPU_BYTES && bytes.len() <= 4);
         assert!(held.len() == 1 || room, "{gpu} is held by {held:?}");
+    }
+}
+
+/// In no life of the runner.
+fn nothing_begins_on_a_gpu_that_is_cordoned(world: &mut World) {
+    let under_way = world.with(async |house| house.desk.store.attempts_under_way().await.unwrap());
+    for row in under_way {
+        if world.begun.insert((row.job, row.attempt)) {
+            let out: Vec<_> = row.gpus.iter().filter(|gpu| world.cordoned.contains(*gpu)).collect();
+            assert!(out.is_empty(), "attempt {} of {} begins on {out:?}", row.attempt, row.job);
+        }
     }
 }
 

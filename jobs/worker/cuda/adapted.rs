@@ -4,6 +4,7 @@ use super::device::Device;
 use super::error::Result;
 use super::memory::Buffer;
 use super::model::{Computed, Group};
+use super::operations::add;
 use super::product::Mix;
 use super::rows::{Rows, RowsMut};
 use crate::kernels::linear::{Dropout, mix};
@@ -20,6 +21,8 @@ pub(super) struct Adapted<'a> {
     pub width: usize,
     /// The seed of a training pass's dropout.
     pub dropout_seed: Option<u64>,
+    /// Where in its pass `x` begins, in tokens.
+    pub first_token: usize,
 }
 
 impl Adapted<'_> {
@@ -55,17 +58,17 @@ impl Adapted<'_> {
         let Some(dx) = dx else { return Ok(()) };
         match self.dropout() {
             None => device.multiply(dreduced, self.a().matrix(), Mix::ADD, RowsMut::of(dx, width).matrix()),
-            Some(dropout) => {
+            Some(_) => {
                 let mut dseen = device.buffer(dx.len())?;
                 let into = RowsMut::of(&mut dseen, width).matrix();
                 device.multiply(dreduced, self.a().matrix(), Mix::SET, into)?;
-                dropout.add(device, &dseen, dx)
+                self.undrop(&dseen, dx)
             }
         }
     }
 
     /// `scale * seen Aᵀ`, `[tokens, rank]`.
-    fn reduced<T: Computed>(self, seen: &Buffer<T>) -> Result<Buffer<T>> {
+    pub(super) fn reduced<T: Computed>(self, seen: &Buffer<T>) -> Result<Buffer<T>> {
         let seen = Rows::of(seen, self.width);
         let mut reduced = self.device.buffer(seen.rows * self.rank())?;
         let into = RowsMut::of(&mut reduced, self.rank()).matrix();
@@ -75,8 +78,21 @@ impl Adapted<'_> {
     }
 
     /// What dropout leaves of `x`, where there is any.
-    fn dropped<T: Computed>(self, x: &Buffer<T>) -> Result<Option<Buffer<T>>> {
-        self.dropout().map(|dropout| dropout.of(self.device, x)).transpose()
+    pub(super) fn dropped<T: Computed>(self, x: &Buffer<T>) -> Result<Option<Buffer<T>>> {
+        self.dropout().map(|dropout| dropout.of(self.device, self.first_value(), x)).transpose()
+    }
+
+    /// Whether anything is dropped in this pass.
+    pub(super) fn drops(self) -> bool {
+        self.dropout().is_some()
+    }
+
+    /// Adds the gradient of what is left of `x` to that of `x`.
+    pub(super) fn undrop<T: Computed>(self, dseen: &Buffer<T>, dx: &mut Buffer<T>) -> Result<()> {
+        match self.dropout() {
+            Some(dropout) => dropout.add(self.device, self.first_value(), dseen, dx),
+            None => add(self.device, dseen, dx),
+        }
     }
 
     fn dropout(self) -> Option<Dropout> {
@@ -84,17 +100,22 @@ impl Adapted<'_> {
         self.dropout_seed.filter(|_| rate > 0.0).map(|seed| Dropout { rate, seed: mix(seed ^ mix(number)) })
     }
 
-    fn rank(self) -> usize {
+    /// The place of `x`'s first value in its pass.
+    fn first_value(self) -> u64 {
+        (self.first_token * self.width) as u64
+    }
+
+    pub(super) fn rank(self) -> usize {
         self.adapter.a.len() / self.width
     }
 }
 
 impl<'a> Adapted<'a> {
-    fn a<T: Computed>(self) -> Rows<'a, T> {
+    pub(super) fn a<T: Computed>(self) -> Rows<'a, T> {
         Rows::new(T::of(self.group).part(self.adapter.a.clone()), self.width)
     }
 
-    fn b<T: Computed>(self) -> Rows<'a, T> {
+    pub(super) fn b<T: Computed>(self) -> Rows<'a, T> {
         Rows::new(T::of(self.group).part(self.adapter.b.clone()), self.rank())
     }
 }

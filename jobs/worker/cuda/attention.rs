@@ -22,6 +22,7 @@ use crate::kernels::attention::{Heads, Scoring};
 #[derive(Clone, Copy)]
 pub(super) struct Attention<'a> {
     pub device: &'a Device,
+    pub layer: usize,
     pub heads: Heads,
     pub scoring: Scoring,
     pub angles: &'a Angles,
@@ -53,20 +54,21 @@ fn at_once(heads: Heads, longest: usize) -> (usize, usize) {
 }
 
 impl Attention<'_> {
-    fn group(&self) -> usize {
+    pub(super) fn group(&self) -> usize {
         self.heads.query / self.heads.key_value
     }
 
     /// In an order that never changes.
     fn blocks(&self) -> Vec<Block> {
         let (len, _) = at_once(self.heads, self.batch.longest());
-        let of_row = |row: Range<usize>| {
+        let of_row = |row: &Range<usize>| {
+            let row = row.clone();
             (0..row.len()).step_by(len).map(move |start| {
                 let queries = start..(start + len).min(row.len());
                 Block { first: row.start, keys: self.scoring.span(&queries), queries }
             })
         };
-        self.batch.rows().flat_map(of_row).collect()
+        self.batch.rows().iter().flat_map(of_row).collect()
     }
 
     /// The heads `[kv heads, tokens, group, dim]` of rows, turned and scaled.
@@ -180,6 +182,20 @@ impl Attention<'_> {
 
     /// What every token sees, `[tokens, query_width]`.
     pub(super) fn forward<T: Computed>(&self, of: Parts<'_, T>) -> Result<Buffer<T>> {
+        let width = self.heads.query_width();
+        let mut y = self.device.buffer(self.batch.len * width)?;
+        if !self.batch.rows().is_empty() {
+            self.within_rows(of, RowsMut::of(&mut y, width))?;
+        }
+        if let Some(recalled) = &self.batch.recalled {
+            self.remember(recalled, of.k, of.v)?;
+            self.look_back(recalled, of, RowsMut::of(&mut y, width))?;
+        }
+        Ok(y)
+    }
+
+    /// What the tokens of whole rows see of each other.
+    fn within_rows<T: Computed>(&self, of: Parts<'_, T>, y: RowsMut<'_, T>) -> Result<()> {
         let Heads { key_value, dim, .. } = self.heads;
         let group = self.group();
         let (_, at_once) = at_once(self.heads, self.batch.longest());
@@ -200,11 +216,7 @@ impl Attention<'_> {
                 into,
             )?;
         }
-        drop((scores, p, queries, keys));
-        let mut y = self.device.buffer(seen.len())?;
-        let kernel = named_from_heads::<T>();
-        self.put_heads(kernel, &seen, (group, false, 1.0), RowsMut::of(&mut y, self.heads.query_width()))?;
-        Ok(y)
+        self.put_heads(named_from_heads::<T>(), &seen, (group, false, 1.0), y)
     }
 
     /// The gradients of queries, keys and values, from that of what every token sees.

@@ -160,6 +160,21 @@ impl Device {
         unsafe { driver::stream::synchronize(self.0.stream) }.or_say("waiting for the GPU")
     }
 
+    /// Whether everything that was asked for is done; what went wrong on the way is told now.
+    pub(super) fn is_done(&self) -> Result<bool> {
+        self.bind()?;
+        // SAFETY: the stream is open.
+        match unsafe { sys::cuStreamQuery(self.0.stream) } {
+            sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            answer => answer.result().or_say("asking whether the GPU is done").map(|()| true),
+        }
+    }
+
+    /// The stream that everything goes through.
+    pub(super) fn stream(&self) -> sys::CUstream {
+        self.0.stream
+    }
+
     /// What this worker holds of the GPU's memory.
     #[must_use]
     pub fn memory(&self) -> Memory {

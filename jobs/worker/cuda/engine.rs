@@ -26,14 +26,18 @@ use super::device::Device;
 use super::memory::Buffer;
 use super::model::{Computed, Group, Model};
 use super::operations::{Stepped, squares};
+use super::speaker::Voice;
 use super::tape::Tape;
 use crate::data::batch::Batch;
 use crate::ending::Result;
+use crate::generate::answers;
+use crate::generate::greedy::{Answer, Prompt};
 use crate::kernels::adamw::{Constants, Moments, Stretch};
 use crate::kernels::read;
 use crate::model::decoder::Decoder;
 use crate::model::parameter::Trainable;
 use crate::model::tape::Pass;
+use crate::model::tokenizer::Text;
 use crate::training::engine::{Engine, Recorded, Sums, constants};
 
 /// The moments of a group on the device.
@@ -78,12 +82,42 @@ impl<'a, T: Computed> Cuda<'a, T> {
         })
     }
 
-    fn record_tape(&self, batch: &Batch, pass: Pass, keep: bool) -> Result<Tape<'_, T>> {
-        Tape::record(&self.device, self.decoder, (&self.model, &self.groups), batch, pass, keep)
+    /// The forward pass of a batch, which begins at a token of a larger pass.
+    pub(super) fn forward(&mut self, batch: &Batch, first_token: usize, pass: Pass) -> Result<OnGpu<'_, T>> {
+        let Self { device, decoder, model, groups, gradients, losses, .. } = self;
+        let tape = Tape::record(device, decoder, (model, groups), (batch, first_token), pass, true)?;
+        Ok(OnGpu { tape, gradients, losses })
+    }
+
+    /// The losses of every backward pass since the last time, when all of them are done.
+    pub(super) fn take_losses(&mut self) -> Result<Vec<Vec<f64>>> {
+        let losses = std::mem::take(&mut self.losses).iter().map(widened).collect::<Result<_>>()?;
+        self.device.wait()?;
+        Ok(losses)
+    }
+
+    /// The trained values of the groups.
+    pub(super) fn values(&self) -> Result<Vec<Vec<f32>>> {
+        self.groups.iter().map(|group| Ok(group.values.download()?)).collect()
+    }
+
+    pub(super) fn gradients_mut(&mut self) -> &mut [Buffer<f32>] {
+        &mut self.gradients
+    }
+
+    /// L2 norm of all gradients together.
+    pub(super) fn grad_norm(&self) -> Result<f64> {
+        let squares = self.gradients.iter().map(|gradient| squares(&self.device, gradient));
+        let squares = squares.collect::<super::error::Result<Vec<_>>>()?;
+        let mut sum = 0.0;
+        for parts in squares {
+            sum += parts.download()?.into_iter().map(f64::from).sum::<f64>();
+        }
+        Ok(sum.sqrt())
     }
 }
 
-fn on_device<T: Computed>(device: &Device, trainable: &Trainable) -> Result<Group> {
+pub(super) fn on_device<T: Computed>(device: &Device, trainable: &Trainable) -> Result<Group> {
     let values = read(&trainable.var, |values| Ok(values.to_vec()))?;
     Group::new::<T>(device, &values)
 }
@@ -94,9 +128,7 @@ fn widened(losses: &Buffer<f32>) -> Result<Vec<f64>> {
 
 impl<T: Computed> Engine for Cuda<'_, T> {
     fn record<'e>(&'e mut self, batch: &'e Batch, pass: Pass) -> Result<Box<dyn Recorded + 'e>> {
-        let Self { device, decoder, model, groups, gradients, losses, .. } = self;
-        let tape = Tape::record(device, decoder, (model, groups), batch, pass, true)?;
-        Ok(Box::new(OnGpu { tape, gradients, losses }))
+        Ok(Box::new(self.forward(batch, 0, pass)?))
     }
 
     fn clear(&mut self) -> Result<()> {
@@ -105,14 +137,7 @@ impl<T: Computed> Engine for Cuda<'_, T> {
     }
 
     fn sums(&mut self) -> Result<Sums> {
-        let squares = self.gradients.iter().map(|gradient| squares(&self.device, gradient));
-        let squares = squares.collect::<super::error::Result<Vec<_>>>()?;
-        let losses = std::mem::take(&mut self.losses).iter().map(widened).collect::<Result<_>>()?;
-        let mut sum = 0.0;
-        for parts in squares {
-            sum += parts.download()?.into_iter().map(f64::from).sum::<f64>();
-        }
-        Ok(Sums { losses, grad_norm: sum.sqrt() })
+        Ok(Sums { grad_norm: self.grad_norm()?, losses: self.take_losses()? })
     }
 
     fn step(&mut self, learning_rate: f64, gradient_scale: f64) -> Result<()> {
@@ -159,7 +184,18 @@ impl<T: Computed> Engine for Cuda<'_, T> {
     }
 
     fn target_losses(&mut self, batch: &Batch) -> Result<Vec<f64>> {
-        self.record_tape(batch, Pass::default(), false)?.losses()
+        let Self { device, decoder, model, groups, .. } = self;
+        Tape::record(device, decoder, (model, groups), (batch, 0), Pass::default(), false)?.losses()
+    }
+
+    fn answers(
+        &self,
+        text: &Text,
+        prompts: &[Prompt],
+        before_pass: &mut dyn FnMut(usize) -> Result<()>,
+    ) -> Result<Vec<Answer>> {
+        let Self { device, decoder, model, groups, .. } = self;
+        answers(&Voice { device, decoder, model, groups }, text, prompts, before_pass)
     }
 
     fn take_values(&mut self) -> Result<()> {
@@ -179,7 +215,7 @@ impl<T: Computed> Engine for Cuda<'_, T> {
     }
 }
 
-struct OnGpu<'e, T: Computed> {
+pub(super) struct OnGpu<'e, T: Computed> {
     tape: Tape<'e, T>,
     gradients: &'e mut [Buffer<f32>],
     losses: &'e mut Vec<Buffer<f32>>,

@@ -14,6 +14,10 @@ pub enum CudaError {
     NoDriver,
     /// The library of the products is not there: the worker does not run in the image that was made for it.
     NoCublas,
+    /// The library of sums among GPUs is not there, or lacks a call.
+    NoNccl,
+    /// It is too old; versions as 10,000 * major + 100 * minor + patch.
+    OldNccl { version: u32, needed: u32 },
     /// The driver knows of no such GPU.
     NoDevice { ordinal: u32, devices: u32 },
     /// The program was built without kernels.
@@ -28,6 +32,10 @@ pub enum CudaError {
     Driver { tried: &'static str, code: CUresult },
     /// An answer of cuBLAS to what was tried.
     Product { tried: &'static str, status: cudarc::cublas::sys::cublasStatus_t },
+    /// The GPUs of a training could not do something together; in NCCL's words.
+    Exchange { tried: &'static str, said: String },
+    /// They were not done after so long.
+    ExchangeStuck { tried: &'static str, seconds: u64 },
 }
 
 /// What operations on a GPU return.
@@ -55,9 +63,11 @@ impl CudaError {
     #[must_use]
     pub fn kind(&self) -> FailureKind {
         match self {
-            Self::NoDriver | Self::NoDevice { .. } | Self::NoKernels | Self::NoCublas => FailureKind::GpuMissing,
+            Self::NoDriver | Self::NoDevice { .. } | Self::NoKernels => FailureKind::GpuMissing,
+            Self::NoCublas | Self::NoNccl | Self::OldNccl { .. } => FailureKind::GpuMissing,
             Self::OldDriver { .. } | Self::OldDevice { .. } => FailureKind::GpuDriver,
             Self::OutOfMemory { .. } => FailureKind::GpuOutOfMemory,
+            Self::Exchange { .. } | Self::ExchangeStuck { .. } => FailureKind::GpuFault,
             Self::Driver { code, .. } => kind_of(*code),
             Self::Product { status, .. } => match status {
                 cudarc::cublas::sys::cublasStatus_t::CUBLAS_STATUS_ALLOC_FAILED => FailureKind::GpuOutOfMemory,
@@ -92,6 +102,13 @@ impl std::fmt::Display for CudaError {
         match self {
             Self::NoDriver => f.write_str("NVIDIA's driver (libcuda.so.1) is not here"),
             Self::NoCublas => f.write_str("cuBLAS (libcublas.so.13) is not on the library path"),
+            Self::NoNccl => {
+                f.write_str("NCCL (libnccl.so.2), by which GPUs compute together, is not on the library path")
+            }
+            Self::OldNccl { version, needed } => {
+                let numbers = |version: &u32| format!("{}.{}", version / 10_000, version % 10_000 / 100);
+                write!(f, "NCCL (libnccl.so.2) is of version {}; {} is needed", numbers(version), numbers(needed))
+            }
             Self::NoDevice { ordinal: 0, devices: 0 } => f.write_str("the driver sees no GPU"),
             Self::NoDevice { ordinal, devices } => {
                 write!(f, "of GPU {ordinal} the driver sees nothing; it has {devices}, from 0 on")
@@ -117,6 +134,8 @@ impl std::fmt::Display for CudaError {
             ),
             Self::Driver { tried, code } => write!(f, "{tried}: {code:?}"),
             Self::Product { tried, status } => write!(f, "{tried}: {status:?}"),
+            Self::Exchange { tried, said } => write!(f, "{tried}: {said}"),
+            Self::ExchangeStuck { tried, seconds } => write!(f, "{tried}: the GPUs were not done after {seconds} s"),
         }
     }
 }
@@ -130,6 +149,13 @@ impl From<CudaError> for Failure {
             CudaError::NoKernels => failure.with_hint("build the worker with `make worker-cuda`"),
             CudaError::NoCublas => failure.with_hint(
                 "use an image made by `make image-cuda`, or put the folder of libcublas.so.13 on LD_LIBRARY_PATH",
+            ),
+            CudaError::NoNccl | CudaError::OldNccl { .. } => failure.with_hint(
+                "set limits.gpus to 1, use an image made by `make image-cuda`, or put the folder of libnccl.so.2 on \
+                 LD_LIBRARY_PATH",
+            ),
+            CudaError::Exchange { .. } | CudaError::ExchangeStuck { .. } => failure.with_hint(
+                "set limits.gpus to 1, or run `drydock-worker selfcheck --device cuda` on the host with NCCL_DEBUG=INFO",
             ),
             CudaError::OldDriver { .. } => {
                 failure.with_hint("update the host's NVIDIA driver to 580 or newer and reboot the host")

@@ -33,6 +33,31 @@ pub(super) struct HeadGradient<'a, T: Element> {
 }
 
 impl<T: Computed> Head<'_, T> {
+    /// The likeliest token after each of these of the stream `[tokens, hidden]`.
+    pub(super) fn likeliest(&self, x: &Buffer<T>, places: &[usize]) -> Result<Vec<Option<u32>>> {
+        const NONE: u32 = u32::MAX;
+        let Self { device, norm, weight, softcap } = *self;
+        let (vocabulary, hidden) = (weight.rows, weight.width);
+        let places = device.upload(&places.iter().map(|&place| small(place)).collect::<Vec<_>>())?;
+        let mut found = device.buffer::<u32>(places.len())?;
+        let at_once = targets_at_once(vocabulary as u64, places.len() as u64) as usize;
+        let mut logits: Buffer<f32> = device.buffer(at_once * vocabulary)?;
+        for from in (0..places.len()).step_by(at_once) {
+            let chosen = from..(from + at_once).min(places.len());
+            let some = take_rows(device, Rows::of(x, hidden), places.part(chosen.clone()), 1.0)?;
+            let h = norm.forward(device, Rows::of(&some, hidden))?;
+            let into = RowsMut::new(logits.part_mut(..chosen.len() * vocabulary), vocabulary).matrix();
+            device.multiply(Rows::of(&h, hidden).matrix(), weight.matrix().t(), Mix::SET, into)?;
+            let (shape, softcap) = (Shape::of(chosen.len(), 512), softcap.unwrap_or(0.0));
+            device.launch(
+                "likeliest",
+                shape,
+                arguments![&logits, found.part_mut(chosen), softcap, small(vocabulary)],
+            )?;
+        }
+        Ok(found.download()?.into_iter().map(|token| (token != NONE).then_some(token)).collect())
+    }
+
     /// The negative log likelihood of each target in nats, for the stream `[tokens, hidden]`; with the gradients of
     /// their weighted sum, where they are asked for.
     pub(super) fn losses(

@@ -4,13 +4,14 @@
 use super::adapted::Adapted;
 use super::attention::{Attention, Parts};
 use super::device::Device;
+use super::dora::Stretched;
 use super::error::Result;
 use super::memory::Buffer;
 use super::model::{Computed, Group, Layer, Norm};
 use super::operations::{add, add_bias, bias_gradient, gate, gate_backward};
 use super::product::Mix;
 use super::rows::{Rows, RowsMut};
-use super::stack::{Projection, Stack};
+use super::stack::{Opened, Projection, Stack};
 use crate::model::layer::Adapter;
 
 /// A layer with its trained values.
@@ -24,6 +25,8 @@ pub(super) struct Complete<'a, T: Computed> {
     pub attention: Attention<'a>,
     /// The seed of a training pass's dropout.
     pub dropout_seed: Option<u64>,
+    /// Where in its pass the stream begins, in tokens.
+    pub first_token: usize,
 }
 
 /// What a forward pass leaves to the backward pass; [`drydock_spec::tape`] counts it.
@@ -53,6 +56,7 @@ impl<T: Computed> Complete<'_, T> {
         let (middle, h, attention_out) = match &layer.attention_after_norm {
             None => {
                 let (middle, h) = layer.mlp_norm.weighted(self.group).join(device, x, &attention_out)?;
+                drop(attention_out);
                 (middle, h, None)
             }
             Some(norm) => {
@@ -225,10 +229,13 @@ impl<T: Computed> Complete<'_, T> {
         for (weight, columns) in opened.weights(self.group) {
             device.multiply(x_rows.matrix(), weight.matrix().t(), Mix::SET, y_rows.columns(columns).matrix())?;
         }
-        drop(opened);
+        let opened = stack.stretches().then_some(opened);
         for part in &stack.parts {
-            if let Some(adapter) = &part.adapter {
-                self.adapted(adapter, stack.width).add(x, y_rows.columns(part.columns.clone()))?;
+            let y = y_rows.columns(part.columns.clone());
+            match (opened.as_ref().and_then(|opened| self.stretched(opened, part)), &part.adapter) {
+                (Some(stretched), _) => stretched.add(x, y)?,
+                (None, Some(adapter)) => self.adapted(adapter, stack.width).add(x, y)?,
+                (None, None) => {}
             }
             if let Some(bias) = &part.bias {
                 add_bias(device, y_rows.columns(part.columns.clone()), bias.values(self.group))?;
@@ -252,21 +259,71 @@ impl<T: Computed> Complete<'_, T> {
         dy: &Buffer<T>,
         gradients: &mut Buffer<f32>,
     ) -> Result<Option<Buffer<T>>> {
-        let device = self.device;
+        if stack.stretches() {
+            return self.back_stretched(asked, stack, x, dy, gradients);
+        }
         let dy = Rows::of(dy, stack.out);
-        let mut dx = if asked { Some(device.buffer(x.len())?) } else { None };
+        let mut dx = if asked { Some(self.device.buffer(x.len())?) } else { None };
         if let Some(dx) = &mut dx {
-            let opened = stack.open(device)?;
-            for (index, (weight, columns)) in opened.weights(self.group).into_iter().enumerate() {
-                let mix = if index == 0 { Mix::SET } else { Mix::ADD };
-                let dx = RowsMut::of(dx, stack.width).matrix();
-                device.multiply(dy.columns(columns).matrix(), weight.matrix(), mix, dx)?;
-            }
+            self.back_through(&stack.open(self.device)?, stack.width, dy, dx)?;
         }
         for part in &stack.parts {
             self.part_back(part, stack.width, x, dy.columns(part.columns.clone()), dx.as_mut(), gradients)?;
         }
         Ok(dx)
+    }
+
+    /// The same of a stack whose rows have trained lengths. Without dropout, weight and adapter meet the same gradient,
+    /// that before the gains; with it, the weight's own share of the result meets no gains.
+    fn back_stretched(
+        &self,
+        asked: bool,
+        stack: &Stack<T>,
+        x: &Buffer<T>,
+        dy: &Buffer<T>,
+        gradients: &mut Buffer<f32>,
+    ) -> Result<Option<Buffer<T>>> {
+        let (device, opened) = (self.device, stack.open(self.device)?);
+        let mut before = device.buffer(dy.len())?;
+        before.copy_from(dy.view())?;
+        let mut gains = Vec::with_capacity(stack.parts.len());
+        for part in &stack.parts {
+            let stretched = self.stretched(&opened, part);
+            let found = stretched.map(Stretched::gains).transpose()?;
+            if let Some(found) = &found {
+                found.scale(device, RowsMut::of(&mut before, stack.out).columns(part.columns.clone()))?;
+            }
+            gains.push(found);
+        }
+        let drops = |part: &Projection<T>| self.stretched(&opened, part).is_some_and(|part| part.adapted.drops());
+        let (dy, before) = (Rows::of(dy, stack.out), Rows::of(&before, stack.out));
+        let mut dx = if asked { Some(device.buffer(x.len())?) } else { None };
+        if let Some(dx) = &mut dx {
+            let meets = if stack.parts.iter().any(drops) { dy } else { before };
+            self.back_through(&opened, stack.width, meets, dx)?;
+        }
+        for (part, gains) in stack.parts.iter().zip(&gains) {
+            let columns = || part.columns.clone();
+            if let (Some(stretched), Some(gains)) = (self.stretched(&opened, part), gains) {
+                stretched.backward(gains, x, dy.columns(columns()), dx.as_mut(), gradients)?;
+            }
+            self.part_back(part, stack.width, x, before.columns(columns()), dx.as_mut(), gradients)?;
+        }
+        Ok(dx)
+    }
+
+    /// The gradient of what went into a stack's weights, from that of what came out.
+    fn back_through(&self, opened: &Opened<'_, T>, width: usize, dy: Rows<'_, T>, dx: &mut Buffer<T>) -> Result<()> {
+        for (index, (weight, columns)) in opened.weights(self.group).into_iter().enumerate() {
+            let mix = if index == 0 { Mix::SET } else { Mix::ADD };
+            let dx = RowsMut::of(dx, width).matrix();
+            self.device.multiply(dy.columns(columns).matrix(), weight.matrix(), mix, dx)?;
+        }
+        Ok(())
+    }
+
+    fn stretched<'p>(&'p self, opened: &'p Opened<'_, T>, part: &'p Projection<T>) -> Option<Stretched<'p, T>> {
+        opened.stretched(part, (self.device, self.group), (self.dropout_seed, self.first_token))
     }
 
     /// What is a projection's own in the backward pass of its stack.
@@ -293,6 +350,7 @@ impl<T: Computed> Complete<'_, T> {
     }
 
     fn adapted<'p>(&'p self, adapter: &'p Adapter, width: usize) -> Adapted<'p> {
-        Adapted { device: self.device, adapter, group: self.group, width, dropout_seed: self.dropout_seed }
+        let Self { device, group, dropout_seed, first_token, .. } = *self;
+        Adapted { device, adapter, group, width, dropout_seed, first_token }
     }
 }

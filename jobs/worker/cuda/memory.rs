@@ -15,6 +15,7 @@ mod sealed {
     impl Sealed for f32 {}
     impl Sealed for half::bf16 {}
     impl Sealed for u32 {}
+    impl Sealed for u64 {}
     impl Sealed for u8 {}
 }
 
@@ -23,6 +24,7 @@ pub trait Element: sealed::Sealed + Copy + Default + Send + Sync + 'static {}
 impl Element for f32 {}
 impl Element for bf16 {}
 impl Element for u32 {}
+impl Element for u64 {}
 impl Element for u8 {}
 
 /// Bytes that a worker holds on a GPU: now, and at most so far.
@@ -115,17 +117,25 @@ impl Device {
     }
 }
 
+/// How many values somebody holds or lends.
+macro_rules! counted {
+    ($($values:ty),*) => {
+        $(impl<T: Element> $values {
+            #[must_use]
+            pub fn len(&self) -> usize {
+                self.len
+            }
+
+            #[must_use]
+            pub fn is_empty(&self) -> bool {
+                self.len == 0
+            }
+        })*
+    };
+}
+counted!(Buffer<T>, View<'_, T>, ViewMut<'_, T>);
+
 impl<T: Element> Buffer<T> {
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
     #[must_use]
     pub fn device(&self) -> &Device {
         &self.device
@@ -180,6 +190,11 @@ impl<T: Element> Buffer<T> {
         self.device.read(self.view(), values)
     }
 
+    /// Where the values lie, for kernels that look it up in a table; as long as the buffer lives.
+    pub(super) fn address(&self) -> u64 {
+        self.pointer
+    }
+
     /// Lets go of the memory without freeing it.
     pub(super) fn into_pointer(self) -> CUdeviceptr {
         let this = std::mem::ManuallyDrop::new(self);
@@ -218,33 +233,13 @@ impl Device {
 
 impl<'a, T: Element> View<'a, T> {
     #[must_use]
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    #[must_use]
     pub fn part(self, range: impl RangeBounds<usize>) -> View<'a, T> {
-        let range = within(range, self.len);
-        View { pointer: self.pointer + (range.start * size_of::<T>()) as u64, len: range.len(), ..self }
+        let (pointer, len) = stretch::<T>(self.pointer, range, self.len);
+        View { pointer, len, ..self }
     }
 }
 
 impl<'a, T: Element> ViewMut<'a, T> {
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
     /// The same values, to be read.
     #[must_use]
     pub fn view(&self) -> View<'_, T> {
@@ -264,8 +259,8 @@ impl<'a, T: Element> ViewMut<'a, T> {
     /// Some of the values.
     #[must_use]
     pub fn into_part(self, range: impl RangeBounds<usize>) -> ViewMut<'a, T> {
-        let range = within(range, self.len);
-        ViewMut { pointer: self.pointer + (range.start * size_of::<T>()) as u64, len: range.len(), ..self }
+        let (pointer, len) = stretch::<T>(self.pointer, range, self.len);
+        ViewMut { pointer, len, ..self }
     }
 
     /// The values before `at`, and those from there on.
@@ -311,6 +306,12 @@ impl<'a, T: Element> ViewMut<'a, T> {
         unsafe { driver::memcpy_dtod_async(self.pointer, values.pointer, bytes, self.device.0.stream) }
             .or_say("copying on the GPU")
     }
+}
+
+/// Where some of `of` values begin, and how many they are.
+fn stretch<T>(pointer: CUdeviceptr, range: impl RangeBounds<usize>, of: usize) -> (CUdeviceptr, usize) {
+    let range = within(range, of);
+    (pointer + (range.start * size_of::<T>()) as u64, range.len())
 }
 
 fn within(range: impl RangeBounds<usize>, len: usize) -> Range<usize> {

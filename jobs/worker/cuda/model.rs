@@ -303,6 +303,19 @@ impl<T: Computed> Model<T> {
     }
 }
 
+impl<T: Computed> Model<T> {
+    /// The values of the groups stay as they are from here on: what follows from them is found once.
+    pub(super) fn settle(&mut self, device: &Device, decoder: &Decoder, groups: &[Group]) -> Result<()> {
+        for (index, layer) in self.layers.iter_mut().enumerate() {
+            let group = &groups[decoder.layer_group(index)];
+            for stack in [&mut layer.query_key_value, &mut layer.output, &mut layer.gate_up, &mut layer.down] {
+                stack.settle(device, group)?;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// A frozen parameter's values in the form in which the device has them; nothing of a trained one.
 pub(super) fn frozen<T: Computed>(parameter: &Parameter) -> Vec<T> {
     let mut values = Vec::with_capacity(parameter.elements());

@@ -4,7 +4,7 @@
 
 use super::device::Device;
 use super::error::Result;
-use super::memory::{Buffer, View, ViewMut};
+use super::memory::{Buffer, Element, View, ViewMut};
 use super::model::{Computed, Norm};
 use super::module::{Argument, Shape, arguments};
 use super::rows::{Rows, RowsMut};
@@ -21,7 +21,7 @@ macro_rules! named {
 pub(super) use named;
 
 /// Rows whose sum is made by one block before the sums are summed.
-const PIECE: usize = 64;
+pub(super) const PIECE: usize = 64;
 /// Values whose squares a block sums up.
 const SQUARES: usize = 1 << 16;
 
@@ -56,6 +56,19 @@ impl Weighted<'_> {
         self.weight.len()
     }
 
+    /// What is normalised, heads of a row one by one, and how: as kernels take it.
+    fn of<'l, T: Element>(&'l self, x: Rows<'l, T>) -> [Argument<'l>; 6] {
+        let heads = small(x.width / self.width());
+        [
+            x.at.into(),
+            heads.into(),
+            (x.stride as u64).into(),
+            self.weight.into(),
+            self.offset.into(),
+            self.epsilon.into(),
+        ]
+    }
+
     /// Normalised: the whole row, or each head of it where the weight is a head's. What comes back has no gaps.
     pub(super) fn forward<T: Computed>(self, device: &Device, x: Rows<'_, T>) -> Result<Buffer<T>> {
         let heads = x.width / self.width();
@@ -63,16 +76,7 @@ impl Weighted<'_> {
         device.launch(
             named!(T, "norm"),
             Shape::of(x.rows * heads, threads(self.width(), 256)),
-            arguments![
-                x.at,
-                small(heads),
-                x.stride as u64,
-                self.weight,
-                self.offset,
-                self.epsilon,
-                &mut y,
-                small(self.width())
-            ],
+            &[&self.of(x)[..], arguments![&mut y, small(self.width())]].concat(),
         )?;
         Ok(y)
     }
@@ -110,20 +114,18 @@ impl Weighted<'_> {
         device.launch(
             named!(T, "norm_backward"),
             Shape::of(rows, threads(width, 256)),
-            arguments![
-                x.at,
-                small(heads),
-                x.stride as u64,
-                self.weight,
-                self.offset,
-                self.epsilon,
-                dy,
-                dx.at,
-                dx.stride as u64,
-                i32::from(add),
-                inverses.as_mut().map_or(Argument::NULL, Argument::from),
-                small(width)
-            ],
+            &[
+                &self.of(x)[..],
+                arguments![
+                    dy,
+                    dx.at,
+                    dx.stride as u64,
+                    i32::from(add),
+                    inverses.as_mut().map_or(Argument::NULL, Argument::from),
+                    small(width)
+                ],
+            ]
+            .concat(),
         )?;
         let (Some(dweight), Some(inverses)) = (dweight, inverses) else { return Ok(()) };
         let mut partials: Buffer<f32> = device.buffer(rows.div_ceil(PIECE) * width)?;
@@ -147,11 +149,11 @@ impl Weighted<'_> {
 }
 
 /// A block for every piece of the rows and every 256 columns.
-fn pieces(rows: usize, width: usize) -> Shape {
+pub(super) fn pieces(rows: usize, width: usize) -> Shape {
     Shape { blocks: [small(rows.div_ceil(PIECE)), small(width.div_ceil(256)), 1], ..Shape::of(1, 256) }
 }
 
-fn sum_partials(device: &Device, partials: &Buffer<f32>, sums: ViewMut<'_, f32>) -> Result<()> {
+pub(super) fn sum_partials(device: &Device, partials: &Buffer<f32>, sums: ViewMut<'_, f32>) -> Result<()> {
     let width = sums.len();
     let shape = Shape::over(width, 256);
     device.launch("sum_partials", shape, arguments![partials, sums, small(partials.len() / width), small(width)])
@@ -182,25 +184,32 @@ pub(super) fn add<T: Computed>(device: &Device, x: &Buffer<T>, y: &mut Buffer<T>
 }
 
 impl Dropout {
-    /// What is left of `x`.
-    pub(super) fn of<T: Computed>(self, device: &Device, x: &Buffer<T>) -> Result<Buffer<T>> {
+    /// What is left of `x`, whose values have their places from `first` on.
+    pub(super) fn of<T: Computed>(self, device: &Device, first: u64, x: &Buffer<T>) -> Result<Buffer<T>> {
         let mut y = device.buffer(x.len())?;
-        self.launch(device, x, &mut y, false)?;
+        self.launch(device, first, x, &mut y, false)?;
         Ok(y)
     }
 
-    /// Adds to `y` what is left of `x`.
-    pub(super) fn add<T: Computed>(self, device: &Device, x: &Buffer<T>, y: &mut Buffer<T>) -> Result<()> {
-        self.launch(device, x, y, true)
+    /// Adds to `y` what is left of `x`, whose values have their places from `first` on.
+    pub(super) fn add<T: Computed>(self, device: &Device, first: u64, x: &Buffer<T>, y: &mut Buffer<T>) -> Result<()> {
+        self.launch(device, first, x, y, true)
     }
 
-    fn launch<T: Computed>(self, device: &Device, x: &Buffer<T>, y: &mut Buffer<T>, add: bool) -> Result<()> {
+    fn launch<T: Computed>(
+        self,
+        device: &Device,
+        first: u64,
+        x: &Buffer<T>,
+        y: &mut Buffer<T>,
+        add: bool,
+    ) -> Result<()> {
         assert_eq!(x.len(), y.len(), "values, and what is left of them");
         let count = x.len();
         device.launch(
             named!(T, "dropout"),
             Shape::over(count, 256),
-            arguments![x, y, self.seed, self.rate, i32::from(add), count as u64],
+            arguments![x, y, self.seed, first, self.rate, i32::from(add), count as u64],
         )
     }
 }

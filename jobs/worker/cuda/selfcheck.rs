@@ -5,25 +5,35 @@
 //! eight bits of mantissa cost in two layers. Errors are relative, in the L2 norm, for a tensor as a whole.
 
 mod cases;
+mod together;
 
 use std::io::Write;
 
 use anyhow::{Context, bail};
+use drydock_spec::Recipe;
 use drydock_spec::recipe::DType;
 use half::bf16;
 
 use super::device::{Device, devices};
 use super::engine::Cuda;
+use super::model::Computed;
+use super::speaker::Loaded;
 use crate::data::batch::Batch;
 use crate::ending::{Ending, Result};
+use crate::kernels::cross_entropy::Target;
 use crate::kernels::read;
+use crate::model::conversation::Piece;
 use crate::model::decoder::Decoder;
 use crate::model::parameter::Trainable;
+use crate::model::speaker::Speaker;
 use crate::model::tape::Pass;
-use crate::training::engine::{Cpu, Engine};
-use cases::{Case, cases};
+use crate::random::{Chance, Purpose};
+use crate::training::engine::{Cpu, Engine, Planned, Recorded};
+use cases::{Case, VOCABULARY, cases};
 
 const STEPS: usize = 3;
+/// Tokens of a conversation at most.
+const TOLD: usize = 48;
 const LEARNING_RATE: f64 = 2e-3;
 
 /// What a training came to.
@@ -37,6 +47,8 @@ struct Outcome {
     changes: Vec<Vec<f32>>,
     /// What the model finds of the first batch at last, for its own sake.
     scored: Vec<f64>,
+    /// The same of conversations, piece by piece.
+    told: Vec<f64>,
 }
 
 /// One line of the table.
@@ -75,23 +87,30 @@ pub fn list_devices(out: &mut dyn Write) -> anyhow::Result<bool> {
     Ok(!found.is_empty())
 }
 
-/// Compares the first GPU with the CPU, prints a table, and says whether all is well.
+/// Compares the first GPU with the CPU, and all GPUs of its kind together with the first, prints a table, and says whether
+/// all is well.
 pub fn selfcheck(out: &mut dyn Write) -> anyhow::Result<bool> {
     let device = Device::open(0).map_err(Ending::from).map_err(in_words)?;
     let facts = device.facts();
     writeln!(out, "{}, compute capability {}.{}", facts.name, facts.capability.0, facts.capability.1)?;
-    writeln!(out, "{:<34} {:<28} {:>9} {:>9} {:>9}", "training", "what", "max abs", "relative", "tolerance")?;
+    writeln!(out, "{:<44} {:<28} {:>9} {:>9} {:>9}", "training", "what", "max abs", "relative", "tolerance")?;
     let (mut wrong, mut seen) = (0, 0);
     for case in cases() {
         let lines = check(&device, &case).map_err(in_words).with_context(|| case.name())?;
-        for line in &lines {
-            let verdict = if line.is_right() { "ok" } else { "WRONG" };
-            let Line { what, absolute, relative, tolerance } = line;
-            let name = case.name();
-            writeln!(out, "{name:<34} {what:<28} {absolute:>9.1e} {relative:>9.1e} {tolerance:>9.0e}  {verdict}")?;
-        }
+        print(out, &case.name(), &lines)?;
         seen += lines.len();
         wrong += lines.iter().filter(|line| !line.is_right()).count();
+    }
+    let others = together::others(&device).map_err(in_words)?;
+    for case in together::cases().filter(|_| !others.is_empty()) {
+        let name = format!("{}, {} GPUs", case.name(), 1 + others.len());
+        let lines = together::check(&device, &others, &case).map_err(in_words).with_context(|| name.clone())?;
+        print(out, &name, &lines)?;
+        seen += lines.len();
+        wrong += lines.iter().filter(|line| !line.is_right()).count();
+    }
+    if others.is_empty() {
+        writeln!(out, "several GPUs in one training were not compared with one: there is one here")?;
     }
     let peak = device.memory().peak as f64 / f64::from(1 << 20);
     writeln!(out, "{} of {seen} comparisons are right; {peak:.1} MiB of GPU memory at most", seen - wrong)?;
@@ -99,6 +118,15 @@ pub fn selfcheck(out: &mut dyn Write) -> anyhow::Result<bool> {
         bail!("nothing was compared");
     }
     Ok(wrong == 0)
+}
+
+fn print(out: &mut dyn Write, name: &str, lines: &[Line]) -> std::io::Result<()> {
+    for line in lines {
+        let verdict = if line.is_right() { "ok" } else { "WRONG" };
+        let Line { what, absolute, relative, tolerance } = line;
+        writeln!(out, "{name:<44} {what:<28} {absolute:>9.1e} {relative:>9.1e} {tolerance:>9.0e}  {verdict}")?;
+    }
+    Ok(())
 }
 
 fn in_words(ending: Ending) -> anyhow::Error {
@@ -112,12 +140,45 @@ fn check(device: &Device, case: &Case) -> Result<Vec<Line>> {
     let recipe = case.recipe();
     let (decoder, trainables) = case.model()?;
     let want = train(&mut Cpu::new(&decoder, &recipe, &trainables), case, &trainables)?;
+    let want = Outcome { told: told(&decoder)?, ..want };
     let (decoder, trainables) = case.model()?;
     let got = match recipe.dtype {
-        DType::F32 => train(&mut Cuda::<f32>::new(device, &decoder, &recipe, &trainables)?, case, &trainables)?,
-        DType::Bf16 => train(&mut Cuda::<bf16>::new(device, &decoder, &recipe, &trainables)?, case, &trainables)?,
+        DType::F32 => on_gpu::<f32>(device, case, &recipe, (&decoder, &trainables))?,
+        DType::Bf16 => on_gpu::<bf16>(device, case, &recipe, (&decoder, &trainables))?,
     };
     Ok(compared(&got, &want, &trainables, recipe.dtype))
+}
+
+fn on_gpu<T: Computed>(
+    device: &Device,
+    case: &Case,
+    recipe: &Recipe,
+    (decoder, trainables): (&Decoder, &[Trainable]),
+) -> Result<Outcome> {
+    let trained = train(&mut Cuda::<T>::new(device, decoder, recipe, trainables)?, case, trainables)?;
+    let told = told(&Loaded::<T>::new(device, decoder)?.voice())?;
+    Ok(Outcome { told, ..trained })
+}
+
+/// Two conversations that go on at once, in pieces of different lengths, one of which forgets what was said last. In each
+/// piece every token but its first one counts.
+fn told<S: Speaker>(speaker: &S) -> Result<Vec<f64>> {
+    let mut conversations = [speaker.conversation(TOLD)?, speaker.conversation(TOLD)?];
+    let mut chance = Chance::new(11, Purpose::Bootstrap);
+    let mut losses = Vec::new();
+    for lengths in [[13, 2], [1, 1], [1, 17], [6, 1], [1, 1]] {
+        conversations[0].truncate(14);
+        let said = lengths.map(|len| (0..len).map(|_| chance.below(VOCABULARY) as u32).collect::<Vec<u32>>());
+        let mut targets = Vec::new();
+        for (from, ids) in [0, lengths[0]].into_iter().zip(&said) {
+            targets.extend((1..ids.len()).map(|at| Target { position: from + at - 1, token: ids[at] }));
+            targets.push(Target { position: from + ids.len() - 1, token: 1 });
+        }
+        let mut pieces: Vec<_> =
+            conversations.iter_mut().zip(&said).map(|(conversation, ids)| Piece { conversation, ids }).collect();
+        losses.extend(speaker.piece_losses(&mut pieces, &targets)?);
+    }
+    Ok(losses)
 }
 
 /// Three steps of two passes each.
@@ -128,10 +189,12 @@ fn train(engine: &mut dyn Engine, case: &Case, trainables: &[Trainable]) -> Resu
     let (mut losses, mut grad_norms, mut gradients) = (Vec::new(), Vec::new(), Vec::new());
     for step in 0..STEPS {
         engine.clear()?;
-        for (index, batch) in batches.iter().enumerate() {
+        let planned = batches.iter().enumerate().map(|(index, batch)| {
             let pass = case.pass((step * batches.len() + index) as u64);
-            engine.record(batch, pass)?.backward(&vec![1.0 / targets as f32; batch.targets.len()])?;
-        }
+            Planned { batch, pass }
+        });
+        let alike = |index: usize, _: &mut dyn Recorded| Ok(vec![1.0 / targets as f32; batches[index].targets.len()]);
+        engine.learn(&planned.collect::<Vec<_>>(), &alike, &mut || Ok(()))?;
         let sums = engine.sums()?;
         losses.push(sums.losses.iter().flatten().sum::<f64>() / targets as f64);
         grad_norms.push(sums.grad_norm);
@@ -146,7 +209,7 @@ fn train(engine: &mut dyn Engine, case: &Case, trainables: &[Trainable]) -> Resu
         *after -= before;
     }
     let scored = engine.target_losses(&batches[0])?;
-    Ok(Outcome { losses, grad_norms, gradients, changes, scored })
+    Ok(Outcome { losses, grad_norms, gradients, changes, scored, told: Vec::new() })
 }
 
 fn values(trainables: &[Trainable]) -> Result<Vec<Vec<f32>>> {
@@ -169,6 +232,7 @@ fn compared(got: &Outcome, want: &Outcome, trainables: &[Trainable], dtype: DTyp
         line("losses", &got.losses, &want.losses, exact),
         line("gradient norms", &got.grad_norms, &want.grad_norms, exact),
         line("losses after training", &got.scored, &want.scored, exact),
+        line("losses piece by piece", &got.told, &want.told, exact),
     ];
     lines.push(worst("gradient", trainables, &got.gradients, &want.gradients, gradient));
     lines.push(worst("change", trainables, &got.changes, &want.changes, stepped));

@@ -2,14 +2,14 @@
 
 use std::ops::Range;
 
-use drydock_spec::FailureKind;
-
+use super::adapted::Adapted;
 use super::blocks::Blocks;
 use super::device::Device;
+use super::dora::{Lengths, Stretched};
 use super::memory::{Buffer, Element};
 use super::model::{Computed, Group, Matrix, Vector, frozen};
 use super::rows::{Rows, RowsMut};
-use crate::ending::{Result, failed};
+use crate::ending::Result;
 use crate::model::layer::{self, Adapter};
 
 pub(super) struct Stack<T: Element> {
@@ -34,6 +34,7 @@ pub(super) struct Projection<T: Element> {
     weight: Option<Matrix<T>>,
     pub(super) bias: Option<Vector>,
     pub(super) adapter: Option<Adapter>,
+    pub(super) lengths: Option<Lengths>,
     /// Which columns of the stack's result are its own.
     pub(super) columns: Range<usize>,
 }
@@ -46,10 +47,6 @@ pub(super) struct Opened<'s, T: Element> {
 
 impl<T: Computed> Stack<T> {
     pub(super) fn load(device: &Device, projections: &[&layer::Projection]) -> Result<Self> {
-        if projections.iter().any(|part| part.adapter.as_ref().is_some_and(|adapter| adapter.magnitude.is_some())) {
-            let message = "method \"dora\" is not computed on a GPU; method \"lora\" is, or the job without GPUs";
-            return failed(FailureKind::BadOption, message);
-        }
         let whole = Whole::load(device, projections)?;
         let (mut parts, mut end) = (Vec::with_capacity(projections.len()), 0);
         for projection in projections {
@@ -61,11 +58,37 @@ impl<T: Computed> Stack<T> {
                     Whole::Values(_) | Whole::Blocks(_) => None,
                 },
                 bias: projection.bias.as_ref().map(|bias| Vector::load(device, bias)).transpose()?,
+                lengths: match projection.adapter.as_ref().and_then(|adapter| adapter.magnitude.as_ref()) {
+                    Some(lengths) => Some(Lengths::load(device, lengths)?),
+                    None => None,
+                },
                 adapter: projection.adapter.clone(),
                 columns,
             });
         }
         Ok(Self { parts, whole, out: end, width: projections[0].weight.width() })
+    }
+
+    /// Whether rows of its weights have trained lengths.
+    pub(super) fn stretches(&self) -> bool {
+        self.parts.iter().any(|part| part.lengths.is_some())
+    }
+
+    /// Finds what trained lengths come to for good: the values of the group stay as they are from here on.
+    pub(super) fn settle(&mut self, device: &Device, group: &Group) -> super::error::Result<()> {
+        if !self.stretches() {
+            return Ok(());
+        }
+        let opened = self.open(device)?;
+        let gains = |part| opened.stretched(part, (device, group), (None, 0)).map(Stretched::gains).transpose();
+        let settled = self.parts.iter().map(gains).collect::<super::error::Result<Vec<_>>>()?;
+        drop(opened);
+        for (part, settled) in self.parts.iter_mut().zip(settled) {
+            if let Some(lengths) = &mut part.lengths {
+                lengths.settled = settled;
+            }
+        }
+        Ok(())
     }
 
     /// Makes the weights ready; what takes memory for that lets go of it with what comes back.
@@ -105,6 +128,31 @@ impl<T: Computed> Opened<'_, T> {
                 let own = |part: &'a Projection<T>| Some((part.weight.as_ref()?.rows(group), part.columns.clone()));
                 parts.iter().filter_map(own).collect()
             }
+        }
+    }
+}
+
+impl<'s, T: Computed> Opened<'s, T> {
+    /// A part whose rows have trained lengths, in a pass with this seed of dropout, from this token of it on.
+    pub(super) fn stretched<'a>(
+        &'a self,
+        part: &'a Projection<T>,
+        (device, group): (&'a Device, &'a Group),
+        (dropout_seed, first_token): (Option<u64>, usize),
+    ) -> Option<Stretched<'a, T>> {
+        let (adapter, lengths) = (part.adapter.as_ref()?, part.lengths.as_ref()?);
+        let width = self.stack.width;
+        let adapted = Adapted { device, adapter, group, width, dropout_seed, first_token };
+        Some(Stretched { adapted, lengths, weight: self.of_part(part, group) })
+    }
+
+    fn of_part<'a>(&'a self, part: &'a Projection<T>, group: &'a Group) -> Rows<'a, T> {
+        let width = self.stack.width;
+        let at = part.columns.start * width..part.columns.end * width;
+        match (&self.stack.whole, &self.widened, &part.weight) {
+            (Whole::Values(values), _, _) | (_, Some(values), _) => Rows::new(values.part(at), width),
+            (_, None, Some(weight)) => weight.rows(group),
+            (_, None, None) => unreachable!("a part whose stack has no whole has a weight of its own"),
         }
     }
 }

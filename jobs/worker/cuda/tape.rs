@@ -22,6 +22,8 @@ pub(super) struct Tape<'m, T: Computed> {
     groups: &'m [Group],
     ids: Vec<u32>,
     batch: OnDevice,
+    /// Tokens of the pass that lie before the batch, which may be a part of it.
+    first_token: usize,
     pass: Pass,
     /// Whether there is dropout: not where nobody learns.
     learns: bool,
@@ -37,21 +39,33 @@ struct Entry<T: Computed> {
 }
 
 impl<'m, T: Computed> Tape<'m, T> {
-    /// The forward pass of a batch, up to where its losses begin; for its own sake, where nobody `learns` from it.
+    /// The forward pass of a batch, which begins at a token of a larger pass, up to where its losses begin; for its own
+    /// sake, where nobody `learns` from it.
     pub(super) fn record(
         device: &'m Device,
         decoder: &'m Decoder,
         (model, groups): (&'m Model<T>, &'m [Group]),
-        batch: &Batch,
+        (batch, first_token): (&Batch, usize),
         pass: Pass,
         learns: bool,
     ) -> Result<Self> {
-        let ids = batch.ids.clone();
-        let batch = OnDevice::new(device, decoder, batch)?;
+        let tokens = (batch.ids.clone(), OnDevice::new(device, decoder, batch)?, first_token);
+        Self::through(device, decoder, (model, groups), tokens, pass, learns)
+    }
+
+    /// Tokens, the first of which lies there in its pass, through all layers.
+    pub(super) fn through(
+        device: &'m Device,
+        decoder: &'m Decoder,
+        (model, groups): (&'m Model<T>, &'m [Group]),
+        (ids, batch, first_token): (Vec<u32>, OnDevice, usize),
+        pass: Pass,
+        learns: bool,
+    ) -> Result<Self> {
         let embedding = model.embedding.rows(&groups[Decoder::EMBEDDING_GROUP]);
         let stream = take_rows(device, embedding, batch.ids.view(), model.config.features.embedding_scale)?;
         let layers = Vec::new();
-        let mut tape = Self { device, decoder, model, groups, ids, batch, pass, learns, layers, stream };
+        let mut tape = Self { device, decoder, model, groups, ids, batch, first_token, pass, learns, layers, stream };
         for index in 0..model.layers.len() {
             let (y, kept) = tape.layer(index).forward(&tape.stream)?;
             let x = std::mem::replace(&mut tape.stream, y);
@@ -64,13 +78,18 @@ impl<'m, T: Computed> Tape<'m, T> {
 
     /// Another pass with the same values, for its own sake.
     pub(super) fn beside(&self, batch: &Batch) -> Result<Self> {
-        Self::record(self.device, self.decoder, (self.model, self.groups), batch, self.pass, false)
+        Self::record(self.device, self.decoder, (self.model, self.groups), (batch, 0), self.pass, false)
     }
 
     /// The negative log likelihood of each of the batch's targets, in nats.
     pub(super) fn losses(&self) -> Result<Vec<f64>> {
         let losses = self.head().losses(&self.stream, &self.batch, None)?;
         Ok(losses.download()?.into_iter().map(f64::from).collect())
+    }
+
+    /// The likeliest token after each of the tokens in these places of the pass.
+    pub(super) fn next_tokens(&self, places: &[usize]) -> Result<Vec<Option<u32>>> {
+        Ok(self.head().likeliest(&self.stream, places)?)
     }
 
     /// Adds the gradients of the sum over the targets of `scales` times their losses, and returns the losses, for which
@@ -145,6 +164,7 @@ impl<'m, T: Computed> Tape<'m, T> {
             hidden: model.config.hidden,
             attention: Attention {
                 device: self.device,
+                layer: index,
                 heads: model.config.heads,
                 scoring: model.config.scoring(index),
                 angles: window_angles.unwrap_or(&model.angles),
@@ -152,6 +172,7 @@ impl<'m, T: Computed> Tape<'m, T> {
                 batch: &self.batch,
             },
             dropout_seed: self.learns.then_some(self.pass.dropout_seed),
+            first_token: self.first_token,
         }
     }
 }

@@ -36,6 +36,18 @@ impl Batch {
         Self { ids, bounds: bounds.into(), targets, target_bounds }
     }
 
+    /// Some neighbouring rows, as a batch of their own.
+    pub fn part(&self, rows: Range<usize>) -> Self {
+        let (first, targets) = (self.bounds[rows.start], self.target_bounds[rows.start]..self.target_bounds[rows.end]);
+        let moved = |&Target { position, token }: &Target| Target { position: position - first, token };
+        Self {
+            ids: self.ids[first..self.bounds[rows.end]].to_vec(),
+            bounds: self.bounds[rows.start..=rows.end].iter().map(|bound| bound - first).collect(),
+            target_bounds: self.target_bounds[rows.start..=rows.end].iter().map(|at| at - targets.start).collect(),
+            targets: self.targets[targets].iter().map(moved).collect(),
+        }
+    }
+
     /// The targets of each row, in the order of the rows.
     pub fn targets_by_row(&self) -> impl ExactSizeIterator<Item = Range<usize>> + '_ {
         self.target_bounds.windows(2).map(|bounds| bounds[0]..bounds[1])
@@ -58,5 +70,6 @@ mod tests {
         assert_eq!(*batch.bounds, [0, 3, 4, 6]);
         assert_eq!(batch.targets, [Target { position: 1, token: 7 }, Target { position: 4, token: 9 }]);
         assert!(batch.targets_by_row().eq([0..1, 1..1, 1..2]));
+        assert_eq!(batch.part(1..3), Batch::of(&rows[1..]));
     }
 }

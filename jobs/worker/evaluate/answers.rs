@@ -11,6 +11,7 @@ use super::statistics::Series;
 use super::{Measured, Metric, Session, numeric, squad};
 use crate::ending::{Result, failed};
 use crate::generate::greedy::{Answer, End, Greedy, Prompt};
+use crate::model::speaker::Speaker;
 
 /// Tokens that a repetition must span at least, and how often it must come in a row.
 const LOOP: (usize, usize) = (16, 3);
@@ -72,9 +73,14 @@ pub fn questions(
 }
 
 /// Lets a model answer once, and takes every measure of its answers.
-pub fn measure(session: &Session<'_>, rows: &Rows, prompts: &[Prompt], measures: &[Measure]) -> Result<Vec<Measured>> {
+pub fn measure<S: Speaker>(
+    session: &Session<'_, S>,
+    rows: &Rows,
+    prompts: &[Prompt],
+    measures: &[Measure],
+) -> Result<Vec<Measured>> {
     let greedy = Greedy {
-        decoder: session.decoder,
+        speaker: session.speaker,
         text: session.text,
         until: &session.until,
         batch_size: session.spec.batch_size as usize,
@@ -87,7 +93,7 @@ pub fn measure(session: &Session<'_>, rows: &Rows, prompts: &[Prompt], measures:
     Ok(measures.iter().map(|&measure| measured(measure, &given, &accepted)).collect())
 }
 
-fn given(session: &Session<'_>, answer: &Answer) -> Result<Given> {
+fn given<S: Speaker>(session: &Session<'_, S>, answer: &Answer) -> Result<Given> {
     let text = session.text.decode(&answer.ids, true)?;
     Ok(Given {
         text: before_any(&text, &session.until).to_owned(),

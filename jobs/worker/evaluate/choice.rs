@@ -18,10 +18,7 @@ use crate::data::rows::check_ids;
 use crate::ending::{Result, failed};
 use crate::kernels::cross_entropy::Target;
 use crate::model::conversation::{Conversation, Piece};
-use crate::model::decoder::Decoder;
-
-/// Tokens of questions whose choices are measured together.
-const GROUP_TOKENS: usize = 1024;
+use crate::model::speaker::Speaker;
 
 /// A question in tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,11 +114,11 @@ fn choices_of(rows: &Rows, index: usize, placed: &Placed, by: &Prompter<'_>) -> 
 }
 
 /// Measures a model on its questions.
-pub fn measure(session: &Session<'_>, questions: &[Choices]) -> Result<Measured> {
+pub fn measure<S: Speaker>(session: &Session<'_, S>, questions: &[Choices]) -> Result<Measured> {
     let mut likelihoods = Vec::with_capacity(questions.len());
-    for group in groups(questions) {
+    for group in groups(questions, S::TOKENS_AT_ONCE) {
         session.done(likelihoods.len(), questions.len())?;
-        likelihoods.extend(log_likelihoods(session.decoder, group, || session.check())?);
+        likelihoods.extend(log_likelihoods(session.speaker, group, || session.check())?);
     }
     session.done(1, 1)?;
     if let Some(row) = likelihoods.iter().position(|sums| sums.iter().any(|sum| !sum.is_finite())) {
@@ -158,12 +155,12 @@ fn largest(values: &[f64]) -> usize {
     (0..values.len()).rev().max_by(|&a, &b| values[a].total_cmp(&values[b])).unwrap_or(0)
 }
 
-/// Neighbouring questions that go through the model together.
-fn groups(questions: &[Choices]) -> impl Iterator<Item = &[Choices]> {
+/// Neighbouring questions that go through the model together, of so many tokens unless a single one has more.
+fn groups(questions: &[Choices], at_once: usize) -> impl Iterator<Item = &[Choices]> {
     let mut tokens = 0;
     questions.chunk_by(move |one, next| {
         tokens += one.positions();
-        let together = tokens + next.positions() <= GROUP_TOKENS;
+        let together = tokens + next.positions() <= at_once;
         if !together {
             tokens = 0;
         }
@@ -173,17 +170,18 @@ fn groups(questions: &[Choices]) -> impl Iterator<Item = &[Choices]> {
 
 /// The log-likelihood of every choice of every question. What a question's choices share is taken in once; then the
 /// first choices of all questions follow in one pass, are forgotten again, and the second choices take their place.
-pub fn log_likelihoods(
-    decoder: &Decoder,
+pub fn log_likelihoods<S: Speaker>(
+    speaker: &S,
     questions: &[Choices],
     mut before_pass: impl FnMut() -> Result<()>,
 ) -> Result<Vec<Vec<f64>>> {
-    let mut conversations: Vec<Conversation> = questions.iter().map(|_| decoder.conversation()).collect();
+    let conversations = questions.iter().map(|question| speaker.conversation(question.positions()));
+    let mut conversations: Vec<Conversation<S::Memory>> = conversations.collect::<Result<_>>()?;
     let with_shared = conversations.iter_mut().zip(questions).filter(|(_, question)| !question.shared.is_empty());
-    let mut shared: Vec<Piece<'_>> =
+    let mut shared: Vec<Piece<'_, S::Memory>> =
         with_shared.map(|(conversation, question)| Piece { conversation, ids: &question.shared }).collect();
     if !shared.is_empty() {
-        decoder.take_in(&mut shared)?;
+        speaker.take_in(&mut shared)?;
     }
     let mut sums: Vec<Vec<f64>> = questions.iter().map(|_| Vec::new()).collect();
     for number in 0..questions.iter().map(|question| question.tails.len()).max().unwrap_or(0) {
@@ -198,7 +196,7 @@ pub fn log_likelihoods(
             targets.extend(counted.map(|at| Target { position: begin + at - 1, token: tail.ids[at] }));
             begin += tail.ids.len();
         }
-        let mut losses = decoder.piece_losses(&mut pieces, &targets)?.into_iter();
+        let mut losses = speaker.piece_losses(&mut pieces, &targets)?.into_iter();
         for (index, count) in counts {
             sums[index].push(-losses.by_ref().take(count).sum::<f64>());
         }

@@ -19,9 +19,7 @@ use crate::data::read::Placed;
 use crate::data::render::{Rendered, Renderer};
 use crate::data::rows::{Row, Tokenizing};
 use crate::ending::{OrFail, Result, failed};
-
-/// Tokens in one forward pass, unless a single window has more.
-const PASS_TOKENS: usize = 1024;
+use crate::model::speaker::Speaker;
 
 /// What of a row goes through the model at once.
 #[derive(Debug, Clone, PartialEq)]
@@ -136,12 +134,12 @@ fn words(text: &str, at: Range<usize>) -> usize {
 }
 
 /// Measures a model on its windows.
-pub fn measure(session: &Session<'_>, windows: &[Window], rows: usize) -> Result<Measured> {
+pub fn measure<S: Speaker>(session: &Session<'_, S>, windows: &[Window], rows: usize) -> Result<Measured> {
     let mut losses = Vec::with_capacity(windows.len());
-    for part in by_tokens(windows) {
+    for part in by_tokens(windows, S::TOKENS_AT_ONCE) {
         session.done(losses.len(), windows.len())?;
         let batch = Batch::of(part.iter().map(|window| &window.tokens));
-        let mut of_targets = session.decoder.target_losses(&batch)?.into_iter();
+        let mut of_targets = session.speaker.target_losses(&batch)?.into_iter();
         let sums = part.iter().map(|window| of_targets.by_ref().take(window.tokens.supervised()).sum::<f64>());
         losses.extend(sums);
     }
@@ -179,12 +177,12 @@ fn sample((loss, tokens): (f64, usize)) -> Value {
     json!({ "loss": loss, "tokens": tokens, "perplexity": perplexity })
 }
 
-/// Neighbouring windows that go through the model together.
-fn by_tokens(windows: &[Window]) -> impl Iterator<Item = &[Window]> {
+/// Neighbouring windows that go through the model together: of so many tokens, unless a single one has more.
+fn by_tokens(windows: &[Window], at_once: usize) -> impl Iterator<Item = &[Window]> {
     let mut tokens = 0;
     windows.chunk_by(move |one, next| {
         tokens += one.tokens.ids.len();
-        let together = tokens + next.tokens.ids.len() <= PASS_TOKENS;
+        let together = tokens + next.tokens.ids.len() <= at_once;
         if !together {
             tokens = 0;
         }
@@ -233,7 +231,7 @@ mod tests {
     fn passes_hold_what_fits() {
         let window = |len| Window { row: 0, tokens: Row { ids: vec![0; len], counts: vec![true; len] }, written: None };
         let windows: Vec<Window> = [600, 424, 1, 2000, 500, 500].map(window).to_vec();
-        let sizes: Vec<usize> = by_tokens(&windows).map(<[Window]>::len).collect();
+        let sizes: Vec<usize> = by_tokens(&windows, 1024).map(<[Window]>::len).collect();
         assert_eq!(sizes, [2, 1, 1, 2]);
     }
 }

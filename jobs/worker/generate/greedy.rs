@@ -7,11 +7,8 @@ use drydock_spec::FailureKind::BadModel;
 
 use crate::ending::{Result, failed};
 use crate::model::conversation::{Conversation, Piece};
-use crate::model::decoder::Decoder;
+use crate::model::speaker::Speaker;
 use crate::model::tokenizer::Text;
-
-/// Tokens of prompts in one pass, beyond which a further prompt waits.
-const PROMPT_TOKENS: usize = 1024;
 
 /// What is to be answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,8 +45,8 @@ pub struct Answer {
 }
 
 /// Who answers, and how.
-pub struct Greedy<'a> {
-    pub decoder: &'a Decoder,
+pub struct Greedy<'a, S> {
+    pub speaker: &'a S,
     pub text: &'a Text,
     /// Texts that end an answer, besides [`Text::stops`].
     pub until: &'a [String],
@@ -58,22 +55,23 @@ pub struct Greedy<'a> {
 }
 
 /// A prompt that is being answered.
-struct Row<'p> {
+struct Row<'p, M> {
     index: usize,
     prompt: &'p Prompt,
-    conversation: Conversation,
+    conversation: Conversation<M>,
     answer: Vec<u32>,
 }
 
-impl Row<'_> {
+impl<M> Row<'_, M> {
     /// What the model has not taken in yet.
     fn news(&self) -> &[u32] {
         self.answer.last().map_or(&self.prompt.ids, std::slice::from_ref)
     }
 }
 
-impl Greedy<'_> {
-    /// The answer of each prompt. `before_pass` hears how many are there.
+impl<S: Speaker> Greedy<'_, S> {
+    /// The answer of each prompt. `before_pass` hears how many are there. A prompt waits where the prompts of a pass would
+    /// have more tokens than should go through the model together.
     pub fn answer_each(
         &self,
         prompts: &[Prompt],
@@ -81,16 +79,17 @@ impl Greedy<'_> {
     ) -> Result<Vec<Answer>> {
         let mut answers: Vec<Option<Answer>> = prompts.iter().map(|_| None).collect();
         let mut waiting = prompts.iter().enumerate().peekable();
-        let mut rows: Vec<Row<'_>> = Vec::new();
+        let mut rows: Vec<Row<'_, S::Memory>> = Vec::new();
         let mut done = 0;
         loop {
             let mut fresh = 0;
             while rows.len() < self.batch_size
                 && let Some((index, prompt)) =
-                    waiting.next_if(|(_, prompt)| fresh == 0 || fresh + prompt.ids.len() <= PROMPT_TOKENS)
+                    waiting.next_if(|(_, prompt)| fresh == 0 || fresh + prompt.ids.len() <= S::TOKENS_AT_ONCE)
             {
                 fresh += prompt.ids.len();
-                rows.push(Row { index, prompt, conversation: self.decoder.conversation(), answer: Vec::new() });
+                let conversation = self.speaker.conversation(prompt.positions())?;
+                rows.push(Row { index, prompt, conversation, answer: Vec::new() });
             }
             if rows.is_empty() {
                 return Ok(answers.into_iter().flatten().collect());
@@ -111,20 +110,18 @@ impl Greedy<'_> {
     }
 
     /// The likeliest token after each row.
-    fn next_tokens(&self, rows: &mut [Row<'_>]) -> Result<Vec<u32>> {
+    fn next_tokens(&self, rows: &mut [Row<'_, S::Memory>]) -> Result<Vec<u32>> {
         let news: Vec<Vec<u32>> = rows.iter().map(|row| row.news().to_vec()).collect();
-        let mut pieces: Vec<Piece<'_>> =
+        let mut pieces: Vec<Piece<'_, S::Memory>> =
             rows.iter_mut().zip(&news).map(|(row, ids)| Piece { conversation: &mut row.conversation, ids }).collect();
-        let logits = self.decoder.next_logits(&mut pieces)?;
-        let next: Option<Vec<u32>> = logits.chunks_exact(self.decoder.config.vocabulary).map(likeliest).collect();
-        match next {
+        match self.speaker.next_tokens(&mut pieces)?.into_iter().collect() {
             Some(next) => Ok(next),
             None => failed(BadModel, "the model answers with logits that are no numbers: its weights are damaged"),
         }
     }
 
     /// Adds the next token to a row's answer, unless it ends it.
-    fn end(&self, row: &mut Row<'_>, next: u32) -> Result<Option<End>> {
+    fn end(&self, row: &mut Row<'_, S::Memory>, next: u32) -> Result<Option<End>> {
         if self.text.stops.contains(&next) {
             return Ok(Some(End::Model));
         }

@@ -33,7 +33,7 @@ pub struct Decoder {
     pub(crate) last: LastLayer,
     /// What is trained: the embedding's group, one for each layer, and the last layer's. None while all is frozen.
     groups: Vec<Trainable>,
-    pub(super) rope: Arc<Rope>,
+    pub(crate) rope: Arc<Rope>,
     /// What turns the heads of layers with a window, where that differs.
     window_rope: Option<Arc<Rope>>,
 }
@@ -115,6 +115,11 @@ impl Decoder {
     pub fn tensors(&self) -> impl Iterator<Item = &Parameter> {
         let layers = self.layers.iter().flat_map(Layer::parameters);
         std::iter::once(&self.embedding).chain(layers).chain(self.last.parameters())
+    }
+
+    /// What is trained, group by group; nothing where nothing ever was.
+    pub fn groups(&self) -> &[Trainable] {
+        &self.groups
     }
 
     /// Whether the head's weight is the embedding's.

@@ -12,15 +12,47 @@ use drydock_spec::Recipe;
 
 use crate::data::batch::Batch;
 use crate::ending::Result;
+use crate::generate::answers;
+use crate::generate::greedy::{Answer, Prompt};
 use crate::kernels::adamw::{AdamW, Constants, Moments, global_norm};
 use crate::model::decoder::Decoder;
 use crate::model::parameter::{Gradients, Trainable};
 use crate::model::tape::{Pass, Tape};
+use crate::model::tokenizer::Text;
+
+/// A pass of a step: what goes through the model, and how.
+#[derive(Clone, Copy)]
+pub struct Planned<'b> {
+    pub batch: &'b Batch,
+    pub pass: Pass,
+}
+
+/// Says what each of a pass's losses counts; the pass by its number in the step. Whoever computes several at once asks
+/// for several at once.
+pub type Weigh<'w> = dyn Fn(usize, &mut dyn Recorded) -> Result<Vec<f32>> + Sync + 'w;
 
 /// Who computes a training.
 pub trait Engine {
     /// The forward pass of a batch, up to where its losses begin.
     fn record<'e>(&'e mut self, batch: &'e Batch, pass: Pass) -> Result<Box<dyn Recorded + 'e>>;
+
+    /// All passes of a step, forward and backward. `before_each` is called before each of them forward or backward, or
+    /// before as many as are computed at once: what it refuses leaves the trained values as they were.
+    fn learn(
+        &mut self,
+        passes: &[Planned<'_>],
+        weigh: &Weigh<'_>,
+        before_each: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
+        for (number, &Planned { batch, pass }) in passes.iter().enumerate() {
+            before_each()?;
+            let mut recorded = self.record(batch, pass)?;
+            before_each()?;
+            let scales = weigh(number, &mut *recorded)?;
+            recorded.backward(&scales)?;
+        }
+        Ok(())
+    }
 
     /// A new step begins: gradients are zero, and no pass has been made.
     fn clear(&mut self) -> Result<()>;
@@ -43,6 +75,14 @@ pub trait Engine {
 
     /// The negative log likelihood of each of a batch's targets, in nats, for its own sake.
     fn target_losses(&mut self, batch: &Batch) -> Result<Vec<f64>>;
+
+    /// What the model answers to prompts, all of them at once; `before_pass` hears how many answers are there.
+    fn answers(
+        &self,
+        text: &Text,
+        prompts: &[Prompt],
+        before_pass: &mut dyn FnMut(usize) -> Result<()>,
+    ) -> Result<Vec<Answer>>;
 
     /// The trained values are to be those of the model's variables.
     fn take_values(&mut self) -> Result<()>;
@@ -142,6 +182,15 @@ impl Engine for Cpu<'_> {
 
     fn target_losses(&mut self, batch: &Batch) -> Result<Vec<f64>> {
         Ok(self.decoder.target_losses(batch)?)
+    }
+
+    fn answers(
+        &self,
+        text: &Text,
+        prompts: &[Prompt],
+        before_pass: &mut dyn FnMut(usize) -> Result<()>,
+    ) -> Result<Vec<Answer>> {
+        answers(self.decoder, text, prompts, before_pass)
     }
 
     /// They are the same.

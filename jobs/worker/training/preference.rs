@@ -70,7 +70,8 @@ mod tests {
     use super::*;
 
     fn assert_slope(slope: f64, at: f64, f: impl Fn(f64) -> f64) {
-        let step = 1e-6 * at.abs().max(1.0);
+        // Near zero the odds of an answer bend sharply.
+        let step = (1e-6 * at.abs().max(1.0)).min(1e-4 * at.abs());
         let numeric = (f(at + step) - f(at - step)) / (2.0 * step);
         assert!((slope - numeric).abs() < 1e-6 * (1.0 + numeric.abs()), "{slope}, not {numeric}");
     }
@@ -99,6 +100,14 @@ mod tests {
                 prop_assert!(judged.loss.is_finite() && judged.slopes.iter().all(|slope| slope.is_finite()), "{judged:?}");
             }
         }
+    }
+
+    #[test]
+    fn slopes_are_those_of_the_losses_where_an_answer_is_all_but_certain() {
+        let means = [-0.0005, -0.0005];
+        let judged = odds_ratio(0.01, means);
+        assert_slope(judged.slopes[0], means[0], |c| odds_ratio(0.01, [c, means[1]]).loss);
+        assert_slope(judged.slopes[1], means[1], |r| odds_ratio(0.01, [means[0], r]).loss);
     }
 
     #[test]

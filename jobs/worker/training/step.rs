@@ -1,9 +1,11 @@
 //! One optimizer step: gradients summed up over several forward passes, clipped, and applied.
 
+use std::sync::{Mutex, PoisonError};
+
 use drydock_spec::finetune::Objective;
 use drydock_spec::{FailureKind, Recipe};
 
-use super::engine::{Engine, Sums};
+use super::engine::{Engine, Planned, Recorded, Sums};
 use super::objective::{Aim, Portion, Rewards};
 use crate::ending::{Result, failed};
 use crate::kernels::linear::mix;
@@ -49,7 +51,7 @@ impl<'a> Stepper<'a> {
     }
 
     /// The gradients of the mean loss over all passes of a step, counted from 0; several small passes are one big one.
-    /// `before_each` is called before each pass forward or backward: what it refuses leaves everything as it was.
+    /// `before_each` is called before passes are made: what it refuses leaves everything as it was.
     pub fn measure(
         &mut self,
         step: u64,
@@ -61,31 +63,40 @@ impl<'a> Stepper<'a> {
             return failed(FailureKind::NothingToLearn, format!("no token of step {} counts for the loss", step + 1));
         }
         self.engine.clear()?;
-        let (mut weighed_loss, mut rewards) = (0.0, Rewards::default());
-        for (index, pass) in passes.iter().enumerate() {
-            before_each()?;
-            let dropout_seed = mix(self.recipe.seed ^ mix(step ^ mix(index as u64)));
-            let mut recorded = self.engine.record(&pass.batch, Pass::new(self.recipe, dropout_seed))?;
-            before_each()?;
-            if self.aim.objective == Objective::Sft {
-                let scales = vec![(1.0 / counted as f64) as f32; pass.batch.targets.len()];
-                recorded.backward(&scales)?;
-                continue;
+        let aim = self.aim;
+        // Passes may be computed at once, but are added up in their order.
+        let weighed = Mutex::new(vec![(0.0, Rewards::default()); passes.len()]);
+        let weigh = |number: usize, recorded: &mut dyn Recorded| {
+            let pass: &Portion = &passes[number];
+            if aim.objective == Objective::Sft {
+                return Ok(vec![(1.0 / counted as f64) as f32; pass.batch.targets.len()]);
             }
             let losses = recorded.losses()?;
-            let weighed = pass.weigh(self.aim, &losses, &mut |batch| recorded.target_losses(batch))?;
-            let scales: Vec<f32> = weighed.scales.iter().map(|scale| scale / counted as f32).collect();
-            recorded.backward(&scales)?;
-            weighed_loss += weighed.loss;
-            rewards.add(weighed.rewards);
-        }
+            let came_to = pass.weigh(aim, &losses, &mut |batch| recorded.target_losses(batch))?;
+            weighed.lock().unwrap_or_else(PoisonError::into_inner)[number] = (came_to.loss, came_to.rewards);
+            Ok(came_to.scales.iter().map(|scale| scale / counted as f32).collect())
+        };
+        let planned = |(number, pass)| self.planned(step, number, pass);
+        let planned: Vec<Planned<'_>> = passes.iter().enumerate().map(planned).collect();
+        self.engine.learn(&planned, &weigh, &mut before_each)?;
         let Sums { losses, grad_norm } = self.engine.sums()?;
-        let loss = match self.aim.objective {
+        let (mut weighed_loss, mut rewards) = (0.0, Rewards::default());
+        for (loss, more) in weighed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            weighed_loss += loss;
+            rewards.add(more);
+        }
+        let loss = match aim.objective {
             Objective::Sft => losses.iter().map(|losses| losses.iter().sum::<f64>()).sum(),
             Objective::Dpo | Objective::Orpo | Objective::Kto => weighed_loss,
         };
         let tokens = passes.iter().map(Portion::tokens).sum();
         Ok(Measured { loss, counted, tokens, grad_norm, rewards, losses })
+    }
+
+    /// Each pass of each step has a dropout of its own.
+    fn planned<'p>(&self, step: u64, number: usize, pass: &'p Portion) -> Planned<'p> {
+        let dropout_seed = mix(self.recipe.seed ^ mix(step ^ mix(number as u64)));
+        Planned { batch: &pass.batch, pass: Pass::new(self.recipe, dropout_seed) }
     }
 
     /// Changes the trained values by what was measured last.

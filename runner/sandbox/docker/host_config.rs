@@ -16,6 +16,10 @@ use crate::sandbox::{Access, Launch};
 /// What `/tmp` may hold in files and folders; its bytes are in [`DockerSettings::tmpfs_bytes`].
 const TMPFS_INODES: u32 = 10_000;
 
+/// What `/dev/shm` may hold where several GPUs compute together, in bytes: those that cannot reach each other's memory go
+/// through the host's there, about 10 MiB for each neighbour and channel. Elsewhere it is as the engine has it, 64 MiB.
+const SHARED_BY_GPUS: i64 = 1 << 30;
+
 /// Paths that show more of the host than a job has to know. Naming any replaces the engine's own list, so that is
 /// repeated first.
 const MASKED: [&str; 23] = [
@@ -103,6 +107,7 @@ fn host_config(launch: &Launch, settings: &DockerSettings, resolved: Resolved) -
         // What it sees.
         mounts: Some(own.chain(gpus.mounts).collect()),
         tmpfs: Some(HashMap::from([("/tmp".to_owned(), tmpfs_options(launch, settings))])),
+        shm_size: (launch.gpus.len() > 1).then_some(SHARED_BY_GPUS),
         readonly_rootfs: Some(true),
         masked_paths: Some(MASKED.map(str::to_owned).to_vec()),
         devices: (!gpus.devices.is_empty()).then_some(gpus.devices),
@@ -113,7 +118,10 @@ fn host_config(launch: &Launch, settings: &DockerSettings, resolved: Resolved) -
         // What it may do.
         cap_drop: Some(vec!["ALL".to_owned()]),
         privileged: Some(false),
-        security_opt: Some(vec!["no-new-privileges:true".to_owned(), format!("seccomp={}", seccomp::profile())]),
+        security_opt: Some(vec![
+            "no-new-privileges:true".to_owned(),
+            format!("seccomp={}", seccomp::profile(launch.gpus.len())),
+        ]),
         runtime: settings.runtime.clone(),
         // How it lives. A first process of the engine's hands signals on, which the kernel does not do for PID 1.
         init: Some(true),
@@ -272,6 +280,24 @@ mod tests {
         host.mounts.as_mut().unwrap().push(library);
         assert_eq!(with(gpus), expected);
         assert_eq!(expected.host_config.unwrap().privileged, Some(false));
+    }
+
+    #[test]
+    fn several_gpus_may_speak_to_each_other_within_their_container_and_nothing_else_changes() {
+        let with = |gpus: &[&str]| {
+            let settings = DockerSettings::new("worker", "test", vec!["/state".into()]);
+            let sources = vec!["/real/spec.json".into(), "/real/out".into()];
+            let resolved = Resolved { image: "sha256:abc".into(), host_cpus: 2, sources, gpus: GpuRequest::none() };
+            let gpus = gpus.iter().map(ToString::to_string).collect();
+            body(&Launch { gpus, ..launch() }, &settings, resolved)
+        };
+        let (one, several) = (with(&["GPU-a"]), with(&["GPU-a", "GPU-b"]));
+        let mut expected = one.clone();
+        let host = expected.host_config.as_mut().unwrap();
+        host.shm_size = Some(1 << 30);
+        host.security_opt.as_mut().unwrap()[1] = format!("seccomp={}", seccomp::profile(2));
+        assert_eq!(several, expected);
+        assert_ne!(several, one);
     }
 
     #[test]

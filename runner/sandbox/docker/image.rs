@@ -15,7 +15,7 @@ pub(super) struct Image {
     pub(super) library_path: Option<String>,
 }
 
-/// The label by which an image says what it computes on, such as `cpu,cuda:1`: on the CPU, and a job on one GPU.
+/// The label by which an image says what it computes on, such as `cpu,cuda:8`: on the CPU, and a training on eight GPUs.
 const DEVICES: &str = "drydock.devices";
 
 impl Image {

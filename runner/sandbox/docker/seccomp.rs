@@ -3,29 +3,41 @@
 
 use std::sync::LazyLock;
 
-/// The profile as one line of JSON. The engine takes the text itself; a path would be looked up on its host.
-pub(super) fn profile() -> &'static str {
-    static PROFILE: LazyLock<String> = LazyLock::new(|| {
-        let profile: serde_json::Value =
-            serde_json::from_str(SOURCE).expect("the profile is part of the program and a test parses it");
+use serde_json::Value;
+
+/// The profile of a container with so many GPUs, as one line of JSON. The engine takes the text itself; a path would be
+/// looked up on its host.
+pub(super) fn profile(gpus: usize) -> &'static str {
+    static PROFILE: LazyLock<String> = LazyLock::new(|| parsed(SOURCE).to_string());
+    static WITH_SEVERAL_GPUS: LazyLock<String> = LazyLock::new(|| {
+        let mut profile = parsed(SOURCE);
+        if let (Some(allowed), Value::Array(more)) = (profile["syscalls"].as_array_mut(), parsed(SEVERAL_GPUS)) {
+            allowed.extend(more);
+        }
         profile.to_string()
     });
-    &PROFILE
+    if gpus > 1 { &WITH_SEVERAL_GPUS } else { &PROFILE }
 }
 
 const SOURCE: &str = include_str!("../../../images/seccomp.json");
+/// What is allowed besides, where GPUs compute together.
+const SEVERAL_GPUS: &str = include_str!("../../../images/seccomp-several-gpus.json");
+
+fn parsed(source: &str) -> Value {
+    serde_json::from_str(source).expect("the profile is part of the program and a test parses it")
+}
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
 
     /// Every entry that allows a call, by the call's name.
     fn allowed() -> BTreeMap<String, Vec<Value>> {
-        let profile: Value = serde_json::from_str(profile()).unwrap();
+        let profile: Value = serde_json::from_str(profile(1)).unwrap();
         assert_eq!(profile["defaultAction"], "SCMP_ACT_ERRNO");
         let mut allowed = BTreeMap::<String, Vec<Value>>::new();
         for entry in profile["syscalls"].as_array().unwrap() {
@@ -145,6 +157,19 @@ mod tests {
         let allowed = allowed();
         assert_eq!(allowed["socket"][0]["args"], unix);
         assert_eq!(allowed["socketpair"][0]["args"], unix);
+    }
+
+    #[test]
+    fn several_gpus_may_introduce_themselves_over_the_loopback_and_that_is_all_they_may_besides() {
+        let calls = |gpus| parsed(profile(gpus))["syscalls"].as_array().unwrap().clone();
+        let (one, several) = (calls(1), calls(2));
+        assert_eq!(several[..one.len()], one);
+        let more = &several[one.len()..];
+        assert!(more.iter().all(|entry| entry["names"] == json!(["socket"])), "{more:?}");
+        let families: Vec<_> = more.iter().map(|entry| entry["args"][0]["value"].as_u64().unwrap()).collect();
+        const AF_INET_AND_NETLINK: [u64; 2] = [2, 16];
+        assert_eq!(families, AF_INET_AND_NETLINK);
+        assert!(more.iter().all(|entry| entry["args"].as_array().unwrap().len() == 2), "and of one kind each");
     }
 
     #[test]

@@ -31,10 +31,11 @@ class Shape:
 
         As in PaLM's appendix B: 2 a weight forward and 2 backward for the activations, 2 more where the weight itself is
         trained, and 12 * layers * width * length for attention, of which the causal half is not taken off. An adapter's
-        own products are left out: they are a hundredth.
+        own products are left out: they are a hundredth. So are the prompt's of an answer.
         """
-        weights = {"lora": 4, "full": 6, "evaluate": 2}[method] * self.products()
-        return weights + (4 if method == "evaluate" else 12) * self.layers * self.heads * self.head * length
+        forward = method in ["evaluate", "answer"]
+        weights = (2 if forward else 6 if method == "full" else 4) * self.products()
+        return weights + (4 if forward else 12) * self.layers * self.heads * self.head * length
 
 
 SHAPES = {shape.name: shape for shape in [
@@ -57,7 +58,7 @@ def config(shape: Shape) -> dict:
 
 
 def tokenizer() -> dict:
-    """A token a byte: so many characters are so many tokens."""
+    """A token a byte: so many characters are so many tokens. Texts are cut as GPT-2 does it, for which GGUF has a name."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     letters = {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
@@ -65,7 +66,7 @@ def tokenizer() -> dict:
                 "normalized": False, "special": True} for i, content in enumerate(["<s>", "</s>"])]
     return {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": special, "normalizer": None,
-        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
         "post_processor": None, "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
                                             "use_regex": False},
         "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
@@ -134,4 +135,14 @@ def make_rows(folder: Path, count: int, length: int) -> Path:
     letters = random.Random(0)
     rows = ["".join(letters.choices("abcdefghijklmnopqrstuvwxyz     ", k=length + 8)) for _ in range(count)]
     (folder / "rows.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    return folder
+
+
+def make_questions(folder: Path, count: int, length: int) -> Path:
+    """`count` prompts of `length` tokens each, with answers that no model gives."""
+    folder.mkdir(parents=True, exist_ok=True)
+    letters = random.Random(1)
+    rows = ["".join(letters.choices("abcdefghijklmnopqrstuvwxyz     ", k=length - 1)) + "?" for _ in range(count)]
+    lines = [json.dumps({"prompt": row, "completion": "7"}) + "\n" for row in rows]
+    (folder / "rows.jsonl").write_text("".join(lines))
     return folder

@@ -1,11 +1,12 @@
 """The same work by PyTorch, Transformers and PEFT, eager: prints one JSON object.
 
-    peer.py train    --method lora|full --model FOLDER --rows FILE --batch 4 --length 1024 --steps 12 [--checkpointing]
+    peer.py train    --method lora|dora|full --model FOLDER --rows FILE --batch 4 --length 1024 --steps 12 [--checkpointing]
     peer.py evaluate --model FOLDER --rows FILE --batch 4 --length 1024 --steps 12
+    peer.py answer   --model FOLDER --rows FILE --batch 4 --length 1024 --tokens 128
     peer.py limits
 
-`train` computes in bf16: with LoRA the frozen weights are bf16 and the adapter f32, as PEFT has it; in full the weights
-are f32 and products bf16 (autocast), as drydock has it. `limits` multiplies large matrices and copies a gigabyte: what
+`train` computes in bf16: with LoRA and DoRA the frozen weights are bf16 and the adapter f32, as PEFT has it; in full the weights
+are f32 and products bf16 (autocast), as drydock has it. `answer` takes the likeliest token each time. `limits` multiplies large matrices and copies a gigabyte: what
 the card itself can do today, in the same minutes.
 """
 
@@ -17,10 +18,10 @@ import time
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    parser.add_argument("work", choices=["train", "evaluate", "limits"])
+    parser.add_argument("work", choices=["train", "evaluate", "answer", "limits"])
     for name in ["--method", "--model", "--rows"]:
         parser.add_argument(name)
-    for name, value in {"--batch": 4, "--length": 1024, "--steps": 12}.items():
+    for name, value in {"--batch": 4, "--length": 1024, "--steps": 12, "--tokens": 128}.items():
         parser.add_argument(name, type=int, default=value)
     parser.add_argument("--checkpointing", action="store_true")
     return parser.parse_args()
@@ -52,13 +53,13 @@ def load(torch, args: argparse.Namespace, device: str, dtype):
 
 
 def train(torch, args: argparse.Namespace, device: str) -> dict:
-    lora = args.method == "lora"
+    lora = args.method != "full"
     model = load(torch, args, device, torch.bfloat16 if lora else torch.float32)
     if lora:
         from peft import LoraConfig, get_peft_model
 
         names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-        model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules=names))
+        model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules=names, use_dora=args.method == "dora"))
     if args.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
@@ -88,6 +89,23 @@ def evaluate(torch, args: argparse.Namespace, device: str) -> dict:
         return model(input_ids=batches[i], labels=batches[i], use_cache=False).loss.item()
 
     return told(torch, args, device, *timed(torch, device, args.steps, step))
+
+
+def answer(torch, args: argparse.Namespace, device: str) -> dict:
+    model = load(torch, args, device, torch.bfloat16).eval()
+    rows = [list(json.loads(line)["prompt"].encode()[: args.length]) for line in open(args.rows)]
+    prompts = torch.tensor(rows[: args.batch], device=device)
+
+    @torch.no_grad()
+    def step(_: int) -> int:
+        given = model.generate(prompts, attention_mask=torch.ones_like(prompts), do_sample=False, pad_token_id=0,
+                               min_new_tokens=args.tokens, max_new_tokens=args.tokens)
+        return given[0, -1].item()
+
+    seconds, _ = timed(torch, device, 2, step)
+    # The first time, kernels are chosen.
+    rate = args.batch * args.tokens / seconds[-1]
+    return told(torch, args, device, seconds, []) | {"tokens_per_second": rate, "range": [rate, rate]}
 
 
 def told(torch, args: argparse.Namespace, device: str, seconds: list[float], losses: list[float]) -> dict:

@@ -4,21 +4,9 @@
 // Products want the heads that share their keys below one another: there, `heads` is [kv heads, tokens, group, dim],
 // where `group` query heads share a kv head (for keys, group is 1). Elsewhere, a token's heads lie side by side in a row
 // of `stride` values.
-#include "drydock.cuh"
+#include "turned.cuh"
 
 typedef unsigned long long size;
-
-// Value `i` of a head that turns by the angle at `angle`: of the first 2 * half values, i turns together with i + half;
-// the others pass. `sign` is -1 to turn back.
-template <typename T>
-__device__ __forceinline__ float turned(const T* x, unsigned i, const float* cosines, const float* sines, size angle,
-                                        unsigned half, float sign, float scale) {
-    if (i >= 2 * half) return widen(x[i]) * scale;
-    const size at = angle * half + i % half;
-    const float c = cosines[at], s = sines[at] * sign;
-    return i < half ? widen(x[i]) * scale * c - widen(x[i + half]) * scale * s
-                    : widen(x[i]) * scale * c + widen(x[i - half]) * scale * s;
-}
 
 // From a token's row to heads; a block has a token. angles[token] says which row of the tables turns it; where half is 0,
 // nothing turns.

@@ -2,7 +2,7 @@
 //
 // A block has a row. Rows may be heads of tokens: row r is head r % heads of token r / heads, and a token's heads lie
 // side by side in a row of `stride` values. What is not the model's own stream lies without gaps.
-#include "drydock.cuh"
+#include "pieces.cuh"
 
 typedef unsigned long long size;
 
@@ -124,20 +124,14 @@ KERNEL(256, norm_backward_bf16,
     norm_backward(x, heads, stride, weight, offset, epsilon, dy, dx, dx_stride, add, inverses, width);
 }
 
-// The first half of the weight's gradient, the sum over the rows of dy * x / rms: a block sums a piece of the rows, for
-// some columns. sum_partials (rows.cu) sums the pieces, always in the same order.
+// The first half of the weight's gradient, the sum over the rows of dy * x / rms.
 template <typename T>
 __device__ __forceinline__ void norm_weight_partials(const T* x, unsigned heads, size stride, const float* inverses,
                                                      const T* dy, float* partials, unsigned rows, unsigned piece,
                                                      unsigned width) {
-    const unsigned column = blockIdx.y * blockDim.x + threadIdx.x;
-    if (column >= width) return;
-    const unsigned from = blockIdx.x * piece;
-    const unsigned to = from + piece < rows ? from + piece : rows;
-    float sum = 0.0f;
-    for (unsigned row = from; row < to; row++)
-        sum += widen(dy[(size)row * width + column]) * widen(x[place(row, heads, stride, width) + column]) * inverses[row];
-    partials[(size)blockIdx.x * width + column] = sum;
+    sum_piece(partials, rows, piece, width, [=](unsigned row, unsigned column) {
+        return widen(dy[(size)row * width + column]) * widen(x[place(row, heads, stride, width) + column]) * inverses[row];
+    });
 }
 
 KERNEL(256, norm_weight_partials_f32,

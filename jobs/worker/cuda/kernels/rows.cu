@@ -1,5 +1,5 @@
 // Small things that are done to rows: sums, biases, dropout, and rows that are taken and put.
-#include "drydock.cuh"
+#include "pieces.cuh"
 
 typedef unsigned long long size;
 
@@ -35,17 +35,11 @@ KERNEL(256, add_bias_bf16, (bf16* y, size stride, const float* bias, unsigned wi
     add_bias(y, stride, bias, width);
 }
 
-// The first half of a bias's gradient: a block sums a piece of the rows, for some columns.
+// The first half of a bias's gradient.
 template <typename T>
 __device__ __forceinline__ void column_partials(const T* x, size stride, float* partials, unsigned rows, unsigned piece,
                                                 unsigned width) {
-    const unsigned column = blockIdx.y * blockDim.x + threadIdx.x;
-    if (column >= width) return;
-    const unsigned from = blockIdx.x * piece;
-    const unsigned to = from + piece < rows ? from + piece : rows;
-    float sum = 0.0f;
-    for (unsigned row = from; row < to; row++) sum += widen(x[row * stride + column]);
-    partials[(size)blockIdx.x * width + column] = sum;
+    sum_piece(partials, rows, piece, width, [=](unsigned row, unsigned column) { return widen(x[row * stride + column]); });
 }
 KERNEL(256, column_partials_f32, (const float* x, size stride, float* partials, unsigned rows, unsigned piece,
                                   unsigned width)) {
@@ -95,19 +89,19 @@ __device__ __forceinline__ float dropout_factor(size seed, float rate, size inde
     return chance >= rate ? 1.0f / (1.0f - rate) : 0.0f;
 }
 
-// y = drop(x), or y += drop(x), which is its backward pass.
+// y = drop(x), or y += drop(x), which is its backward pass; the first value has the place `first`.
 template <typename T>
-__device__ __forceinline__ void dropout(const T* x, T* y, size seed, float rate, int add, size count) {
+__device__ __forceinline__ void dropout(const T* x, T* y, size seed, size first, float rate, int add, size count) {
     FOR_EACH(i, count) {
-        const float value = widen(x[i]) * dropout_factor(seed, rate, i);
+        const float value = widen(x[i]) * dropout_factor(seed, rate, first + i);
         y[i] = narrow<T>(add ? widen(y[i]) + value : value);
     }
 }
-KERNEL(256, dropout_f32, (const float* x, float* y, size seed, float rate, int add, size count)) {
-    dropout(x, y, seed, rate, add, count);
+KERNEL(256, dropout_f32, (const float* x, float* y, size seed, size first, float rate, int add, size count)) {
+    dropout(x, y, seed, first, rate, add, count);
 }
-KERNEL(256, dropout_bf16, (const bf16* x, bf16* y, size seed, float rate, int add, size count)) {
-    dropout(x, y, seed, rate, add, count);
+KERNEL(256, dropout_bf16, (const bf16* x, bf16* y, size seed, size first, float rate, int add, size count)) {
+    dropout(x, y, seed, first, rate, add, count);
 }
 
 // Row i of y is row places[i] of x, times scale. A block has a row.

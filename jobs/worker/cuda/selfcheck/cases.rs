@@ -16,7 +16,7 @@ use crate::random::{Chance, Purpose};
 
 /// Tokens of the rows of the batches, which lie end to end.
 const ROWS: [&[usize]; 2] = [&[7, 1, 21], &[40, 2]];
-const VOCABULARY: usize = 97;
+pub(super) const VOCABULARY: usize = 97;
 
 /// What is trained of a model.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -29,6 +29,11 @@ pub(super) enum Trains {
     },
     /// LoRA over weights in blocks of this kind.
     Qlora(BlockKind),
+    /// LoRA with trained lengths, perhaps over weights in blocks.
+    Dora {
+        dropout: f32,
+        over: Option<BlockKind>,
+    },
 }
 
 /// A training.
@@ -42,15 +47,20 @@ pub(super) struct Case {
 
 /// Every kind of model, and on the first of them every kind of training.
 pub(super) fn cases() -> Vec<Case> {
-    use Trains::{Everything, Lora, Qlora, Some};
+    use Trains::{Dora, Everything, Lora, Qlora, Some};
     let trainings = [
         ("llama", Everything, false),
         ("llama", Some, false),
         ("llama", Lora { dropout: 0.0 }, false),
         ("llama", Lora { dropout: 0.3 }, true),
+        ("llama", Dora { dropout: 0.0, over: None }, false),
+        ("llama", Dora { dropout: 0.3, over: None }, true),
+        ("qwen2", Dora { dropout: 0.0, over: None }, true),
         ("qwen2", Everything, true),
         ("qwen3", Everything, false),
         ("qwen3", Lora { dropout: 0.0 }, false),
+        ("phi3", Everything, false),
+        ("phi3", Dora { dropout: 0.0, over: None }, false),
         ("gemma2", Everything, true),
         ("gemma2", Some, false),
         ("wide", Qlora(BlockKind::Q4_0), false),
@@ -63,12 +73,12 @@ pub(super) fn cases() -> Vec<Case> {
         ("wide", Qlora(BlockKind::Q4K), false),
         ("wide", Qlora(BlockKind::Q5K), false),
         ("wide", Qlora(BlockKind::Q6K), false),
+        ("wide", Dora { dropout: 0.0, over: Option::Some(BlockKind::Q8_0) }, false),
     ];
     let case = |dtype| trainings.map(|(model, trains, checkpointing)| Case { model, trains, dtype, checkpointing });
     // How blocks are widened does not depend on what is computed in.
-    let narrow = case(DType::Bf16)
-        .into_iter()
-        .filter(|case| !matches!(case.trains, Qlora(_)) || case.trains == Qlora(BlockKind::Q4K));
+    let narrow =
+        case(DType::Bf16).into_iter().filter(|case| case.model != "wide" || case.trains == Qlora(BlockKind::Q4K));
     case(DType::F32).into_iter().chain(narrow).collect()
 }
 
@@ -80,6 +90,10 @@ impl Case {
             Trains::Lora { dropout: 0.0 } => "lora".to_owned(),
             Trains::Lora { dropout } => format!("lora, dropout {dropout}"),
             Trains::Qlora(kind) => format!("qlora, {kind}"),
+            Trains::Dora { dropout, over } => {
+                let dropout = if dropout > 0.0 { format!(", dropout {dropout}") } else { String::new() };
+                over.map_or_else(|| format!("dora{dropout}"), |kind| format!("dora{dropout}, {kind}"))
+            }
         };
         let dtype = match self.dtype {
             DType::F32 => "f32",
@@ -116,16 +130,25 @@ impl Case {
         let mut decoder = Decoder::load(&files, 80, |_| Ok(()))?;
         let mut chance = Chance::new(5, Purpose::Adapter);
         let trainables = match self.trains {
-            Trains::Lora { .. } | Trains::Qlora(_) => {
-                let dropout = if let Trains::Lora { dropout } = self.trains { dropout } else { 0.0 };
-                if let Trains::Qlora(kind) = self.trains {
+            Trains::Lora { .. } | Trains::Qlora(_) | Trains::Dora { .. } => {
+                let (dropout, kind, dora) = match self.trains {
+                    Trains::Dora { dropout, over } => (dropout, over, true),
+                    Trains::Qlora(kind) => (0.0, Some(kind), false),
+                    Trains::Lora { dropout } => (dropout, None, false),
+                    Trains::Everything | Trains::Some => unreachable!("these train no adapter"),
+                };
+                if let Some(kind) = kind {
                     decoder.quantize(|width| fitting(kind, width));
                 }
-                let targets = ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"].map(str::to_owned).to_vec();
-                let shape = LoraShape { rank: 4, alpha: 6.0, dropout, dora: false, targets };
+                let targets = ["q_proj", "v_proj", "qkv_proj", "o_proj", "up_proj", "down_proj"];
+                let targets = targets.map(str::to_owned).to_vec();
+                let shape = LoraShape { rank: 4, alpha: 6.0, dropout, dora, targets };
                 decoder.adapt(&shape, |_, [rank, width, out]| {
-                    let AdapterStart { a, magnitude, .. } = start_values(&mut chance, rank, width, out)?;
+                    let AdapterStart { a, .. } = start_values(&mut chance, rank, width, out)?;
                     let b = (0..out * rank).map(|_| chance.uniform(0.2)).collect::<Vec<_>>();
+                    // About as long as the rows are, and none as long as its row.
+                    let lengths = (0..out).map(|_| 0.25 + chance.uniform(0.1)).collect::<Vec<_>>();
+                    let magnitude = if dora { Some(Tensor::new(lengths, &CandleDevice::Cpu)?) } else { None };
                     Ok(AdapterStart { a, b: Tensor::from_vec(b, (out, rank), &CandleDevice::Cpu)?, magnitude })
                 })?
             }
@@ -164,6 +187,13 @@ fn config(model: &str) -> Value {
         config["hidden_size"] = json!(256);
         config["num_hidden_layers"] = json!(1);
         config["intermediate_size"] = json!(256);
+    }
+    // Rows and conversations get longer than what turns as usual.
+    if model == "phi3" {
+        config["original_max_position_embeddings"] = json!(16);
+        config["rope_scaling"] = json!({
+            "type": "longrope", "short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [1.5, 2.0, 4.0, 8.0],
+        });
     }
     if model == "gemma2" {
         config["query_pre_attn_scalar"] = json!(12);

@@ -43,13 +43,18 @@ fn lora() -> Value {
     json!({"learning_rate": 0.01, "max_steps": 6, "logging_steps": 1, "lora_dropout": 0.1, "test_size": 0.0})
 }
 
+fn dora() -> Value {
+    json!({"method": "dora", "learning_rate": 0.01, "max_steps": 6, "logging_steps": 1, "lora_dropout": 0.1,
+           "test_size": 0.0})
+}
+
 fn full() -> Value {
     json!({"method": "full", "learning_rate": 0.001, "max_steps": 6, "logging_steps": 1, "test_size": 0.0})
 }
 
 #[test]
 fn a_finetune_on_a_gpu_goes_as_on_the_cpu() {
-    for options in [lora(), full()] {
+    for options in [lora(), dora(), full()] {
         let (gpu, cpu) = (losses(&on_gpu(options.clone())), losses(&Scene::new(options)));
         assert_eq!(gpu.len(), cpu.len());
         for (gpu, cpu) in gpu.iter().zip(&cpu) {
@@ -57,6 +62,25 @@ fn a_finetune_on_a_gpu_goes_as_on_the_cpu() {
         }
         assert!(gpu.last() < gpu.first(), "and they fall: {gpu:?}");
     }
+}
+
+#[test]
+fn what_a_model_answers_on_a_gpu_it_answers_on_the_cpu() {
+    let options = json!({
+        "learning_rate": 0.01, "max_steps": 8, "test_size": 0.0, "max_new_tokens": 16,
+        "sample_prompts": ["Say 1", "Say 3", "Tell me something longer than that"],
+    });
+    let [gpu, cpu] = [on_gpu(options.clone()), Scene::new(options)].map(|scene| {
+        let (code, reports) = scene.run("run");
+        assert_eq!(code, EXIT_FINISHED, "{reports:?}");
+        let samples = reports.into_iter().filter_map(|report| match report {
+            Report::Sample(sample) => Some((sample.prompt, sample.completion, sample.stopped)),
+            _ => None,
+        });
+        samples.collect::<Vec<_>>()
+    });
+    assert_eq!(gpu.len(), 6, "before and after");
+    assert_eq!(gpu, cpu);
 }
 
 #[test]
@@ -69,7 +93,8 @@ fn a_worker_says_which_gpu_it_computes_on() {
 
 #[test]
 fn the_order_of_threads_does_not_show_in_what_is_learnt() {
-    for (options, path) in [(lora(), "adapter/adapter_model.safetensors"), (full(), "model/model.safetensors")] {
+    let adapter = "adapter/adapter_model.safetensors";
+    for (options, path) in [(lora(), adapter), (dora(), adapter), (full(), "model/model.safetensors")] {
         let (forwards, backwards) = (on_gpu(options.clone()), with(on_gpu(options), "EMULATED_GPU_BACKWARDS", "1"));
         assert_eq!(losses(&forwards), losses(&backwards));
         assert!(weights(&forwards, path) == weights(&backwards, path), "every bit of {path} is the same");

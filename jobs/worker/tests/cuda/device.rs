@@ -191,7 +191,7 @@ fn a_product_that_reaches_beyond_its_buffer_is_told_before_anything_runs() {
 }
 
 /// A GPU that has failed stays so: these have a process of their own, in which the test of the given name does the work.
-fn in_a_process_of_its_own(name: &str, settings: &[(&str, &str)]) -> Option<String> {
+pub(crate) fn in_a_process_of_its_own(name: &str, settings: &[(&str, &str)]) -> Option<String> {
     if std::env::var_os("DRYDOCK_TEST_INSIDE").is_some() {
         return None;
     }

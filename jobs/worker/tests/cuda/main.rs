@@ -13,6 +13,8 @@ mod tiny;
 mod attempt;
 mod device;
 mod error;
+mod evaluate;
 mod memory;
+mod ranks;
 mod selfcheck;
 mod training;

@@ -14,4 +14,5 @@ fn a_selfcheck_fails_on_a_gpu_that_leaves_a_kernel_out() {
     let said = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("gradient, embed_tokens"), "{said}");
+    assert!(said.contains("several GPUs in one training were not compared with one: there is one here"), "{said}");
 }

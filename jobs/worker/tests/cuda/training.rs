@@ -3,7 +3,6 @@
 use std::fs;
 use std::process::Command;
 
-use drydock_spec::FailureKind;
 use drydock_spec::contract::EXIT_FINISHED;
 use serde_json::{Value, json};
 
@@ -26,10 +25,11 @@ fn finished(scene: &Scene) {
 }
 
 #[test]
-fn a_selfcheck_finds_that_the_gpu_computes_what_the_cpu_does() {
+fn a_selfcheck_finds_that_the_gpu_computes_what_the_cpu_does_and_several_what_one_does() {
     let run = |argument: Option<&str>| {
         let mut command = Command::new(WORKER);
         command.arg("selfcheck").args(argument).env("LD_LIBRARY_PATH", emulated_gpu::folder());
+        command.env("EMULATED_GPU_COUNT", "3");
         let output = command.env("RAYON_NUM_THREADS", "1").output().unwrap();
         let said = String::from_utf8(output.stdout).unwrap();
         assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
@@ -37,7 +37,10 @@ fn a_selfcheck_finds_that_the_gpu_computes_what_the_cpu_does() {
     };
     assert!(run(Some("--list-devices")).starts_with("cuda:0  emulated GPU (CPU)"));
     let table = run(None);
-    assert!(table.contains("145 of 145 comparisons are right"), "{table}");
+    assert!(table.contains("300 of 300 comparisons are right"), "{table}");
+    let together = table.lines().filter(|line| line.contains(", 3 GPUs"));
+    assert_eq!(together.clone().count(), 60, "{table}");
+    assert!(together.filter(|line| line.contains("what ranks hold")).all(|line| line.contains(" 0.0e0 ")), "{table}");
 }
 
 fn options() -> Value {
@@ -55,11 +58,4 @@ fn a_training_on_a_gpu_goes_on_from_its_checkpoint_bit_for_bit() {
     let next = with_a_gpu(whole.next_attempt(options()));
     finished(&next);
     assert!(adapter(&whole) == adapter(&next), "the last step is another one after a checkpoint");
-}
-
-#[test]
-fn what_a_gpu_cannot_train_is_refused_with_what_it_can() {
-    let failure = with_a_gpu(Scene::new(json!({"method": "dora"}))).failure();
-    assert_eq!(failure.kind, FailureKind::BadOption);
-    assert!(failure.message.contains("method \"lora\" is"), "{}", failure.message);
 }

@@ -18,3 +18,5 @@ compile libcuda.so -O2 -ffp-contract=off -fsanitize=alignment,bounds -fsanitize-
 # Nobody asks for the order of a product's sums.
 compile libcublas.so -O3 -fassociative-math -fno-signed-zeros -fno-trapping-math "$here/cublas.cpp" "-L$out" -lcuda \
     "-Wl,-rpath,\$ORIGIN"
+# Sums of ranks are in their order.
+compile libnccl.so.2 -O2 -ffp-contract=off "$here/nccl.cpp" "-L$out" -lcuda "-Wl,-rpath,\$ORIGIN"

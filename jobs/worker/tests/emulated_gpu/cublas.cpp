@@ -9,6 +9,7 @@
 
 extern "C" bool emulated_gpu_holds(std::uintptr_t address, std::size_t bytes);
 extern "C" void emulated_gpu_complains(const char* what);
+extern "C" int emulated_gpu_current();
 
 namespace {
 
@@ -57,7 +58,8 @@ struct Operand {
 #define PUBLIC extern "C" __attribute__((visibility("default")))
 
 PUBLIC Status cublasCreate_v2(void** handle) {
-    *handle = new int(0);
+    // A handle is of the GPU that it was made on.
+    *handle = new int(emulated_gpu_current());
     return SUCCESS;
 }
 PUBLIC Status cublasDestroy_v2(void* handle) {
@@ -75,10 +77,11 @@ PUBLIC Status cublasSetWorkspace_v2(void*, void* workspace, std::size_t bytes) {
     return emulated_gpu_holds(std::uintptr_t(workspace), bytes) ? SUCCESS : mistake("cuBLAS: a workspace not allocated");
 }
 
-PUBLIC Status cublasGemmStridedBatchedEx(void*, int transpose_a, int transpose_b, int m, int n, int k, const void* alpha,
+PUBLIC Status cublasGemmStridedBatchedEx(void* handle, int transpose_a, int transpose_b, int m, int n, int k, const void* alpha,
                                          const void* a, int type_a, int step_a, long long batch_a, const void* b, int type_b,
                                          int step_b, long long batch_b, const void* beta, void* c, int type_c, int step_c,
                                          long long batch_c, int count, int compute, int) {
+    if (*static_cast<int*>(handle) != emulated_gpu_current()) return mistake("cuBLAS: the handle is of another GPU");
     if (m < 0 || n < 0 || k < 0 || count < 0) return mistake("cuBLAS: a negative size");
     if (compute != COMPUTE_32F && compute != COMPUTE_32F_FAST_TF32) return NOT_SUPPORTED;
     if (type_a != type_b || (type_a == F32 && type_c != F32)) return NOT_SUPPORTED;

@@ -1,9 +1,10 @@
 // libcuda, as far as drydock's worker uses it, over a GPU made of the CPU. Calls are done when they return; otherwise
 // they answer as NVIDIA's do: a kernel's fault is told by the call after it, and by all that follow.
 //   EMULATED_GPU_COUNT        GPUs (1)
-//   EMULATED_GPU_MEMORY_MIB   memory of each (4096)
+//   EMULATED_GPU_MEMORY_MIB   memory of each (4096); of the first, the second and so on, where commas are between numbers
 //   EMULATED_GPU_DRIVER       the CUDA version that the driver is of (13000)
 //   EMULATED_GPU_SKIPS        a kernel that is not run: a GPU that computes wrongly
+//   EMULATED_GPU_BREAKS       a kernel that is a fault of the last GPU's
 //   EMULATED_GPU_BACKWARDS    threads and blocks run from the last to the first
 #include <cstdio>
 #include <cstdlib>
@@ -23,8 +24,11 @@ int number(const char* name, int otherwise) {
     return value ? std::atoi(value) : otherwise;
 }
 
+// The context of the calling thread: the GPU's number, counted from 1.
+thread_local void* current = nullptr;
+
 // What every call but the first says before anything else.
-Code standing() { return !initialized ? NOT_INITIALIZED : fault_so_far; }
+Code standing() { return !initialized ? NOT_INITIALIZED : fault_so_far(); }
 
 Code mistake(const char* what) {
     complain("%s", what);
@@ -38,14 +42,28 @@ Code touched(std::uintptr_t address, std::size_t bytes, const char* what) {
     return INVALID_VALUE;
 }
 
+// A stream is its GPU's, and what goes through it is asked for by a thread with that GPU's context.
+char streams[MOST_GPUS];
+Code goes_through(const void* stream, const char* what) {
+    if (current && stream == &streams[current_gpu()]) return standing();
+    complain("%s: the stream is not of GPU %d, which this thread's context is of", what, current_gpu());
+    return INVALID_HANDLE;
+}
+
 }  // namespace
+
+int emulated::gpus() {
+    const int count = number("EMULATED_GPU_COUNT", 1);
+    return count < MOST_GPUS ? count : MOST_GPUS;
+}
+int emulated::current_gpu() { return current ? int(reinterpret_cast<std::intptr_t>(current)) - 1 : 0; }
 
 #define PUBLIC extern "C" __attribute__((visibility("default")))
 
 PUBLIC Code cuInit(unsigned) {
     initialized = true;
     watch();
-    return number("EMULATED_GPU_COUNT", 1) > 0 ? SUCCESS : NO_DEVICE;
+    return gpus() > 0 ? SUCCESS : NO_DEVICE;
 }
 
 PUBLIC Code cuDriverGetVersion(int* version) {
@@ -54,13 +72,13 @@ PUBLIC Code cuDriverGetVersion(int* version) {
 }
 
 PUBLIC Code cuDeviceGetCount(int* count) {
-    *count = number("EMULATED_GPU_COUNT", 1);
+    *count = gpus();
     return standing();
 }
 
 PUBLIC Code cuDeviceGet(int* device, int ordinal) {
     *device = ordinal;
-    return ordinal >= 0 && ordinal < number("EMULATED_GPU_COUNT", 1) ? standing() : INVALID_DEVICE;
+    return ordinal >= 0 && ordinal < gpus() ? standing() : INVALID_DEVICE;
 }
 
 PUBLIC Code cuDeviceGetName(char* name, int length, int) {
@@ -74,8 +92,8 @@ PUBLIC Code cuDeviceGetUuid_v2(unsigned char* uuid, int device) {
     return standing();
 }
 
-PUBLIC Code cuDeviceTotalMem_v2(std::size_t* bytes, int) {
-    *bytes = memory::total();
+PUBLIC Code cuDeviceTotalMem_v2(std::size_t* bytes, int device) {
+    *bytes = memory::total(device);
     return standing();
 }
 
@@ -100,9 +118,6 @@ PUBLIC Code cuDevicePrimaryCtxRetain(void** context, int device) {
 }
 PUBLIC Code cuDevicePrimaryCtxRelease_v2(int) { return SUCCESS; }
 
-namespace {
-thread_local void* current = nullptr;
-}
 PUBLIC Code cuCtxSetCurrent(void* context) {
     current = context;
     return SUCCESS;
@@ -131,54 +146,59 @@ PUBLIC Code cuMemPoolGetAttribute(void*, int attribute, void* value) {
 PUBLIC Code cuMemPoolTrimTo(void*, std::size_t) { return standing(); }
 
 PUBLIC Code cuMemGetInfo_v2(std::size_t* free, std::size_t* total) {
-    *total = memory::total();
-    *free = memory::total() - memory::held();
+    *total = memory::total(current_gpu());
+    *free = *total - memory::held();
     return standing();
 }
 
-PUBLIC Code cuMemAllocAsync(std::uintptr_t* address, std::size_t bytes, void*) {
+PUBLIC Code cuMemAllocAsync(std::uintptr_t* address, std::size_t bytes, void* stream) {
     if (!current) return mistake("cuMemAllocAsync: this thread has no context");
-    return standing() != SUCCESS ? standing() : memory::allocate(bytes, address);
+    if (const Code wrong = goes_through(stream, "cuMemAllocAsync")) return wrong;
+    return memory::allocate(bytes, address);
 }
-PUBLIC Code cuMemFreeAsync(std::uintptr_t address, void*) {
-    return standing() != SUCCESS ? standing() : memory::release(address);
+PUBLIC Code cuMemFreeAsync(std::uintptr_t address, void* stream) {
+    if (const Code wrong = goes_through(stream, "cuMemFreeAsync")) return wrong;
+    return memory::release(address);
 }
-PUBLIC Code cuMemAlloc_v2(std::uintptr_t* address, std::size_t bytes) { return cuMemAllocAsync(address, bytes, nullptr); }
-PUBLIC Code cuMemFree_v2(std::uintptr_t address) { return cuMemFreeAsync(address, nullptr); }
+PUBLIC Code cuMemAlloc_v2(std::uintptr_t* address, std::size_t bytes) {
+    return cuMemAllocAsync(address, bytes, &streams[current_gpu()]);
+}
+PUBLIC Code cuMemFree_v2(std::uintptr_t address) { return cuMemFreeAsync(address, &streams[current_gpu()]); }
 
-PUBLIC Code cuMemcpyHtoDAsync_v2(std::uintptr_t to, const void* from, std::size_t bytes, void*) {
-    if (standing() != SUCCESS) return standing();
+PUBLIC Code cuMemcpyHtoDAsync_v2(std::uintptr_t to, const void* from, std::size_t bytes, void* stream) {
+    if (const Code wrong = goes_through(stream, "copy to the GPU")) return wrong;
     if (const Code wrong = touched(to, bytes, "copy to the GPU")) return wrong;
     std::memcpy(reinterpret_cast<void*>(to), from, bytes);
     return SUCCESS;
 }
-PUBLIC Code cuMemcpyDtoHAsync_v2(void* to, std::uintptr_t from, std::size_t bytes, void*) {
-    if (standing() != SUCCESS) return standing();
+PUBLIC Code cuMemcpyDtoHAsync_v2(void* to, std::uintptr_t from, std::size_t bytes, void* stream) {
+    if (const Code wrong = goes_through(stream, "copy from the GPU")) return wrong;
     if (const Code wrong = touched(from, bytes, "copy from the GPU")) return wrong;
     std::memcpy(to, reinterpret_cast<void*>(from), bytes);
     return SUCCESS;
 }
-PUBLIC Code cuMemcpyDtoDAsync_v2(std::uintptr_t to, std::uintptr_t from, std::size_t bytes, void*) {
-    if (standing() != SUCCESS) return standing();
+PUBLIC Code cuMemcpyDtoDAsync_v2(std::uintptr_t to, std::uintptr_t from, std::size_t bytes, void* stream) {
+    if (const Code wrong = goes_through(stream, "copy on the GPU")) return wrong;
     if (const Code wrong = touched(to, bytes, "copy on the GPU")) return wrong;
     if (const Code wrong = touched(from, bytes, "copy on the GPU")) return wrong;
     if (to < from + bytes && from < to + bytes) return mistake("a copy on the GPU overlaps itself");
     std::memcpy(reinterpret_cast<void*>(to), reinterpret_cast<void*>(from), bytes);
     return SUCCESS;
 }
-PUBLIC Code cuMemsetD8Async(std::uintptr_t to, unsigned char value, std::size_t bytes, void*) {
-    if (standing() != SUCCESS) return standing();
+PUBLIC Code cuMemsetD8Async(std::uintptr_t to, unsigned char value, std::size_t bytes, void* stream) {
+    if (const Code wrong = goes_through(stream, "set on the GPU")) return wrong;
     if (const Code wrong = touched(to, bytes, "set on the GPU")) return wrong;
     std::memset(reinterpret_cast<void*>(to), value, bytes);
     return SUCCESS;
 }
 
 PUBLIC Code cuStreamCreate(void** stream, unsigned) {
-    *stream = &initialized;
+    *stream = &streams[current_gpu()];
     return standing();
 }
-PUBLIC Code cuStreamSynchronize(void*) { return standing(); }
-PUBLIC Code cuStreamDestroy_v2(void*) { return standing(); }
+PUBLIC Code cuStreamSynchronize(void* stream) { return goes_through(stream, "cuStreamSynchronize"); }
+PUBLIC Code cuStreamQuery(void* stream) { return goes_through(stream, "cuStreamQuery"); }
+PUBLIC Code cuStreamDestroy_v2(void* stream) { return goes_through(stream, "cuStreamDestroy"); }
 
 PUBLIC Code cuEventCreate(void** event, unsigned) {
     *event = new timespec{};
@@ -238,8 +258,8 @@ PUBLIC Code cuFuncSetAttribute(const Kernel* kernel, int attribute, int value) {
 }
 
 PUBLIC Code cuLaunchKernel(const Kernel* kernel, unsigned blocks_x, unsigned blocks_y, unsigned blocks_z, unsigned threads_x,
-                           unsigned threads_y, unsigned threads_z, unsigned shared_bytes, void*, void** arguments, void**) {
-    if (standing() != SUCCESS) return standing();
+                           unsigned threads_y, unsigned threads_z, unsigned shared_bytes, void* stream, void** arguments, void**) {
+    if (const Code wrong = goes_through(stream, kernel->name)) return wrong;
     const unsigned long long threads = 1ull * threads_x * threads_y * threads_z;
     if (blocks_x == 0 || blocks_y == 0 || blocks_z == 0 || threads == 0) return mistake("a launch of nothing");
     if (blocks_x > 0x7fffffffu || blocks_y > 65535 || blocks_z > 65535) return mistake("a grid that is too large");
@@ -253,8 +273,24 @@ PUBLIC Code cuLaunchKernel(const Kernel* kernel, unsigned blocks_x, unsigned blo
     }
     static const char* const skipped = std::getenv("EMULATED_GPU_SKIPS");
     if (skipped && std::strcmp(skipped, kernel->name) == 0) return SUCCESS;
+    // No GPU was allowed to look into another's memory.
+    for (std::size_t i = 0; i < kernel->parameters.count; i++) {
+        std::uintptr_t value = 0;
+        if (kernel->parameters.sizes[i] == 8) std::memcpy(&value, arguments[i], 8);
+        const int gpu = memory::ours(value) ? memory::gpu_of(value) : -1;
+        if (gpu >= 0 && gpu != current_gpu()) {
+            complain("kernel `%s` on GPU %d is given memory of GPU %d", kernel->name, current_gpu(), gpu);
+            fault_so_far() = ILLEGAL_ADDRESS;
+            return SUCCESS;
+        }
+    }
+    static const char* const broken = std::getenv("EMULATED_GPU_BREAKS");
+    if (broken && current_gpu() == gpus() - 1 && std::strcmp(broken, kernel->name) == 0) {
+        fault_so_far() = LAUNCH_FAILED;
+        return SUCCESS;
+    }
     const Code code = run(*kernel, {blocks_x, blocks_y, blocks_z}, {threads_x, threads_y, threads_z}, shared_bytes, arguments);
-    if (fault_so_far == SUCCESS) fault_so_far = code;
+    if (fault_so_far() == SUCCESS) fault_so_far() = code;
     return SUCCESS;
 }
 
@@ -278,6 +314,10 @@ PUBLIC Code cuGetErrorName(Code code, const char** name) {
 }
 PUBLIC Code cuGetErrorString(Code code, const char** text) { return cuGetErrorName(code, text); }
 
-// For the emulated cuBLAS: whether a product's operand lies in one allocation.
+// For the other emulated libraries: whether something lies in one allocation of the calling thread's GPU.
 PUBLIC bool emulated_gpu_holds(std::uintptr_t address, std::size_t bytes) { return memory::holds(address, bytes); }
 PUBLIC void emulated_gpu_complains(const char* what) { complain("%s", what); }
+// The GPU of the calling thread; and for a while another one.
+PUBLIC int emulated_gpu_current() { return current ? current_gpu() : -1; }
+PUBLIC bool emulated_gpu_streams(int gpu, const void* stream) { return stream == &streams[gpu]; }
+PUBLIC void emulated_gpu_becomes(int gpu) { current = reinterpret_cast<void*>(std::intptr_t(gpu) + 1); }

@@ -1,6 +1,6 @@
-//! A GPU made of the CPU: libraries that look like NVIDIA's driver and cuBLAS to the worker, and run the worker's own
+//! GPUs made of the CPU: libraries that look like NVIDIA's driver, cuBLAS and NCCL to the worker, and run the worker's own
 //! kernels, compiled by the host's C++ compiler. What they watch over is told in `machine.h` and `threads.cpp`, what can
-//! be set by environment in `driver.cpp`.
+//! be set by environment in `driver.cpp` and `nccl.cpp`.
 
 use std::ffi::CString;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -32,7 +32,7 @@ pub(crate) fn plug_in() {
     static LOADED: OnceLock<()> = OnceLock::new();
     LOADED.get_or_init(|| {
         // What is asked for later under the same name is what is loaded already.
-        for library in ["libcuda.so", "libcublas.so"] {
+        for library in ["libcuda.so", "libcublas.so", "libnccl.so.2"] {
             let path = CString::new(folder().join(library).into_os_string().into_encoded_bytes()).unwrap();
             // SAFETY: the library's constructors only note which kernels there are.
             let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };

@@ -46,7 +46,10 @@ namespace emulated {
 
 Place here;
 Kernel* kernels = nullptr;
-Code fault_so_far = SUCCESS;
+Code& fault_so_far() {
+    static Code faults[MOST_GPUS] = {};
+    return faults[current_gpu()];
+}
 
 void complain(const char* format, ...) {
     std::va_list arguments;

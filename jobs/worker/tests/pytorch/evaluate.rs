@@ -119,7 +119,7 @@ fn answers_of_many_rows_at_once_are_those_of_transformers() {
     text.also_stop_at(stops.clone());
     let prompts: Vec<Prompt> = prompts.into_iter().map(|ids| Prompt { ids, max_new_tokens }).collect();
     for batch_size in [1, 2, 3, 7, 16] {
-        let greedy = Greedy { decoder: &decoder, text: &text, until: &[], batch_size };
+        let greedy = Greedy { speaker: &decoder, text: &text, until: &[], batch_size };
         let mut passes = 0;
         let got = greedy.answer_each(&prompts, |_| {
             passes += 1;
