@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 mod base;
 mod evaluate;
 mod interval;
+mod lengths;
 mod names;
 mod needs;
 mod quantize;
@@ -22,11 +23,12 @@ mod work;
 pub use base::Base;
 pub use evaluate::{Answering, evaluate_beside_gpu, evaluate_gpu_memory, evaluate_memory};
 pub use interval::{CONFIDENCE_PERCENT, ENOUGH, Interval, Ratios};
+pub use lengths::{Draws, fullest_batch};
 pub use names::matches;
 pub use needs::{Needs, Part};
 pub use quantize::{file_bytes, quantize_memory};
 pub use rows::Rows;
-pub use shipped::shipped_memory;
+pub use shipped::{shipped_disk, shipped_memory};
 pub use together::{beside_gpus, of_each_gpu};
 pub use training::{Fit, Training, shrink};
 pub use work::{Phase, Tokens, Traffic, Work};
@@ -61,16 +63,30 @@ pub struct Batch {
     pub rows: u32,
     /// Tokens of a row at most.
     pub length: u32,
+    /// Of all rows together at most.
+    tokens: u64,
 }
 
 impl Batch {
+    /// Rows of which each may be as long as the longest.
     #[must_use]
     pub fn new(rows: u32, length: u32) -> Self {
-        Self { rows, length }
+        Self { rows, length, tokens: u64::from(rows) * u64::from(length) }
+    }
+
+    /// The same of rows that are known to have so many tokens together at most.
+    #[must_use]
+    pub fn of_tokens(self, tokens: u64) -> Self {
+        Self { tokens: self.tokens.min(tokens.max(self.length.into())), ..self }
     }
 
     fn tokens(self) -> u64 {
-        u64::from(self.rows) * u64::from(self.length)
+        self.tokens
+    }
+
+    /// Tokens that are predicted: nothing predicts a row's first.
+    fn targets(self) -> u64 {
+        self.tokens.saturating_sub(self.rows.into()).max(1)
     }
 }
 
@@ -168,10 +184,15 @@ impl Decoder {
     /// Bytes of a forward pass of so many tokens through one layer of which nothing is kept, and of the losses of those
     /// that are scored behind it.
     fn scoring(&self, tokens: u64, scored: u64) -> Needs {
+        self.passing(tokens, scored, self.packed(tokens))
+    }
+
+    /// The same with so many bytes for what products make of their left operand.
+    fn passing(&self, tokens: u64, scored: u64, operands: u64) -> Needs {
         let LayerWidths { hidden, queries, keys, ffn, .. } = self.widths();
         let under_way = F32.saturating_mul(tokens).saturating_mul(4 * hidden + 2 * queries + 2 * keys + 3 * ffn);
         let head = F32.saturating_mul(scored).saturating_mul(3 * hidden);
-        self.around_the_head(under_way.saturating_add(self.packed(tokens)), head, scored)
+        self.around_the_head(under_way.saturating_add(operands), head, scored)
     }
 
     /// Logits of so many tokens, and the wider of what is under way through a layer and beside the logits. The two moments
@@ -185,6 +206,14 @@ impl Decoder {
     fn packed(&self, tokens: u64) -> u64 {
         let LayerWidths { hidden, queries, ffn, .. } = self.widths();
         F32 * tokens.min(PACKED.0) * hidden.max(queries).max(ffn).min(PACKED.1)
+    }
+
+    /// Bytes of what an integer product has rounded of its left operand: a byte for each number, and for every 32 of them a
+    /// scale and two sums.
+    fn rounded(&self, tokens: u64) -> u64 {
+        let LayerWidths { hidden, queries, ffn, .. } = self.widths();
+        let numbers = tokens * hidden.max(queries).max(ffn);
+        numbers.saturating_add(numbers / 32 * 12)
     }
 
     /// Bytes of the logits of so many tokens that are held at once.

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use drydock_spec::dataset::{Columns, Format};
+use drydock_spec::lengths::Lengths;
 use drydock_spec::{Failure, FailureKind, Stage};
 use serde::{Deserialize, Serialize};
 
@@ -21,13 +22,11 @@ use crate::names::{self, BadName};
 use crate::plan::DatasetInput;
 use crate::store::{CatalogEntry, Store, StoreError};
 
-mod lengths;
 mod preview;
 mod read;
 mod sniff;
 mod text;
 
-pub use lengths::Lengths;
 pub use read::Place;
 use read::Tally;
 

@@ -125,11 +125,11 @@ impl Desk {
             }
             return Ok(Answer::Submitted(Box::new(submitted(self.view(&job).await?, false, Vec::new()))));
         }
+        if submission.dry_run {
+            return Ok(Answer::Planned(Box::new(Box::pin(self.planned(submission)).await?)));
+        }
         let plan = self.planner.plan(submission.job, &submission.limits).await?;
         let plan = self.with_remedies(plan).await?;
-        if submission.dry_run {
-            return Ok(Answer::Planned(Box::new(self.shown(plan).await?)));
-        }
         let warnings = plan.warnings.into_iter().chain(plan.cut.map(|cut| cut.to_string())).collect();
         let new = NewJob {
             id: JobId::from_parts(self.store.clock().now_ms(), rand::random()),

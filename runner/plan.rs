@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use drydock_gpu::Capacity;
 use drydock_gpu::assign::HostUnit;
-use drydock_gpu::estimate::shipped_memory;
+use drydock_gpu::estimate::{shipped_disk, shipped_memory};
 use drydock_spec::dataset::Columns;
 use drydock_spec::finetune::Objective;
 use drydock_spec::{
@@ -25,6 +25,7 @@ use before::{Foreseen, Past};
 use chain::{Link, Room};
 use cut::CutRows;
 use forecast::{Accuracy, Forecast, Quantity};
+use lengths::Counting;
 use margin::Margin;
 use needs::{Needs, Terms};
 use rows::Data;
@@ -38,6 +39,7 @@ mod finetune;
 pub mod forecast;
 mod gpus;
 mod inputs;
+pub mod lengths;
 mod limits;
 pub mod margin;
 mod needs;
@@ -179,9 +181,11 @@ impl Planner {
     /// What a job is planned under, by how well those of the same kind and method were predicted.
     async fn terms(&self, spec: &JobSpec, asked: &LimitArgs, past: &[Forecast]) -> Result<Terms, StoreError> {
         let of_kind = self.store.forecasts_of_kind(spec.kind()).await?;
-        let shipped = shipped_memory(spec.kind(), forecast::method_of(spec, 0).as_deref());
+        let method = forecast::method_of(spec, 0);
+        let shipped = |of: fn(&str, Option<&str>) -> Vec<f64>| of(spec.kind(), method.as_deref());
         Ok(Terms {
-            margin: Margin::learnt(Quantity::Memory, past, &of_kind, &shipped),
+            margin: Margin::learnt(Quantity::Memory, past, &of_kind, &shipped(shipped_memory)),
+            disk: Margin::learnt(Quantity::Disk, past, &of_kind, &shipped(shipped_disk)),
             pace: Margin::learnt(Quantity::Time, past, &of_kind, &[]),
             gpu: Margin::learnt(Quantity::GpuMemory, past, &of_kind, &[]),
             cpu_millis: limits::cpu_millis(asked, &self.config.limits, &self.host()),
@@ -219,6 +223,7 @@ impl Planner {
     async fn finetune(&self, mut spec: FinetuneSpec, asked: &FinetuneArgs, terms: Terms) -> Result<Draft, PlanError> {
         let (model, doubt) = self.model(&spec.model, spec.adapter.as_deref()).await?;
         let data = self.data(&spec.dataset, spec.eval_dataset.as_deref(), &mut spec.columns).await?;
+        let data = self.counted(data, &spec, &model.input.source).await?;
         let mut warnings = finetune::keep_adapters_shape(&mut spec, asked, &model);
         finetune::check(&spec, &model, &data)?;
         warnings.extend(doubt);
@@ -313,7 +318,16 @@ impl Planner {
             None => None,
         };
         *columns = (named != Columns::default()).then_some(named);
-        Ok(Data { rows, eval })
+        Ok(Data { rows, eval, lengths: None })
+    }
+
+    /// The same with what a tokenizer has counted of the rows before.
+    async fn counted(&self, data: Data, spec: &FinetuneSpec, model: &ModelSource) -> Result<Data, StoreError> {
+        let lengths = match Counting::by(spec, model, &data.rows.input.digest) {
+            Some(of) => self.store.row_lengths(&of).await?,
+            None => None,
+        };
+        Ok(Data { lengths, ..data })
     }
 
     fn host(&self) -> Host {

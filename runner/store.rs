@@ -28,6 +28,7 @@ mod history;
 mod jobs;
 mod knowledge;
 mod lease;
+mod lengths;
 mod line;
 mod list;
 mod retention;

@@ -10,11 +10,10 @@ mod small_hub;
 mod tiny;
 
 use std::fs;
-use std::sync::Arc;
 use std::time::Instant;
 
 use drydock::engine::EngineWatch;
-use drydock::plan::{ModelInput, ModelSource, Plan, PlanError, Planner};
+use drydock::plan::{ModelInput, ModelSource, Plan, PlanError};
 use drydock::sandbox::SandboxError;
 use drydock::sandbox::gpus::KnownGpus;
 use drydock_spec::{FailureKind, FinetuneArgs, JobArgs, LimitArgs};
@@ -41,16 +40,8 @@ async fn plan(house: &House, model: &str) -> Result<Plan, PlanError> {
     fs::write(house.data("rows.jsonl"), ROWS).unwrap();
     house.load("rows.jsonl").await.unwrap();
     let engine = EngineWatch::still(Err(SandboxError::Unreachable("none here".into())));
-    let planner = Planner::new(
-        house.store.clone(),
-        house.models.clone(),
-        house.datasets.clone(),
-        engine,
-        KnownGpus::none(),
-        Arc::new(house.config.clone()),
-    );
     let args = FinetuneArgs { model: model.into(), dataset: "rows".into(), lora_r: Some(4), ..FinetuneArgs::default() };
-    planner.plan(JobArgs::Finetune(args), &LimitArgs::default()).await
+    house.planner(engine, KnownGpus::none()).plan(JobArgs::Finetune(args), &LimitArgs::default()).await
 }
 
 fn pinned(commit: &str) -> ModelInput {

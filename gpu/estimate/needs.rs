@@ -1,10 +1,11 @@
-//! What an estimate is made of: parts, each for itself, and the moment at which most of them are there at once.
+//! What an estimate of memory or of disk is made of: parts, each for itself, and the moment at which most of them are there
+//! at once.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// Something that takes memory.
+/// Something that takes memory, or room on the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Part {
@@ -35,6 +36,10 @@ pub enum Part {
     Context,
     /// What GPUs that compute together take to exchange what they sum.
     Exchange,
+    /// On the disk: what is left behind.
+    Artifacts,
+    /// On the disk: what lies beside that on the way, to go on from.
+    Checkpoints,
 }
 
 impl Part {
@@ -55,6 +60,8 @@ impl Part {
             Self::Program => "program",
             Self::Context => "context",
             Self::Exchange => "exchange",
+            Self::Artifacts => "artifacts",
+            Self::Checkpoints => "checkpoints",
         }
     }
 }

@@ -23,7 +23,8 @@ pub fn quantize_memory(model: &Decoder, base: Base, spec: &QuantizeSpec, threads
     let (values, bytes) = spec.quant_type.main_type().block();
     let written = largest.min(PIECE_VALUES).div_ceil(values as u64) * bytes as u64;
     let worker = model.worker(threads);
-    let writing = worker.clone().with(Part::Weights, read.saturating_add(merged)).with(Part::Workspace, written);
+    // Whatever packs for products has nothing to do here.
+    let writing = model.worker(0).with(Part::Weights, read.saturating_add(merged)).with(Part::Workspace, written);
     let measuring = match &spec.imatrix_dataset {
         None => Needs::default(),
         Some(_) => {
@@ -31,7 +32,7 @@ pub fn quantize_memory(model: &Decoder, base: Base, spec: &QuantizeSpec, threads
             let sums = model.projections().isqrt().saturating_mul(8);
             worker
                 .and(&model.scoring(IMATRIX_ROW, IMATRIX_ROW))
-                .with(Part::Weights, base.bytes())
+                .with(Part::Weights, base.held())
                 .with(Part::Workspace, sums)
         }
     };
@@ -82,7 +83,7 @@ fn widest(one: TensorType, other: TensorType) -> TensorType {
 
 /// Bytes of so many rows of `width` values. Rows that no block of 256 fits get the type of blocks of 32 that llama.cpp
 /// falls back to, and f16 where not even those fit.
-fn bytes(kind: TensorType, width: u32, rows: u64) -> u64 {
+pub(super) fn bytes(kind: TensorType, width: u32, rows: u64) -> u64 {
     let fits = |kind: TensorType| (width as usize).is_multiple_of(kind.block().0);
     let kind = if fits(kind) { kind } else { fallback(kind) };
     let kind = if fits(kind) { kind } else { TensorType::F16 };

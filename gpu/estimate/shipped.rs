@@ -1,59 +1,71 @@
 //! What the grid of `tests/estimate` came to, for as long as an installation has measured no jobs of its own.
 
-/// Measured by predicted peak memory of each of the grid's jobs, by kind of job; of finetunes with their method. On a
-/// virtual machine with two cores of an x86-64 server CPU with AVX-512.
-const MEMORY: [(&str, Option<&str>, f64); 38] = [
-    ("finetune", Some("lora"), 1.017),
-    ("finetune", Some("lora"), 0.971),
-    ("finetune", Some("full"), 1.034),
-    ("finetune", Some("lora"), 1.045),
-    ("finetune", Some("dora"), 0.971),
-    ("finetune", Some("lora"), 0.996),
-    ("finetune", Some("lora"), 1.006),
-    ("finetune", Some("lora"), 1.016),
-    ("finetune", Some("lora"), 0.953),
-    ("finetune", Some("lora"), 0.996),
-    ("finetune", Some("qlora"), 1.013),
-    ("finetune", Some("qlora"), 1.001),
-    ("finetune", Some("dora"), 0.968),
-    ("finetune", Some("full"), 0.999),
-    ("finetune", Some("lora"), 1.010),
-    ("finetune", Some("lora"), 1.013),
-    ("finetune", Some("lora"), 0.988),
-    ("finetune", Some("lora"), 0.995),
-    ("finetune", Some("lora"), 0.995),
-    ("finetune", Some("lora"), 0.984),
-    ("finetune", Some("lora"), 0.993),
-    ("finetune", Some("qlora"), 1.032),
-    ("finetune", Some("lora"), 0.990),
-    ("finetune", Some("lora"), 0.984),
-    ("finetune", Some("full"), 0.982),
-    ("finetune", Some("lora"), 1.007),
-    ("finetune", Some("lora"), 0.994),
-    ("finetune", Some("lora"), 1.034),
-    // The two that the estimate misses are of those that it must be believed by, too.
-    ("finetune", Some("qlora"), 0.862),
-    ("evaluate", None, 1.075),
-    ("evaluate", None, 1.002),
-    ("evaluate", None, 0.889),
-    ("train", None, 1.033),
-    ("train", None, 1.005),
-    ("train", None, 1.025),
-    ("quantize", None, 0.993),
-    ("quantize", None, 0.946),
-    ("quantize", None, 1.025),
+/// Measured by predicted peak memory, and measured by predicted use of the disk, of each of the grid's jobs, by kind of job;
+/// of finetunes with their method. On a virtual machine with two cores of an x86-64 server CPU with AVX-512.
+const RATIOS: [(&str, Option<&str>, [f64; 2]); 40] = [
+    ("finetune", Some("lora"), [1.005, 0.350]),
+    ("finetune", Some("lora"), [0.967, 0.350]),
+    ("finetune", Some("full"), [1.026, 0.466]),
+    ("finetune", Some("lora"), [1.029, 0.350]),
+    ("finetune", Some("dora"), [0.968, 0.365]),
+    ("finetune", Some("lora"), [0.995, 0.604]),
+    ("finetune", Some("lora"), [0.998, 0.604]),
+    ("finetune", Some("lora"), [1.013, 0.604]),
+    ("finetune", Some("lora"), [0.950, 0.917]),
+    ("finetune", Some("lora"), [0.995, 0.604]),
+    ("finetune", Some("qlora"), [1.013, 0.604]),
+    ("finetune", Some("qlora"), [1.000, 0.604]),
+    ("finetune", Some("dora"), [0.964, 0.619]),
+    ("finetune", Some("full"), [0.998, 0.985]),
+    ("finetune", Some("lora"), [1.000, 0.604]),
+    ("finetune", Some("lora"), [0.999, 0.604]),
+    ("finetune", Some("qlora"), [0.976, 0.604]),
+    ("finetune", Some("lora"), [0.986, 0.604]),
+    ("finetune", Some("lora"), [0.990, 0.604]),
+    ("finetune", Some("lora"), [0.988, 0.604]),
+    ("finetune", Some("lora"), [0.983, 0.659]),
+    ("finetune", Some("lora"), [0.882, 0.659]),
+    ("finetune", Some("qlora"), [1.034, 0.659]),
+    ("finetune", Some("lora"), [0.972, 0.659]),
+    ("finetune", Some("lora"), [0.959, 0.659]),
+    ("finetune", Some("full"), [0.983, 0.497]),
+    ("finetune", Some("lora"), [1.005, 0.836]),
+    ("finetune", Some("lora"), [0.993, 0.836]),
+    ("finetune", Some("lora"), [1.015, 0.836]),
+    ("finetune", Some("qlora"), [1.008, 0.836]),
+    ("finetune", Some("full"), [0.988, 0.996]),
+    ("train", None, [1.024, 0.925]),
+    ("train", None, [1.004, 0.985]),
+    ("train", None, [1.023, 0.985]),
+    ("evaluate", None, [0.996, 0.008]),
+    ("evaluate", None, [0.952, 0.040]),
+    ("evaluate", None, [1.036, 0.008]),
+    ("quantize", None, [1.003, 0.909]),
+    ("quantize", None, [0.906, 0.955]),
+    ("quantize", None, [1.017, 0.894]),
 ];
 
-/// The ratios of the grid's jobs of a kind and method, and then those of all others, so that there are always enough.
+/// The ratios of memory of the grid's jobs of a kind and method, and then those of all others, so that there are always
+/// enough.
 #[must_use]
 pub fn shipped_memory(kind: &str, method: Option<&str>) -> Vec<f64> {
-    let mut rows: Vec<_> = MEMORY.iter().collect();
+    alike_first(kind, method).map(|[memory, _]| memory).collect()
+}
+
+/// The same of the disk.
+#[must_use]
+pub fn shipped_disk(kind: &str, method: Option<&str>) -> Vec<f64> {
+    alike_first(kind, method).map(|[_, disk]| disk).collect()
+}
+
+fn alike_first(kind: &str, method: Option<&str>) -> impl Iterator<Item = [f64; 2]> {
+    let mut rows = RATIOS;
     rows.sort_by_key(|(of_kind, of_method, _)| match (*of_kind == kind, *of_method == method) {
         (true, true) => 0,
         (true, false) => 1,
         (false, _) => 2,
     });
-    rows.into_iter().map(|(_, _, ratio)| *ratio).collect()
+    rows.into_iter().map(|(_, _, ratios)| ratios)
 }
 
 #[cfg(test)]
@@ -62,14 +74,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_shipped_is_enough_for_every_kind_and_has_what_the_estimate_missed() {
+    fn what_is_shipped_is_enough_for_every_kind_and_within_what_an_estimate_may_be_off() {
         for (kind, method) in
             [("finetune", Some("lora")), ("finetune", Some("full")), ("train", None), ("quantize", None)]
         {
             let ratios = shipped_memory(kind, method);
-            assert!(ratios.len() >= ENOUGH);
-            let missed = ratios.iter().filter(|ratio| !(1.0 / 1.15..=1.0 / 0.95).contains(*ratio)).count();
-            assert_eq!(missed, 2, "{ratios:?}");
+            assert!(ratios.len() >= ENOUGH && shipped_disk(kind, method).len() == ratios.len());
+            assert!(ratios.iter().all(|ratio| (1.0 / 1.15..=1.0 / 0.95).contains(ratio)), "{ratios:?}");
         }
     }
 }

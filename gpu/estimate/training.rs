@@ -132,7 +132,7 @@ impl Training {
     ///        + 4 * tokens * taped            what the backward pass reads again ([`LayerWidths::taped`]); with gradient
     ///                                        checkpointing also what one layer keeps
     ///        + 4 * tokens * passing          under way through one layer
-    ///        + 4 * tokens * vocabulary       logits, 64 MiB of them at a time
+    ///        + 4 * targets * vocabulary      logits, 64 MiB of them at a time
     /// ```
     ///
     /// DPO and ORPO pass two answers for each row of the batch. Before and after training, rows are scored with all but
@@ -155,7 +155,7 @@ impl Training {
             .clone()
             .with(Part::Activations, F32.saturating_mul(tokens).saturating_mul(self.taped()))
             .with(Part::Best, values.saturating_mul(self.best[0]))
-            .and(&self.step(tokens, scored));
+            .and(&self.step([tokens, batch.targets().saturating_mul(self.sides)], scored));
         let measuring =
             held.with(Part::Best, values.saturating_mul(self.best[1])).and(&self.model.scoring(scored, scored));
         Needs::largest([learning, measuring])
@@ -183,28 +183,33 @@ impl Training {
     }
 
     /// What a step has under way, beside its tape: the wider of a layer's way back and of its losses.
-    fn step(&self, tokens: u64, scored: u64) -> Needs {
+    fn step(&self, [tokens, targets]: [u64; 2], scored: u64) -> Needs {
         let LayerWidths { hidden, queries, keys, ffn, .. } = self.model.widths();
+        let numbers = |width: u64| F32.saturating_mul(tokens).saturating_mul(width);
         // The gradients of the gate, of what goes through it and of what comes out, beside the stream's; or those of
         // attention's four projections beside the norm's. KTO asks for its other answers while the tape is there.
         let mlp = 3 * ffn + hidden;
         let attention = 3 * hidden + 2 * queries + 2 * keys;
-        let forward = if self.scores_on_the_way { 4 * hidden + 2 * queries + 2 * keys + 3 * ffn } else { 0 };
-        let passing = mlp.max(attention).max(forward).saturating_add(self.passing_by_adapters);
-        let layer = F32.saturating_mul(tokens).saturating_mul(passing).saturating_add(self.model.packed(tokens));
-        let head = F32.saturating_mul(tokens).saturating_mul(5 * hidden);
-        let at_once = if self.evaluates { tokens.max(scored) } else { tokens };
+        let forward = 4 * hidden + 2 * queries + 2 * keys + 3 * ffn;
+        let on_the_way = if self.scores_on_the_way { forward } else { 0 };
+        let passing = mlp.max(attention).max(on_the_way).saturating_add(self.passing_by_adapters);
+        let layer = numbers(passing).saturating_add(self.model.packed(tokens));
+        let head = numbers(5 * hidden);
+        let at_once = if self.evaluates { targets.max(scored) } else { targets };
         let logits = self.model.logits(at_once);
         if !self.checkpointed {
             return self.model.around_the_head(layer, head, at_once).with(Part::Workspace, self.widened);
         }
-        let again = F32.saturating_mul(tokens).saturating_mul(self.model.widths().kept());
+        let again = numbers(self.model.widths().kept());
         if logits >= MAPPED_BYTES {
             let both = self.model.around_the_head(layer, head, at_once).with(Part::Workspace, self.widened);
             return both.with(Part::Activations, again);
         }
-        // What a layer keeps when it is computed again finds its room where the logits have been.
-        let losses = Needs::default().with(Part::Logits, logits).with(Part::Workspace, head + self.widened);
+        // Of a forward pass that keeps nothing, the heap has the room that its layers took, but among what has entered
+        // them: too small a piece of it for the logits. Of those and of that, there is room for a layer that is computed
+        // again.
+        let left = numbers(forward).saturating_add(self.model.packed(tokens));
+        let losses = self.model.around_the_head(left, head, at_once).with(Part::Workspace, self.widened);
         let way_back = Needs::default().with(Part::Activations, again).with(Part::Workspace, layer);
         Needs::largest([losses, way_back])
     }
@@ -244,11 +249,21 @@ impl Training {
             .with(Part::Context, CONTEXT_BYTES)
     }
 
-    /// Size of what is left behind in bytes, with the checkpoints that lie beside it on the way.
+    /// What is left behind, with the checkpoints that lie beside it on the way.
     #[must_use]
-    pub fn disk(&self) -> u64 {
-        let checkpoints = self.checkpoints.saturating_mul(CHECKPOINTED).saturating_mul(self.trained);
-        self.kept_bytes.saturating_add(checkpoints)
+    pub fn disk(&self) -> Needs {
+        let checkpoints = self.checkpoints.saturating_mul(self.checkpoint());
+        Needs::default().with(Part::Artifacts, self.kept_bytes).with(Part::Checkpoints, checkpoints)
+    }
+
+    /// The room that it must have, in bytes: whatever is asked for, there is a checkpoint when the worker is told to stop.
+    #[must_use]
+    pub fn disk_at_most(&self) -> u64 {
+        self.disk().total().saturating_add(if self.checkpoints == 0 { self.checkpoint() } else { 0 })
+    }
+
+    fn checkpoint(&self) -> u64 {
+        CHECKPOINTED.saturating_mul(self.trained)
     }
 
     /// The same with only the layers' inputs kept for the backward pass.
@@ -270,9 +285,9 @@ fn blocks_on_gpu(model: &Decoder, spec: &FinetuneSpec, base: Base) -> [u64; 2] {
 }
 
 /// Checkpoints that lie on the disk at once: the last one goes when the next is whole. Without `save_steps` there is
-/// one only when the worker is told to stop.
+/// none as a rule.
 fn checkpoints(recipe: &Recipe) -> u64 {
-    if recipe.save_steps.is_some() || recipe.on_divergence == OnDivergence::RollBack { 2 } else { 1 }
+    if recipe.save_steps.is_some() || recipe.on_divergence == OnDivergence::RollBack { 2 } else { 0 }
 }
 
 /// Numbers that a finetune trains: of an adapter `lora_r` for each input and output of its projections (and with DoRA
@@ -323,7 +338,7 @@ fn frozen(model: &Decoder, spec: &FinetuneSpec, base: Base, trained: u64) -> [u6
             let held = base.quantized_to(model, spec.base_quant_type);
             [held.rest, held.blocks]
         }
-        Method::Lora | Method::Dora | Method::Qlora => [base.bytes(), 0],
+        Method::Lora | Method::Dora | Method::Qlora => [base.held(), 0],
     }
 }
 

@@ -12,6 +12,7 @@ pub mod failure;
 pub mod finetune;
 pub mod id;
 pub mod job;
+pub mod lengths;
 pub mod limits;
 pub mod model;
 pub mod option;

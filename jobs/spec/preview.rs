@@ -4,6 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::dataset::Format;
+use crate::lengths::RowLengths;
 use crate::report::DatasetReport;
 
 /// The preview's file, in the output folder.
@@ -19,6 +20,9 @@ pub struct Preview {
     /// Rows that were tokenized, from the first one on; `dataset` counts these only.
     pub tokenized_rows: u64,
     pub dataset: DatasetReport,
+    /// Those rows before they were cut, without the rows of an eval_dataset; absent where the worker is older than that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lengths: Option<RowLengths>,
     /// The first rows that would be trained on.
     pub rendered: Vec<RenderedRow>,
     /// Longest row that the model can take, in tokens.

@@ -31,6 +31,7 @@ pub fn preview(attempt: &AttemptSpec, spec: &FinetuneSpec, reporter: &Reporter) 
         rows: prepared.rows as u64,
         tokenized_rows: prepared.tokenized as u64,
         dataset: prepared.split.report.clone(),
+        lengths: Some(prepared.split.lengths.clone()),
         rendered: train.take(SHOWN).map(|row| shown(row, &text)).collect::<Result<_>>()?,
         model_limit: files.config.max_positions as u64,
     };

@@ -45,7 +45,7 @@ pub struct PlanView {
 pub struct Estimate {
     /// Peak memory of the worker, in bytes.
     pub memory_bytes: u64,
-    /// Size of the artifacts, and of what lies beside them on the way, in bytes.
+    /// Room for the artifacts and for what may lie beside them on the way, in bytes.
     pub disk_bytes: u64,
     /// What must be fetched first, in bytes.
     pub download_bytes: u64,
@@ -54,7 +54,7 @@ pub struct Estimate {
     /// Milliseconds of a nominal machine, by which jobs are compared.
     #[serde(default)]
     pub work_ms: u64,
-    /// By part and with their ranges: memory and GPU memory in bytes, time in milliseconds.
+    /// By part and with their ranges: memory, GPU memory and disk in bytes, time in milliseconds.
     #[serde(default)]
     #[schemars(with = "BTreeMap<String, Need>")]
     pub needs: BTreeMap<Quantity, Need>,

@@ -4,9 +4,9 @@ use std::fmt;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 
 use drydock_spec::dataset::{Columns, Example, Format, Role, squad};
+use drydock_spec::lengths::Lengths;
 use serde_json::Value;
 
-use super::lengths::Lengths;
 use super::sniff::{self, Kind};
 use super::{BadRow, DatasetError};
 

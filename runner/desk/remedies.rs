@@ -100,7 +100,8 @@ impl Desk {
         let (remedied, plan) =
             applied.map_err(|error| RemedyError::CannotApply { remedy: remedy.clone(), error: Box::new(error) })?;
         if asked.dry_run {
-            return Ok(Answer::Planned(Box::new(self.shown(plan).await?)));
+            let rows = self.rows(&plan.spec, &plan.inputs).await;
+            return Ok(Answer::Planned(Box::new(self.shown(plan, rows)?)));
         }
         let resumes = !asked.anew && goes_on(&job, &kept, &remedied, &plan);
         let trial = NewTrial { of_failure: kept.number, remedy, source, chosen_by: Chooser::Caller };

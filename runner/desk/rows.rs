@@ -2,19 +2,38 @@
 
 use drydock_spec::dataset::{Columns, Format};
 use drydock_spec::finetune::Objective;
+use drydock_spec::lengths::RowLengths;
 use drydock_spec::{JobArgs, JobSpec, Preview};
 
 use super::{Desk, DeskError};
-use crate::api::{LoadDataset, LoadedDataset, PlanView, RenderedRow, RowsPreview};
+use crate::api::{LoadDataset, LoadedDataset, PlanView, RenderedRow, RowsPreview, Submission};
 use crate::inputs::bring;
+use crate::plan::lengths::Counting;
 use crate::plan::{ModelSource, Plan, PlanError, ResolvedInputs};
 use crate::preview::PreviewError;
+use crate::store::StoreError;
 
 impl Desk {
-    /// The plan for people to see, with what the worker would make of the rows.
-    pub(super) async fn shown(&self, plan: Plan) -> Result<PlanView, DeskError> {
+    /// What a dry run answers: the plan with what the worker would make of the rows. Where that says anything new about their
+    /// lengths, it is planned again with them.
+    pub(super) async fn planned(&self, submission: Submission) -> Result<PlanView, DeskError> {
+        let Submission { job, limits, .. } = submission;
+        let plan = self.planner.plan(job.clone(), &limits).await?;
+        let before = Counting::of(&plan.spec, &plan.inputs);
+        let known = match &before {
+            Some(of) => self.store.row_lengths(of).await?,
+            None => None,
+        };
+        let rows = Box::pin(self.rows(&plan.spec, &plan.inputs)).await;
+        let now = rows.as_ref().ok().and_then(counted);
+        let plan = if now.is_some() && now != known { self.planner.plan(job, &limits).await? } else { plan };
+        self.shown(self.with_remedies(plan).await?, rows)
+    }
+
+    /// The plan for people to see.
+    pub(super) fn shown(&self, plan: Plan, rows: Result<Preview, NoRows>) -> Result<PlanView, DeskError> {
         let mut warnings = plan.warnings;
-        let preview = match self.rows(&plan.spec, &plan.inputs).await {
+        let preview = match rows {
             Ok(preview) => Some(preview),
             // Only what a model is finetuned on is rendered by that model.
             Err(NoRows::NotRendered) => None,
@@ -89,7 +108,8 @@ impl Desk {
         self.rows(&plan.spec, &plan.inputs).await
     }
 
-    async fn rows(&self, spec: &JobSpec, inputs: &ResolvedInputs) -> Result<Preview, NoRows> {
+    /// What the worker would make of the rows; how long they are is kept for plans to come.
+    pub(super) async fn rows(&self, spec: &JobSpec, inputs: &ResolvedInputs) -> Result<Preview, NoRows> {
         let JobSpec::Finetune(_) = spec else { return Err(NoRows::NotRendered) };
         match inputs.model.as_ref().map(|model| &model.source) {
             Some(ModelSource::Hub { .. }) => return Err(NoRows::NotFetched),
@@ -100,13 +120,22 @@ impl Desk {
         let mut inputs = inputs.clone();
         inputs.model.iter_mut().for_each(|model| model.adapter = None);
         let folders = bring(&self.models, &self.datasets, &inputs).await.map_err(PreviewError::Refused)?;
-        Ok(self.previews.preview(spec.clone(), folders).await?)
+        let preview = self.previews.preview(spec.clone(), folders).await?;
+        if let (Some(of), Some(lengths)) = (Counting::of(spec, &inputs), counted(&preview)) {
+            self.store.keep_row_lengths(&of, &lengths).await?;
+        }
+        Ok(preview)
     }
+}
+
+/// How long all of the rows are, where the worker has seen all of them.
+fn counted(preview: &Preview) -> Option<RowLengths> {
+    preview.lengths.clone().filter(|lengths| preview.tokenized_rows == preview.rows && lengths.rows > 0)
 }
 
 /// There is nothing to show.
 #[derive(Debug, thiserror::Error)]
-enum NoRows {
+pub(super) enum NoRows {
     #[error("the model is fetched from the hub when the job starts")]
     NotFetched,
     #[error("the model is made by a job that has not ended yet")]
@@ -117,6 +146,8 @@ enum NoRows {
     Preview(#[from] PreviewError),
     #[error(transparent)]
     Plan(#[from] PlanError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
 fn rendered(preview: Preview) -> RowsPreview {

@@ -224,10 +224,11 @@ pub(super) fn plan(plan: &PlanView) -> String {
     let mut lines = vec![
         format!("nothing is queued; this is the plan: {}", cut(&plan.job.about(), 300)),
         format!(
-            "needs about {} of memory{}, {} of disk, {} to download",
+            "needs about {} of memory{}, {} of disk{}, {} to download",
             size(estimate.memory_bytes),
             range(estimate.range(Quantity::Memory)),
-            size(estimate.disk_bytes),
+            size(Quantity::Disk.of(estimate)),
+            range(estimate.range(Quantity::Disk)),
             size(estimate.download_bytes)
         ),
     ];

@@ -103,6 +103,7 @@ fn ways(spec: &JobSpec, needs: &Needs, before: &[Link]) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use drydock_gpu::estimate::{self, Part};
     use drydock_spec::{InvalidOption, JobArgs};
     use serde_json::json;
 
@@ -114,7 +115,8 @@ mod tests {
     }
 
     fn needs(mib: u64) -> Needs {
-        Needs::new(Default::default(), &Default::default(), Terms::default(), [mib * MIB, 0, 0], |_, _| {
+        let disk = estimate::Needs::default().with(Part::Artifacts, mib * MIB);
+        Needs::new([Default::default(), disk], &Default::default(), Terms::default(), [mib * MIB, 0, 0], |_, _| {
             InvalidOption::new("", "", "", "")
         })
     }

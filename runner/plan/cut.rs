@@ -2,11 +2,10 @@
 
 use std::fmt;
 
+use drydock_spec::lengths::Lengths;
 use drydock_spec::report::DatasetReport;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-
-use crate::datasets::Lengths;
 
 /// Rows that are longer than what they are cut to; their answers, which come last, are cut with them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -1,7 +1,7 @@
 //! Whether an evaluation can work with its models and rows, and what it needs: pure rules.
 
 use drydock_gpu::estimate::{
-    self, Answering, Batch, Tokens, Traffic, Work, evaluate_beside_gpu, evaluate_gpu_memory, evaluate_memory,
+    self, Answering, Batch, Part, Tokens, Traffic, Work, evaluate_beside_gpu, evaluate_gpu_memory, evaluate_memory,
 };
 use drydock_spec::evaluate::{EvaluateSpec, Measure};
 use drydock_spec::option::Complaints;
@@ -54,13 +54,13 @@ pub(super) fn needs(spec: &EvaluateSpec, models: &[Resolved], data: &Data, terms
     };
     let answers = [Measure::ExactMatch, Measure::NumericMatch].into_iter().any(is_made);
     let new_tokens = if answers { spec.max_new_tokens } else { 0 };
-    let chooses = is_made(Measure::MultipleChoice);
+    let (chooses, solved) = (is_made(Measure::MultipleChoice), spec.num_fewshot);
     // A question is put behind the solved ones.
     let longest = data.longest().saturating_mul(spec.num_fewshot.saturating_add(1));
     let cut = spec.max_seq_length.unwrap_or(DEFAULT_MAX_SEQ_LENGTH);
     let answering = move |model: &Resolved, rows: u32| {
         let length = cut.min(model.facts.max_positions).min(longest);
-        Answering { batch: Batch::new(rows, length), new_tokens, chooses, in_integers }
+        Answering { batch: Batch::new(rows, length), new_tokens, chooses, solved, in_integers }
     };
     let of = {
         let models = models.to_vec();
@@ -89,20 +89,18 @@ pub(super) fn needs(spec: &EvaluateSpec, models: &[Resolved], data: &Data, terms
     };
     let kept = u64::from(spec.log_samples) * (u64::from(longest) + u64::from(new_tokens)) * CHARACTERS_A_TOKEN;
     let (memory, rows) = (of(spec.batch_size), spec.batch_size);
+    let results = kept.saturating_add(RESULTS_BYTES).saturating_mul(models.len() as u64);
+    let disk = estimate::Needs::default().with(Part::Artifacts, results);
     let model_bytes = models.iter().map(|model| 4 * model.facts.decoder.parameters()).max().unwrap_or(0);
     let read = data.rows();
     let tokens = Tokens::of(read.count.min(spec.limit.map_or(u64::MAX, u64::from)), read.text_bytes, longest);
     let traffic = Traffic { weights: model_bytes, text: read.text_bytes, saved: 0 };
     let work = models.first().map(|model| Work::forward(&model.facts.decoder, tokens, traffic)).unwrap_or_default();
     let needs = Needs::new(
-        memory,
+        [memory, disk],
         &work,
         terms,
-        [
-            (kept + RESULTS_BYTES).saturating_mul(models.len() as u64),
-            models.iter().map(|model| model.download_bytes).sum(),
-            0,
-        ],
+        [results, models.iter().map(|model| model.download_bytes).sum(), 0],
         move |budget, needed| {
             let problem = format!("the job needs about {}, jobs may use {} on this host", size(needed), size(budget));
             let next = match fewer(rows, |rows| terms.margin.limit(of(rows).total()) <= budget) {

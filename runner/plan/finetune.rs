@@ -1,11 +1,13 @@
 //! Whether a finetune can work with its model and rows, and what it needs: pure rules.
 
-use drydock_gpu::estimate::{Batch, Tokens, Traffic, Training, Work, matches, of_each_gpu};
-use drydock_spec::finetune::{FinetuneArgs, FinetuneSpec, Keep, Method};
+use drydock_gpu::estimate::{Batch, Traffic, Training, Work, matches, of_each_gpu};
+use drydock_spec::dataset::Format;
+use drydock_spec::finetune::{FinetuneArgs, FinetuneSpec, Keep, Method, Objective};
 use drydock_spec::option::Complaints;
 use drydock_spec::recipe::{OnDivergence, Recipe};
 use drydock_spec::{InvalidOption, InvalidOptions};
 
+use super::lengths::Supply;
 use super::needs::{self, Needs, Saving, Terms};
 use super::rows::{self, Data};
 use super::training::Room;
@@ -90,16 +92,18 @@ pub(super) fn needs(spec: &FinetuneSpec, model: &Resolved, data: &Data, terms: T
         decoder,
         weights_bytes: base.bytes(),
         rows: data.rows(),
+        supply: Supply::of(spec, learnt(spec, data), data.lengths.clone()),
         learns_tokenizer: false,
         terms,
         length,
     };
-    let on_gpu = room.clone();
+    let (on_gpu, disk, batch) = (room.clone(), training.disk(), room.supply.fullest(batch));
+    let work = work(spec, model, data, length, disk.total());
     let needs = Needs::new(
-        room.memory(&training, batch),
-        &work(spec, model, data, length, training.disk()),
+        [room.memory(&training, batch), disk],
+        &work,
         terms,
-        [training.disk(), model.download_bytes, training.trained()],
+        [training.disk_at_most(), model.download_bytes, training.trained()],
         move |budget, needed| room.refusal(budget, needed),
     )
     .or_less(saving(spec, model));
@@ -112,10 +116,16 @@ pub(super) fn needs(spec: &FinetuneSpec, model: &Resolved, data: &Data, terms: T
     }
 }
 
+/// Rows that are learnt from. KTO learns of a pair from each of its answers.
+fn learnt(spec: &FinetuneSpec, data: &Data) -> u64 {
+    let pairs = spec.objective == Objective::Kto && data.rows.manifest.format == Format::Preference;
+    data.learnt(spec.test_size) * if pairs { 2 } else { 1 }
+}
+
 /// What it costs in time.
 fn work(spec: &FinetuneSpec, model: &Resolved, data: &Data, length: u32, saved: u64) -> Work {
     let rows = data.rows();
-    let tokens = Tokens::of(rows.count, rows.text_bytes, length);
+    let tokens = data.tokens(length);
     let tokens = if spec.recipe.packing { tokens.packed(length) } else { tokens };
     let traffic = Traffic { weights: needs::base(model).bytes(), text: rows.text_bytes, saved };
     Work::finetune(&model.facts.decoder, spec, tokens, spec.test_size, traffic)
@@ -132,7 +142,7 @@ fn saving(spec: &FinetuneSpec, model: &Resolved) -> Option<Saving> {
     } else {
         return None;
     };
-    let disk_bytes = Training::finetune(&model.facts.decoder, &changed, needs::base(model)).disk();
+    let disk_bytes = Training::finetune(&model.facts.decoder, &changed, needs::base(model)).disk_at_most();
     Some(Saving { change: change.to_owned(), disk_bytes })
 }
 

@@ -91,10 +91,12 @@ impl Quantity {
     /// What was predicted of it.
     #[must_use]
     pub fn of(self, estimate: &Estimate) -> u64 {
+        let expected = estimate.needs.get(&self).map(|need| need.expected);
         match self {
             Self::Memory => estimate.memory_bytes,
-            Self::Disk => estimate.disk_bytes,
-            Self::GpuMemory => estimate.needs.get(&self).map_or(0, |need| need.expected),
+            // What was planned before that was told apart has the room that is needed at most.
+            Self::Disk => expected.unwrap_or(estimate.disk_bytes),
+            Self::GpuMemory => expected.unwrap_or(0),
             Self::Time => estimate.work_ms,
         }
     }

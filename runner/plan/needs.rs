@@ -43,7 +43,7 @@ impl fmt::Debug for Needs {
 
 impl Needs {
     pub(super) fn new(
-        memory: estimate::Needs,
+        [memory, disk]: [estimate::Needs; 2],
         work: &Work,
         terms: Terms,
         [disk_bytes, download_bytes, trainable_parameters]: [u64; 3],
@@ -52,7 +52,8 @@ impl Needs {
         let (memory_bytes, margin) = (memory.total(), terms.margin);
         let phases = work.milliseconds(f64::from(terms.cpu_millis) / 1e3);
         let work_ms = phases.iter().map(|(_, ms)| *ms).fold(0, u64::saturating_add);
-        let mut needs = BTreeMap::from([(Quantity::Memory, need(&memory, margin))]);
+        let (memory, disk) = (need(&memory, margin), need(&disk, terms.disk));
+        let mut needs = BTreeMap::from([(Quantity::Memory, memory), (Quantity::Disk, disk)]);
         needs.extend(time(&phases, work_ms, terms.pace).map(|time| (Quantity::Time, time)));
         let estimate = Estimate { memory_bytes, disk_bytes, download_bytes, trainable_parameters, work_ms, needs };
         Self { estimate, saving: None, model_bytes: 0, margin, refuse: Box::new(refuse), refuse_on_gpu: None }
@@ -112,6 +113,8 @@ const FORMULA_OVER: f64 = 1.25;
 pub(super) struct Terms {
     /// Of memory.
     pub(super) margin: Margin,
+    /// Of the disk.
+    pub(super) disk: Margin,
     /// What work takes here.
     pub(super) pace: Margin,
     /// Of a GPU's memory.
@@ -160,9 +163,18 @@ fn tensor_type(facts: &Facts) -> Option<TensorType> {
 /// The model's weights as its files hold them. Of one that is not fetched yet only the size of its files is known, which
 /// are floats then.
 pub(super) fn base(model: &Resolved) -> Base {
-    match (tensor_type(&model.facts), model.download_bytes) {
-        (Some(kind), _) => Base::of(&model.facts.decoder, kind),
-        (None, 0) => Base::of(&model.facts.decoder, TensorType::F32),
+    let facts = &model.facts;
+    let base = match (tensor_type(facts), model.download_bytes) {
+        (Some(kind), _) => Base::of(&facts.decoder, kind),
+        (None, 0) => Base::of(&facts.decoder, TensorType::F32),
         (None, bytes) => Base::floats_of(bytes),
-    }
+    };
+    if has_heads_side_by_side(facts) { base.with_heads_side_by_side(&facts.decoder) } else { base }
+}
+
+/// Whether the rows of queries and keys lie in the order that llama.cpp has for these architectures. The names of types are
+/// in capitals in GGUF files only.
+fn has_heads_side_by_side(facts: &Facts) -> bool {
+    let is_gguf = facts.dtype.starts_with(|first: char| first.is_ascii_uppercase());
+    is_gguf && matches!(facts.architecture.as_str(), "llama" | "mistral")
 }

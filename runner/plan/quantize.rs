@@ -1,6 +1,6 @@
 //! Whether a quantization can work, and what it needs: pure rules.
 
-use drydock_gpu::estimate::{Traffic, Work, file_bytes, quantize_memory};
+use drydock_gpu::estimate::{self, Part, Traffic, Work, file_bytes, quantize_memory};
 use drydock_spec::option::Complaints;
 use drydock_spec::quantize::{QuantizeSpec, TensorType};
 use drydock_spec::{InvalidOption, InvalidOptions};
@@ -33,14 +33,12 @@ pub(super) fn needs(spec: &QuantizeSpec, model: &Resolved, data: Option<&Data>, 
     let plain = QuantizeSpec { imatrix_dataset: None, ..spec.clone() };
     let without = quantize_memory(&decoder, base, &plain, threads).total();
     let memory = quantize_memory(&decoder, base, spec, threads);
-    let traffic = Traffic {
-        weights: base.bytes(),
-        text: data.map_or(0, |data| data.rows().text_bytes),
-        saved: file_bytes(&decoder, spec.quant_type),
-    };
+    let disk = estimate::Needs::default().with(Part::Artifacts, file_bytes(&decoder, spec.quant_type));
+    let traffic =
+        Traffic { weights: base.bytes(), text: data.map_or(0, |data| data.rows().text_bytes), saved: disk.total() };
     let (name, measures) = (spec.model.clone(), data.is_some());
     Needs::new(
-        data.map_or(memory.clone(), |data| data.rows().then(memory, &decoder, threads)),
+        [data.map_or(memory.clone(), |data| data.rows().then(memory, &decoder, threads)), disk],
         &Work::new(traffic, 0.0, ENCODING_FLOP * decoder.parameters() as f64),
         terms,
         [file_bytes(&decoder, spec.quant_type), model.download_bytes, 0],

@@ -1,10 +1,11 @@
 //! What a job learns from or is measured on: whether the form of the rows fits, and what they take.
 
-use drydock_gpu::estimate::Rows;
+use drydock_gpu::estimate::{Rows, Tokens};
 use drydock_spec::InvalidOption;
 use drydock_spec::dataset::Format;
 use drydock_spec::evaluate::Measure;
 use drydock_spec::finetune::Objective;
+use drydock_spec::lengths::RowLengths;
 use drydock_spec::option::Complaints;
 use drydock_spec::recipe::Recipe;
 
@@ -16,6 +17,8 @@ use crate::models::Facts;
 pub(super) struct Data {
     pub(super) rows: Resolved,
     pub(super) eval: Option<Resolved>,
+    /// What the model's tokenizer has counted of `rows`, where it has seen all of them.
+    pub(super) lengths: Option<RowLengths>,
 }
 
 /// Which forms of rows fit a job, what that is called, and what would go with other rows.
@@ -41,10 +44,31 @@ impl Data {
         }
     }
 
-    /// Tokens of the longest row, generously counted.
+    /// Tokens of the longest row: as the tokenizer has counted them, or else generously.
     pub(super) fn longest(&self) -> u32 {
-        let longest = self.all().map(|rows| rows.manifest.longest_row_tokens).max().unwrap_or(u64::MAX);
-        u32::try_from(longest).unwrap_or(u32::MAX)
+        let counted = self.lengths.as_ref().map(|lengths| lengths.longest);
+        let rows = counted.unwrap_or(self.rows.manifest.longest_row_tokens);
+        let eval = self.eval.as_ref().map_or(0, |eval| eval.manifest.longest_row_tokens);
+        u32::try_from(rows.max(eval)).unwrap_or(u32::MAX)
+    }
+
+    /// Rows that are learnt from, where `test_size` of them are held out unless others are given for that.
+    pub(super) fn learnt(&self, test_size: f64) -> u64 {
+        let rows = self.rows.manifest.rows;
+        let held_out = if self.eval.is_some() { 0 } else { (rows as f64 * test_size).ceil() as u64 };
+        rows - held_out.min(rows.saturating_sub(1))
+    }
+
+    /// What they cost of time, each cut to `longest` tokens.
+    pub(super) fn tokens(&self, longest: u32) -> Tokens {
+        let rows = self.rows();
+        match &self.lengths {
+            Some(counted) if self.eval.is_none() => {
+                let mean = counted.tokens as f64 / counted.rows.max(1) as f64;
+                Tokens { rows: rows.count, length: mean.clamp(1.0, longest.max(1).into()) }
+            }
+            _ => Tokens::of(rows.count, rows.text_bytes, longest),
+        }
     }
 
     /// Those that are cut to `length` tokens, for a model that takes `limit`.

@@ -5,6 +5,7 @@ use drydock_spec::InvalidOptions;
 use drydock_spec::option::Complaints;
 use drydock_spec::train::TrainSpec;
 
+use super::lengths::Supply;
 use super::needs::{Needs, Terms};
 use super::rows::{self, Data};
 use super::training::Room;
@@ -29,20 +30,21 @@ pub(super) fn needs(spec: &TrainSpec, tokenizer: Option<&Resolved>, data: &Data,
         weights_bytes: 4 * decoder.parameters(),
         decoder,
         rows: data.rows(),
+        supply: Supply::default(),
         learns_tokenizer: tokenizer.is_none(),
         terms,
         length,
     };
     let rows = data.rows();
     let tokens = Tokens::of(1, rows.text_bytes, u32::MAX).packed(length);
-    let traffic = Traffic { weights: 0, text: rows.text_bytes, saved: training.disk() };
+    let traffic = Traffic { weights: 0, text: rows.text_bytes, saved: training.disk().total() };
     let batch = Batch::new(spec.recipe.per_device_train_batch_size, length);
     let on_gpu = room.clone();
     let needs = Needs::new(
-        room.memory(&training, batch),
+        [room.memory(&training, batch), training.disk()],
         &Work::from_nothing(&decoder, &spec.recipe, tokens, spec.test_size, traffic),
         terms,
-        [training.disk(), tokenizer.map_or(0, |tokenizer| tokenizer.download_bytes), training.trained()],
+        [training.disk_at_most(), tokenizer.map_or(0, |tokenizer| tokenizer.download_bytes), training.trained()],
         move |budget, needed| room.refusal(budget, needed),
     );
     match terms.gpus {

@@ -5,6 +5,7 @@ use drydock_gpu::estimate::{self, Batch, Fit, Rows, Training, beside_gpus, of_ea
 use drydock_spec::InvalidOption;
 use drydock_spec::recipe::Recipe;
 
+use super::lengths::Supply;
 use super::needs::Terms;
 use crate::blobs::size;
 
@@ -18,6 +19,8 @@ pub(super) struct Room {
     pub(super) decoder: Decoder,
     pub(super) weights_bytes: u64,
     pub(super) rows: Rows,
+    /// What batches are filled from.
+    pub(super) supply: Supply,
     /// Whether a tokenizer is learnt from the rows.
     pub(super) learns_tokenizer: bool,
     pub(super) terms: Terms,
@@ -93,7 +96,9 @@ impl Room {
     fn fits(&self, training: &Training, budget: Budget, batch: Batch) -> bool {
         match budget {
             Budget::Host(bytes) => self.terms.margin.limit(self.memory(training, batch).total()) <= bytes,
-            Budget::Gpu(bytes) => of_each_gpu(training.gpu_memory(batch), self.terms.gpus).total() <= bytes,
+            Budget::Gpu(bytes) => {
+                of_each_gpu(training.gpu_memory(self.supply.fullest(batch)), self.terms.gpus).total() <= bytes
+            }
         }
     }
 
@@ -101,7 +106,7 @@ impl Room {
     pub(super) fn memory(&self, training: &Training, batch: Batch) -> estimate::Needs {
         let threads = self.terms.threads();
         let needs = match self.terms.gpus {
-            0 => training.memory(batch, threads),
+            0 => training.memory(self.supply.fullest(batch), threads),
             gpus => beside_gpus(training.memory_beside_gpu(threads), gpus),
         };
         match self.learns_tokenizer {

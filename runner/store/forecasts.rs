@@ -5,6 +5,7 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, Sqlite, Transaction};
 
 use super::jobs::Job;
+use super::lengths;
 use super::rows::{json, signed, unsigned};
 use super::{Store, StoreError};
 use crate::artifacts::Artifact;
@@ -79,6 +80,7 @@ pub(super) async fn keep(
     let elapsed = lines.iter().find(|line| matches!(line.report, Report::Finished(_))).map(|line| line.elapsed_ms);
     let said: Vec<Report> = lines.into_iter().map(|line| line.report).collect();
     let artifact_bytes = artifacts.iter().map(|artifact| artifact.bytes).sum();
+    lengths::keep(tx, (job, at_ms), &said).await?;
     let measured = forecast::measured(outcome, &job.limits, &said, artifact_bytes);
     for (quantity, measured) in measured.into_iter().chain(forecast::took(outcome, number, elapsed)) {
         let predicted = quantity.of(estimate);
@@ -109,11 +111,11 @@ pub(super) async fn keep(
     Ok(())
 }
 
-/// The attempt's final report, its last two checkpoints, as so many lie on the disk at once, and what the host said last
-/// of its GPUs.
+/// The attempt's final report, its last two checkpoints, as so many lie on the disk at once, what the host said last of its
+/// GPUs, and what became of the rows.
 async fn said(tx: &mut Transaction<'_, Sqlite>, job: &Job, number: Attempt) -> Result<Vec<ReportLine>, StoreError> {
     let mut said = Vec::new();
-    for (kind, most) in [("finished", 1), ("checkpoint", 2), ("gpus", 1)] {
+    for (kind, most) in [("finished", 1), ("checkpoint", 2), ("gpus", 1), ("dataset", 1)] {
         let texts: Vec<String> = sqlx::query_scalar(
             "-- store::forecasts::said
              SELECT report FROM reports WHERE job_id = $1 AND type = $2 AND attempt = $3 ORDER BY seq DESC LIMIT $4",

@@ -23,6 +23,9 @@ const WIDE: Shape =
     Shape { name: "87m", layers: 6, hidden: 1024, heads: 16, key_value_heads: 8, ffn: 2816, vocabulary: 16384 };
 const DEEP: Shape =
     Shape { name: "125m", layers: 30, hidden: 576, heads: 9, key_value_heads: 3, ffn: 1536, vocabulary: 32768 };
+/// 62M numbers, of widths that no other has.
+const OTHER: Shape =
+    Shape { name: "62m", layers: 12, hidden: 640, heads: 10, key_value_heads: 5, ffn: 1792, vocabulary: 12288 };
 
 impl Shape {
     fn config(self) -> Value {
@@ -76,6 +79,8 @@ pub(crate) enum Rows {
     Pairs,
     Labels,
     Choices,
+    /// Texts of which most are short and some are not, none of them as long as what rows are cut to.
+    Mixed,
 }
 
 impl Rows {
@@ -97,6 +102,9 @@ impl Rows {
             ),
             Self::Labels => {
                 lines(12, |i| json!({"prompt": words(i, 20), "completion": words(i + 100, 1600), "label": i % 2 == 0}))
+            }
+            Self::Mixed => {
+                lines(200, |i| json!({"text": words(i, 8 + (i * i * 7 % 40) as usize + 60 * usize::from(i % 29 == 0))}))
             }
             Self::Choices => lines(64, |i| {
                 let choices: Vec<String> = (0..4).map(|choice| words(100 + 4 * i + choice, 12)).collect();
@@ -229,5 +237,43 @@ pub(crate) fn rows() -> Vec<Row> {
         quantize(WIDE, Base::F32, "Q4_K_M", None),
         quantize(MEDIUM, Base::Bf16, "Q8_0", None),
         quantize(MEDIUM, Base::F32, "Q4_K_M", Some(Rows::Texts)),
+    ]
+}
+
+/// Jobs that no constant of the formula was ever looked at with: another shape, other batches and lengths, and other
+/// combinations. To be read beside the grid, not as a part of it.
+pub(crate) fn beyond() -> Vec<Row> {
+    let none = || json!({});
+    let checkpointing = || json!({"gradient_checkpointing": true});
+    vec![
+        finetune(OTHER, Base::F32, "lora", (3, 320), none()),
+        finetune(OTHER, Base::Q8, "qlora", (6, 192), checkpointing()),
+        finetune(OTHER, Base::Q4KM, "dora", (2, 384), none()),
+        finetune(OTHER, Base::Bf16, "full", (1, 448), json!({"dtype": "bf16"})),
+        finetune(OTHER, Base::Bf16, "lora", (2, 192), json!({"objective": "orpo"})),
+        finetune(MEDIUM, Base::F32, "lora", (16, 96), none()),
+        finetune(SMALL, Base::F32, "lora", (12, 192), checkpointing()),
+        finetune(WIDE, Base::Q8, "lora", (1, 768), json!({"lora_r": 32})),
+        train(OTHER, (4, 192), false),
+        evaluate(OTHER, Base::Q4KM, Rows::Texts, 4),
+        evaluate(SMALL, Base::Q8, Rows::Choices, 4),
+        quantize(OTHER, Base::F32, "Q5_K_M", None),
+    ]
+}
+
+/// Jobs on rows of mixed lengths, which a preview has seen before they are planned.
+pub(crate) fn mixed() -> Vec<Row> {
+    let none = || json!({});
+    let of = |row: Row| {
+        let mut row = Row { rows: Some(Rows::Mixed), name: format!("{} mixed", row.name), ..row };
+        row.job["finetune"]["max_steps"] = json!(8);
+        row
+    };
+    let checkpointing = json!({"gradient_checkpointing": true});
+    vec![
+        of(finetune(MEDIUM, Base::F32, "lora", (8, 1024), none())),
+        of(finetune(DEEP, Base::Q8, "qlora", (16, 1024), none())),
+        of(finetune(OTHER, Base::Bf16, "lora", (32, 512), checkpointing)),
+        of(finetune(SMALL, Base::F32, "full", (4, 512), none())),
     ]
 }

@@ -4,19 +4,18 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
-use std::sync::Arc;
 use std::time::Duration;
 
 use drydock::engine::EngineWatch;
-use drydock::plan::Planner;
 use drydock::plan::forecast::Quantity;
-use drydock::sandbox::gpus::{GpuAccess, KnownGpus};
-use drydock::sandbox::{EngineInfo, Isolation};
-use drydock_spec::{JobArgs, LimitArgs, Report, ReportLine};
+use drydock::plan::lengths::Counting;
+use drydock::plan::{Plan, Planner};
+use drydock::sandbox::gpus::KnownGpus;
+use drydock_spec::{JobArgs, LimitArgs, Preview, Report, ReportLine, preview};
 use serde_json::{Value, json};
 
 use crate::grid::{Base, Row, Rows, Shape};
-use crate::house::House;
+use crate::house::{House, engine_with};
 use crate::mib;
 
 /// Threads of the worker.
@@ -36,6 +35,8 @@ pub(crate) struct Ground {
 pub(crate) struct Measured {
     pub(crate) estimated: u64,
     pub(crate) peak: u64,
+    /// Of the disk.
+    pub(crate) disk: [u64; 2],
     /// What the estimate is made of.
     pub(crate) parts: String,
     /// Most of anonymous memory and of files that was seen at a time.
@@ -45,30 +46,33 @@ pub(crate) struct Measured {
 impl Ground {
     pub(crate) async fn new(worker: PathBuf) -> Self {
         let house = House::open().await;
-        let engine = EngineWatch::still(Ok(EngineInfo {
-            engine: "scripted 1".into(),
-            incarnation: "1".into(),
-            cpus: THREADS,
-            memory_bytes: 1 << 40,
-            folder: None,
-            image: Ok("sha256:1".into()),
-            runtime: Ok("scripted".into()),
-            isolation: Isolation::default(),
-            gpus: GpuAccess::default(),
-        }));
-        let planner = Planner::new(
-            house.store.clone(),
-            house.models.clone(),
-            house.datasets.clone(),
-            engine,
-            KnownGpus::none(),
-            Arc::new(house.config.clone()),
-        );
+        let planner = house.planner(EngineWatch::still(Ok(engine_with(THREADS, 1 << 40))), KnownGpus::none());
         Self { house, planner, worker, models: HashMap::new(), rows: HashMap::new(), attempts: 0 }
     }
 
     /// Plans the job and carries it out.
     pub(crate) async fn measure(&mut self, row: &Row) -> Measured {
+        let (plan, inputs) = Box::pin(self.plan(row)).await;
+        let (out, (peak, seen)) = self.attempt("run", &json!(plan.spec), &inputs);
+        let needs = &plan.estimate.needs;
+        let disk = [needs[&Quantity::Disk].expected, bytes_in(&out)];
+        let parts = needs[&Quantity::Memory].parts.iter();
+        let parts: Vec<_> = parts.map(|(part, bytes)| format!("{part} {:.0}", mib(*bytes))).collect();
+        Measured { estimated: plan.estimate.memory_bytes, peak, disk, parts: parts.join(", "), seen }
+    }
+
+    /// Has the worker count the job's rows, as a dry run does, so that plans know them.
+    pub(crate) async fn preview(&mut self, row: &Row) {
+        let (plan, inputs) = Box::pin(self.plan(row)).await;
+        let (out, _) = self.attempt("preview", &json!(plan.spec), &inputs);
+        let preview: Preview = serde_json::from_slice(&fs::read(out.join(preview::FILE)).unwrap()).unwrap();
+        assert_eq!(preview.tokenized_rows, preview.rows);
+        let of = Counting::of(&plan.spec, &plan.inputs).unwrap();
+        self.house.store.keep_row_lengths(&of, &preview.lengths.unwrap()).await.unwrap();
+    }
+
+    /// The job's plan, and its inputs as a worker takes them.
+    async fn plan(&mut self, row: &Row) -> (Plan, Value) {
         let mut job = row.job.clone();
         let options = job.as_object_mut().and_then(|job| job.values_mut().next()).unwrap();
         let mut inputs = json!({});
@@ -84,11 +88,7 @@ impl Ground {
             options[option] = json!(name);
         }
         let args: JobArgs = serde_json::from_value(job).unwrap();
-        let plan = Box::pin(self.planner.plan(args, &LimitArgs::default())).await.unwrap();
-        let (peak, seen) = self.attempt(&json!(plan.spec), &inputs).1;
-        let parts = plan.estimate.needs[&Quantity::Memory].parts.iter();
-        let parts: Vec<_> = parts.map(|(part, bytes)| format!("{part} {:.0}", mib(*bytes))).collect();
-        Measured { estimated: plan.estimate.memory_bytes, peak, parts: parts.join(", "), seen }
+        (Box::pin(self.planner.plan(args, &LimitArgs::default())).await.unwrap(), inputs)
     }
 
     /// What the store calls a folder.
@@ -110,7 +110,7 @@ impl Ground {
                 let args: JobArgs = serde_json::from_value(shape.learnt_from(&corpus)).unwrap();
                 let plan = Box::pin(self.planner.plan(args, &LimitArgs::default())).await.unwrap();
                 let inputs = json!({"dataset": self.house.data(&corpus)});
-                let (out, _) = self.attempt(&json!(plan.spec), &inputs);
+                let (out, _) = self.attempt("run", &json!(plan.spec), &inputs);
                 fs::rename(out.join("model"), &folder).unwrap();
             }
             Base::Bf16 => {
@@ -128,7 +128,7 @@ impl Ground {
                 let inputs = json!({"model": {"path": self.house.data(&whole), "name": whole}});
                 let spec = json!({"quantize": {"model": whole, "quant_type": base.quant_type()}});
                 let args: JobArgs = serde_json::from_value(spec).unwrap();
-                let (out, _) = self.attempt(&json!(args.parse().unwrap()), &inputs);
+                let (out, _) = self.attempt("run", &json!(args.parse().unwrap()), &inputs);
                 // The file alone: its tokenizer is within it.
                 let file = out.join(format!("model/model-{}.gguf", base.quant_type()));
                 fs::create_dir(&folder).unwrap();
@@ -156,7 +156,7 @@ impl Ground {
     }
 
     /// The folder of artifacts, the largest resident memory in bytes, and what was seen of it on the way.
-    fn attempt(&mut self, spec: &Value, inputs: &Value) -> (PathBuf, (u64, String)) {
+    fn attempt(&mut self, command: &str, spec: &Value, inputs: &Value) -> (PathBuf, (u64, String)) {
         self.attempts += 1;
         let folder = self.house.data(&format!("attempt-{}", self.attempts));
         let out = folder.join("out");
@@ -173,7 +173,7 @@ impl Ground {
             "threads": THREADS,
         });
         fs::write(folder.join("spec.json"), attempt.to_string()).unwrap();
-        let child = Command::new(&self.worker).arg("run").arg(folder.join("spec.json")).spawn().unwrap();
+        let child = Command::new(&self.worker).arg(command).arg(folder.join("spec.json")).spawn().unwrap();
         let seen = watched(child);
         let last = last_report(&folder.join("events.jsonl"));
         let Report::Finished(finished) = last else { panic!("{spec}: {last:?}") };
@@ -196,6 +196,14 @@ fn watched(mut child: Child) -> String {
         std::thread::sleep(Duration::from_millis(3));
     }
     format!("anonymous {:.0}, files {:.0}", mib(anonymous), mib(files))
+}
+
+/// Of all files in a folder, and in those that it has.
+fn bytes_in(folder: &Path) -> u64 {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+    entries
+        .map(|entry| if entry.path().is_dir() { bytes_in(&entry.path()) } else { entry.metadata().unwrap().len() })
+        .sum()
 }
 
 fn last_report(events: &Path) -> Report {

@@ -53,21 +53,49 @@ async fn the_estimate_is_within_fifteen_percent_of_the_measured_peak() {
         return;
     };
     let asked = std::env::var("DRYDOCK_GRID_ROWS").unwrap_or_default();
-    let rows = grid::rows();
-    let every = if is_full() || !asked.is_empty() { 1 } else { 7 };
-    let chosen: Vec<&Row> = rows.iter().step_by(every).filter(|row| row.name.contains(&asked)).collect();
+    let all = is_full() || !asked.is_empty();
     let mut ground = Ground::new(worker).await;
-    let mut wrong = Vec::new();
-    println!("{:>9} {:>9} {:>6}  {:<56} parts in MiB", "estimated", "measured", "ratio", "job");
-    for row in chosen {
-        let Measured { estimated, peak, parts, seen } = ground.measure(row).await;
-        let ratio = estimated as f64 / peak as f64;
-        println!("{:>9.1} {:>9.1} {ratio:>6.3}  {:<56} {parts} | {seen}", mib(estimated), mib(peak), row.name);
-        if !(BELOW..=ABOVE).contains(&ratio) {
-            wrong.push(format!("{}: {ratio:.3} of what was measured", row.name));
-        }
+    let (mut wrong, mut shipped) = (Vec::new(), Vec::new());
+    println!("{:>9} {:>9} {:>6} {:>6}  {:<56} parts in MiB", "estimated", "measured", "ratio", "disk", "job");
+    let every = if all { 1 } else { 7 };
+    for row in grid::rows().iter().step_by(every).filter(|row| row.name.contains(&asked)) {
+        let measured = ground.measure(row).await;
+        shipped.push(measured.to_ship(row));
+        wrong.extend(said(row, &measured));
+    }
+    println!("not in the grid, by which the formula's constants were found:");
+    for row in grid::beyond().iter().filter(|row| all && row.name.contains(&asked)) {
+        wrong.extend(said(row, &ground.measure(row).await));
+    }
+    println!("rows of mixed lengths, which a preview has seen:");
+    for row in grid::mixed().iter().filter(|row| all && row.name.contains(&asked)) {
+        ground.preview(row).await;
+        wrong.extend(said(row, &ground.measure(row).await));
+    }
+    if is_full() && asked.is_empty() {
+        println!("for gpu/estimate/shipped.rs:\n{}", shipped.join("\n"));
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// Prints how the job's estimate fared, and says what is wrong with it.
+fn said(row: &Row, measured: &Measured) -> Option<String> {
+    let Measured { estimated, peak, disk: [disk, written], parts, seen } = measured;
+    let of = |estimated: u64, measured: u64| estimated as f64 / measured as f64;
+    let (ratio, disk) = (of(*estimated, *peak), of(*disk, *written));
+    let name = &row.name;
+    println!("{:>9.1} {:>9.1} {ratio:>6.3} {disk:>6.2}  {name:<56} {parts} | {seen}", mib(*estimated), mib(*peak));
+    (!(BELOW..=ABOVE).contains(&ratio)).then(|| format!("{name}: {ratio:.3} of what was measured"))
+}
+
+impl Measured {
+    /// The job's line in what is shipped: measured by predicted, of memory and of the disk.
+    fn to_ship(&self, row: &Row) -> String {
+        let (kind, options) = row.job.as_object().and_then(|job| job.iter().next()).unwrap();
+        let method = options.get("method").map_or("None".to_owned(), |method| format!("Some({method})"));
+        let [disk, written] = self.disk.map(|bytes| bytes as f64);
+        format!("    ({kind:?}, {method}, [{:.3}, {:.3}]),", self.peak as f64 / self.estimated as f64, written / disk)
+    }
 }
 
 fn mib(bytes: u64) -> f64 {

@@ -1,10 +1,13 @@
 //! What plans know from jobs that went before.
 
+use drydock::artifacts::Artifact;
 use drydock::plan::forecast::Quantity;
+use drydock::plan::lengths::Counting;
 use drydock_spec::evaluate::Measure;
 use drydock_spec::finetune::Keep;
+use drydock_spec::lengths::RowLengths;
 use drydock_spec::quantize::QuantType;
-use drydock_spec::report::Finished;
+use drydock_spec::report::{DatasetReport, Finished};
 use drydock_spec::{EvaluateArgs, Failure, FailureKind, Outcome, QuantizeArgs, Report, ReportLine, Stage, TrainArgs};
 
 use super::jobs::{claim, submit, submit_with};
@@ -12,7 +15,7 @@ use super::*;
 
 /// A finetune that needs more than the least that can be asked for.
 fn wide() -> FinetuneArgs {
-    FinetuneArgs { per_device_train_batch_size: Some(2048), ..args() }
+    with_rows(2048)
 }
 
 /// A finetune that peaks at `ratio` of what its plan predicts.
@@ -198,4 +201,64 @@ async fn a_job_on_other_rows_says_nothing_of_this_one() {
     failed(&house, FinetuneArgs { dataset: "more".into(), ..args() }, 64).await;
     let little = LimitArgs { memory_mib: Some(64), ..LimitArgs::default() };
     assert_eq!(plan_on(engine(8 * GIB), &house, args(), little).await.unwrap().foreseen, []);
+}
+
+#[tokio::test]
+async fn rows_that_a_tokenizer_has_counted_are_planned_by_their_own_length() {
+    let house = house().await;
+    let wide = FinetuneArgs { max_seq_length: Some(128), ..with_rows(512) };
+    let before = plan(&house, wide.clone()).await.unwrap();
+    let of = Counting::of(&before.spec, &before.inputs).unwrap();
+    let mut lengths = RowLengths::default();
+    (0..5000).for_each(|_| lengths.add(9, 9));
+    house.store.keep_row_lengths(&of, &lengths).await.unwrap();
+    let activations = |plan: &Plan| plan.estimate.needs[&Quantity::Memory].parts["activations"];
+    let after = plan(&house, wide.clone()).await.unwrap();
+    // 64 for a row, 8 for each of two turns, and a token for each of five letters and signs.
+    assert_eq!(activations(&before) / activations(&after), 85 / 9);
+    let paired =
+        FinetuneArgs { columns: Some(Columns { prompt: Some("completion".into()), ..Columns::default() }), ..wide };
+    assert_ne!(Counting::of(&plan(&house, paired).await.unwrap().spec, &before.inputs), Some(of), "read otherwise");
+}
+
+#[tokio::test]
+async fn a_finetune_whose_rows_were_not_cut_teaches_plans_how_long_they_are() {
+    let house = house().await;
+    let wide = with_rows(512);
+    let before = plan(&house, wide.clone()).await.unwrap().estimate.memory_bytes;
+    let rows = DatasetReport { train_rows: 5000, train_tokens: 45_000, longest_row: 9, ..DatasetReport::default() };
+    let teach = async |rows: DatasetReport| {
+        let id = submit(&house, JobArgs::Finetune(wide.clone())).await;
+        let mut lease = claim(&house, id).await;
+        let lines = vec![ReportLine { elapsed_ms: 1, report: Report::Dataset(rows) }];
+        lease.record(&drydock::store::ReportBatch { lines, end_offset: 1 }).await.unwrap();
+        lease.finish(Outcome::Succeeded, &[], 0).await.unwrap();
+        plan(&house, wide.clone()).await.unwrap().estimate.memory_bytes
+    };
+    assert_eq!(teach(DatasetReport { truncated_rows: 1, ..rows.clone() }).await, before, "one may be longer");
+    let after = teach(rows.clone()).await;
+    assert!(after < before, "{after} of {before}");
+    assert_eq!(teach(DatasetReport { longest_row: 4, ..rows }).await, after, "they are the same rows");
+}
+
+#[tokio::test]
+async fn the_disk_has_a_range_learnt_from_what_jobs_left_behind() {
+    let house = house().await;
+    let need = async || plan(&house, args()).await.unwrap().estimate.needs[&Quantity::Disk].clone();
+    let first = need().await;
+    assert_eq!(first.parts.values().sum::<u64>(), first.expected);
+    assert!(first.range.is_some_and(|range| range.jobs == 0), "by what drydock was measured with: {first:?}");
+    for _ in 0..19 {
+        let id = submit(&house, JobArgs::Finetune(args())).await;
+        let lease = claim(&house, id).await;
+        let left = Artifact {
+            path: "adapter/adapter_model.safetensors".into(),
+            role: Some("adapter".into()),
+            bytes: first.expected / 2,
+            sha256: "0".repeat(64),
+        };
+        lease.finish(Outcome::Succeeded, &[left], 0).await.unwrap();
+    }
+    let range = need().await.range.unwrap();
+    assert_eq!((range.low, range.high, range.jobs), (first.expected / 2, first.expected / 2, 19));
 }

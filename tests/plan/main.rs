@@ -12,26 +12,25 @@ mod on_gpus;
 mod tiny;
 
 use std::fs;
-use std::sync::Arc;
 
 use bytesize::ByteSize;
 use drydock::api::LoadDataset;
 use drydock::engine::EngineWatch;
 use drydock::plan::forecast::Quantity;
-use drydock::plan::{ModelSource, Plan, PlanError, Planner};
+use drydock::plan::{ModelSource, Plan, PlanError};
+use drydock::sandbox::SandboxError;
 use drydock::sandbox::gpus::KnownGpus;
-use drydock::sandbox::{EngineInfo, Isolation, SandboxError};
 use drydock_spec::dataset::Columns;
 use drydock_spec::finetune::{Method, TargetModule};
 use drydock_spec::recipe::Auto;
 use drydock_spec::{FinetuneArgs, JobArgs, JobSpec, LimitArgs};
-use house::House;
+use house::{House, engine_with};
 use serde_json::json;
 use tiny::Gguf;
 
 const GIB: u64 = 1 << 30;
 
-/// A house with the tiny model and ten sums.
+/// A house with the tiny model and ten sums, and the same sums over and over.
 async fn house() -> House {
     furnished(House::open().await).await
 }
@@ -42,40 +41,29 @@ async fn furnished(house: House) -> House {
     house.add("tiny.gguf").await.unwrap();
     let rows: String =
         (0..10).map(|i| format!("{{\"prompt\": \"{i}+{i}=\", \"completion\": \"{}\"}}\n", i + i)).collect();
+    fs::write(house.data("many.jsonl"), rows.repeat(500)).unwrap();
     fs::write(house.data("sums.jsonl"), rows).unwrap();
-    house.load("sums.jsonl").await.unwrap();
+    for dataset in ["sums.jsonl", "many.jsonl"] {
+        house.load(dataset).await.unwrap();
+    }
     house
 }
 
 fn engine(memory_bytes: u64) -> EngineWatch {
-    let image = Ok("sha256:1".into());
-    EngineWatch::still(Ok(EngineInfo {
-        engine: "scripted 1".into(),
-        incarnation: "1".into(),
-        cpus: 4,
-        memory_bytes,
-        folder: None,
-        image,
-        runtime: Ok("scripted".into()),
-        isolation: Isolation::default(),
-        gpus: Default::default(),
-    }))
+    EngineWatch::still(Ok(engine_with(4, memory_bytes)))
 }
 
 fn args() -> FinetuneArgs {
     FinetuneArgs { model: "tiny".into(), dataset: "sums".into(), lora_r: Some(4), ..FinetuneArgs::default() }
 }
 
+/// The same with many rows in a forward pass.
+fn with_rows(rows: u32) -> FinetuneArgs {
+    FinetuneArgs { dataset: "many".into(), per_device_train_batch_size: Some(rows), ..args() }
+}
+
 async fn plan_job(engine: EngineWatch, house: &House, job: JobArgs, limits: LimitArgs) -> Result<Plan, PlanError> {
-    let planner = Planner::new(
-        house.store.clone(),
-        house.models.clone(),
-        house.datasets.clone(),
-        engine,
-        KnownGpus::none(),
-        Arc::new(house.config.clone()),
-    );
-    planner.plan(job, &limits).await
+    house.planner(engine, KnownGpus::none()).plan(job, &limits).await
 }
 
 async fn plan_on(engine: EngineWatch, house: &House, args: FinetuneArgs, limits: LimitArgs) -> Result<Plan, PlanError> {
@@ -96,7 +84,10 @@ async fn a_plan_fixes_inputs_and_fills_in_every_limit() {
     let plan = plan(&house, args()).await.unwrap();
     let digest = house.models.list().await.unwrap().remove(0).digest;
     assert_eq!(plan.inputs.model.unwrap().source, ModelSource::Stored { digest });
-    assert_eq!(plan.inputs.dataset.unwrap().digest, house.datasets.list().await.unwrap().remove(0).digest);
+    assert_eq!(
+        plan.inputs.dataset.unwrap().digest,
+        house.datasets.list().await.unwrap().into_iter().find(|rows| rows.name == "sums").unwrap().digest
+    );
     assert_eq!((plan.limits.cpu_millis, plan.limits.pids, plan.limits.max_attempts), (4000, 512, 3));
     assert_eq!(plan.limits.memory_bytes % (1 << 20), 0);
     assert!(plan.limits.memory_bytes > plan.estimate.memory_bytes + (64 << 20));
@@ -123,7 +114,7 @@ async fn what_is_asked_for_comes_before_what_is_estimated() {
         gpus: None,
         gpu_memory_mib: None,
     };
-    let large = FinetuneArgs { per_device_train_batch_size: Some(2048), ..args() };
+    let large = with_rows(2048);
     let plan = plan_on(engine(8 * GIB), &house, large, limits).await.unwrap();
     assert_eq!((plan.limits.memory_bytes, plan.limits.cpu_millis, plan.limits.disk_bytes), (64 << 20, 1500, 100 << 20));
     assert_eq!((plan.limits.time_ms, plan.limits.silence_ms, plan.limits.max_attempts), (60_000, 7_000, 1));
@@ -150,7 +141,7 @@ async fn every_wrong_option_and_limit_is_named_at_once() {
 #[tokio::test]
 async fn a_job_that_is_too_large_for_the_host_is_refused_with_a_change_that_is_accepted() {
     let house = house().await;
-    let large = FinetuneArgs { per_device_train_batch_size: Some(4096), ..args() };
+    let large = with_rows(4096);
     let small_host = engine(500 << 20);
     let error = plan_on(small_host.clone(), &house, large.clone(), LimitArgs::default()).await.unwrap_err().to_string();
     assert!(error.starts_with("per_device_train_batch_size = 4096: the job needs about "), "{error}");
@@ -173,7 +164,7 @@ async fn a_job_that_is_too_large_for_the_host_is_refused_with_a_change_that_is_a
 #[tokio::test]
 async fn what_is_left_to_the_plan_is_chosen_so_that_the_job_fits() {
     let house = house().await;
-    let large = FinetuneArgs { per_device_train_batch_size: Some(4096), ..args() };
+    let large = with_rows(4096);
     let on = async |auto: &[Auto], limits| {
         plan_on(engine(500 << 20), &house, FinetuneArgs { auto: Some(auto.to_vec()), ..large.clone() }, limits).await
     };
@@ -273,7 +264,7 @@ async fn unknown_inputs_are_refused_by_name() {
     let error = refusal(&house, FinetuneArgs { model: "tinny".into(), ..args() }).await;
     assert_eq!(error, "no model `tinny`; did you mean `tiny`? there is `tiny`");
     let error = refusal(&house, FinetuneArgs { dataset: "sum".into(), ..args() }).await;
-    assert_eq!(error, "no dataset `sum`; did you mean `sums`? there is `sums`");
+    assert_eq!(error, "no dataset `sum`; did you mean `sums`? there is `many`, `sums`");
     let error = refusal(&house, FinetuneArgs { eval_dataset: Some("held".into()), ..args() }).await;
     assert!(error.starts_with("no dataset `held`"), "{error}");
 }

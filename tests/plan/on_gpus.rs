@@ -1,5 +1,6 @@
 //! Plans for a host with a GPU: what fits it, what is chosen so that it does, and what is refused.
 
+use drydock::sandbox::EngineInfo;
 use drydock::sandbox::gpus::{GpuAccess, Injector};
 use drydock_gpu::inventory::{Gpu, Inventory, Memory};
 use drydock_spec::EvaluateArgs;
@@ -28,21 +29,13 @@ async fn plan_job_with_gpus(
     let known = KnownGpus::asked(move || Inventory { gpus: (1..=count).map(gpu).collect(), ..Inventory::default() });
     let units = count as usize;
     let access = GpuAccess { units, most_gpus: count, injection: Ok(Injector::Cdi), ..GpuAccess::default() };
-    let Ok(info) = engine(8 * GIB).now() else { unreachable!("the engine answers") };
-    let planner = Planner::new(
-        house.store.clone(),
-        house.models.clone(),
-        house.datasets.clone(),
-        EngineWatch::still(Ok(EngineInfo { gpus: access, ..info })),
-        known,
-        Arc::new(house.config.clone()),
-    );
-    planner.plan(job, &limits).await
+    let engine = EngineWatch::still(Ok(EngineInfo { gpus: access, ..engine_with(4, 8 * GIB) }));
+    house.planner(engine, known).plan(job, &limits).await
 }
 
 /// The tiny model with more rows in a pass than a small GPU has room for.
 fn wide(rows: u32) -> FinetuneArgs {
-    FinetuneArgs { per_device_train_batch_size: Some(rows), max_seq_length: Some(128), packing: Some(true), ..args() }
+    FinetuneArgs { max_seq_length: Some(128), packing: Some(true), ..with_rows(rows) }
 }
 
 fn on_gpu(plan: &Plan) -> u64 {

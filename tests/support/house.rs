@@ -12,8 +12,12 @@ use drydock::blobs::Blobs;
 use drydock::clock::Clock;
 use drydock::config::Config;
 use drydock::datasets::{DatasetError, Datasets};
+use drydock::engine::EngineWatch;
 use drydock::hub::{Hub, Patience};
 use drydock::models::{ModelError, Models};
+use drydock::plan::Planner;
+use drydock::sandbox::gpus::{GpuAccess, KnownGpus};
+use drydock::sandbox::{EngineInfo, Isolation};
 use drydock::store::Store;
 use tempfile::TempDir;
 
@@ -64,6 +68,12 @@ impl House {
         Self { root, store, blobs, models, datasets, artifacts, config }
     }
 
+    /// Plans for a host with this engine and these GPUs.
+    pub fn planner(&self, engine: EngineWatch, gpus: KnownGpus) -> Planner {
+        let (store, models, datasets) = (self.store.clone(), self.models.clone(), self.datasets.clone());
+        Planner::new(store, models, datasets, engine, gpus, Arc::new(self.config.clone()))
+    }
+
     /// A path below the folder of data.
     pub fn data(&self, name: &str) -> PathBuf {
         self.root.path().join("data").join(name)
@@ -75,5 +85,20 @@ impl House {
 
     pub async fn load(&self, source: &str) -> Result<LoadedDataset, DatasetError> {
         self.datasets.load(LoadDataset { source: Some(source.to_owned()), ..LoadDataset::default() }).await
+    }
+}
+
+/// What an engine in order says of itself.
+pub fn engine_with(cpus: u32, memory_bytes: u64) -> EngineInfo {
+    EngineInfo {
+        engine: "scripted 1".into(),
+        incarnation: "1".into(),
+        cpus,
+        memory_bytes,
+        folder: None,
+        image: Ok("sha256:1".into()),
+        runtime: Ok("scripted".into()),
+        isolation: Isolation::default(),
+        gpus: GpuAccess::default(),
     }
 }

@@ -81,7 +81,8 @@ mod tests {
     #[test]
     fn answers_take_a_cache_of_a_gpu_and_a_quantized_model_fewer_weights() {
         let need = |kind, rows, new_tokens, dtype| {
-            let answering = Answering { batch: Batch::new(rows, 512), new_tokens, chooses: false, in_integers: true };
+            let answering =
+                Answering { batch: Batch::new(rows, 512), new_tokens, chooses: false, solved: 0, in_integers: true };
             evaluate_gpu_memory(&SMOLLM2_135M, Base::of(&SMOLLM2_135M, kind), answering, dtype, 1 << 20)
         };
         let answers = need(TensorType::F32, 16, 128, DType::Bf16);

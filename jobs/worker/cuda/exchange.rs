@@ -4,6 +4,8 @@
 //! wrong before is told by the rank that it goes wrong on, and no other is left waiting for it in the middle of a sum.
 //! What goes wrong within a sum ends it for all of them, and so does time.
 
+use std::ffi::c_void;
+use std::sync::atomic::{AtomicPtr, Ordering};
 use std::time::{Duration, Instant};
 
 use super::device::Device;
@@ -26,7 +28,14 @@ pub struct Exchange {
 
 struct Rank {
     device: Device,
-    communicator: Communicator,
+    /// In a place of its own, where NCCL finds it again while it gets ready.
+    communicator: Box<AtomicPtr<c_void>>,
+}
+
+impl Rank {
+    fn communicator(&self) -> Communicator {
+        self.communicator.load(Ordering::Acquire)
+    }
 }
 
 impl Exchange {
@@ -39,7 +48,9 @@ impl Exchange {
         nccl.group(TRIED, || {
             for (rank, device) in devices.iter().enumerate() {
                 device.bind()?;
-                let communicator = nccl.join(id, rank, devices.len())?;
+                let communicator = Box::new(AtomicPtr::new(std::ptr::null_mut()));
+                // SAFETY: it stays in its box until everybody is ready, or has been told to leave off.
+                unsafe { nccl.join(id, rank, devices.len(), &communicator)? };
                 ranks.push(Rank { device: device.clone(), communicator });
             }
             Ok(())
@@ -60,7 +71,7 @@ impl Exchange {
                 for buffer in buffers.iter_mut().filter(|buffer| !buffer.is_empty()) {
                     let (values, stream) = (buffer.view_mut(), rank.device.stream());
                     // SAFETY: the buffer is lent until the streams are done, or have been told to leave off.
-                    unsafe { nccl.sum(values.pointer, values.len(), rank.communicator, stream)? };
+                    unsafe { nccl.sum(values.pointer, values.len(), rank.communicator(), stream)? };
                 }
             }
             Ok(())
@@ -90,7 +101,7 @@ impl Exchange {
 
     fn is_settled(&self, tried: &'static str) -> Result<bool> {
         for rank in &self.ranks {
-            match self.nccl.state(rank.communicator) {
+            match self.nccl.state(rank.communicator()) {
                 nccl::SUCCESS => {}
                 // What it has been asked may not even be in its stream yet.
                 nccl::IN_PROGRESS => return Ok(false),
@@ -105,7 +116,7 @@ impl Exchange {
         for rank in self.ranks.drain(..) {
             // A GPU that cannot be spoken to any more has nothing to leave off.
             let _ = rank.device.bind();
-            self.nccl.let_go(rank.communicator);
+            self.nccl.let_go(rank.communicator());
         }
     }
 }

@@ -6,6 +6,7 @@
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::sync::OnceLock;
+use std::sync::atomic::AtomicPtr;
 
 use cudarc::driver::sys::CUstream;
 use libloading::Library;
@@ -115,15 +116,16 @@ impl Nccl {
         asked.and(ended)
     }
 
-    /// The calling thread has the rank's GPU. Within a group: the communicator is ready some time after its end.
-    pub(super) fn join(&self, id: UniqueId, rank: usize, of: usize) -> Result<Communicator> {
-        let mut communicator = std::ptr::null_mut();
+    /// Puts a rank's end of the clique into `end`. The calling thread has the rank's GPU. Within a group: the
+    /// communicator is ready some time after its end.
+    ///
+    /// # Safety
+    /// Until it is ready, `end` stays where it is: the library may write there once more.
+    pub(super) unsafe fn join(&self, id: UniqueId, rank: usize, of: usize, end: &AtomicPtr<c_void>) -> Result<()> {
         let config = NOT_BLOCKING;
-        // SAFETY: all that is pointed to lives longer than the call, which copies it.
-        let answer =
-            unsafe { (self.comm_init_rank_config)(&mut communicator, of as c_int, id, rank as c_int, &config) };
-        self.accepted(answer, "making the GPUs known to each other")?;
-        Ok(communicator)
+        // SAFETY: the config lives longer than the call, which copies it; `end` by the contract of this function.
+        let answer = unsafe { (self.comm_init_rank_config)(end.as_ptr(), of as c_int, id, rank as c_int, &config) };
+        self.accepted(answer, "making the GPUs known to each other")
     }
 
     /// Puts into `values` the sums over all ranks, in the order of the stream. The calling thread has the rank's GPU.

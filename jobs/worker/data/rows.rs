@@ -3,6 +3,7 @@
 use drydock_spec::FailureKind::{BadDataset, BadModel, NothingToLearn};
 use drydock_spec::dataset::Example;
 use drydock_spec::finetune::Objective;
+use drydock_spec::lengths::RowLengths;
 use drydock_spec::report::DatasetReport;
 use drydock_spec::{Failure, FailureKind};
 use rayon::prelude::*;
@@ -43,6 +44,8 @@ struct Tokenized {
     row: Row,
     /// Tokens before the first one that counted before the row was cut.
     prompt: usize,
+    /// Tokens before it was cut.
+    whole: usize,
     cut: bool,
     /// The beginning-of-text token stood there twice.
     begins_twice: bool,
@@ -54,21 +57,22 @@ struct Tokenized {
 enum Outcome {
     Lesson {
         lesson: Lesson,
+        /// Tokens of each of its rows before they were cut.
+        whole: Vec<usize>,
         cut: bool,
         begins_twice: bool,
         ends: bool,
     },
     /// Nothing is left that counts.
-    Nothing {
-        cut: bool,
-        prompt: usize,
-    },
+    Nothing { cut: bool, prompt: usize },
 }
 
 /// Lessons and what was lost on the way.
 #[derive(Debug, Default)]
 pub struct Lessons {
     pub lessons: Vec<Lesson>,
+    /// What they were before any was cut.
+    pub lengths: RowLengths,
     skipped: usize,
     skipped_by_cutting: usize,
     shortest_skipped_prompt: Option<usize>,
@@ -145,12 +149,13 @@ impl Tokenizing<'_> {
     fn tokenized(&self, rendered: &Rendered) -> Result<Tokenized> {
         let (mut tokens, mut counts) = self.counted(rendered)?;
         let prompt = counts.iter().position(|&counts| counts).unwrap_or(counts.len());
-        let cut = tokens.ids.len() > self.max_length;
+        let whole = tokens.ids.len();
+        let cut = whole > self.max_length;
         let ends = cut || tokens.ids.iter().zip(&counts).any(|(id, counts)| *counts && self.text.stops.contains(id));
         let begins_twice = tokens.began_twice;
         tokens.ids.truncate(self.max_length);
         counts.truncate(self.max_length);
-        Ok(Tokenized { row: Row { ids: tokens.ids, counts }, prompt, cut, begins_twice, ends })
+        Ok(Tokenized { row: Row { ids: tokens.ids, counts }, prompt, whole, cut, begins_twice, ends })
     }
 
     /// The text's tokens, uncut, and which of them count.
@@ -188,14 +193,17 @@ fn outcome<const N: usize>(place: &str, rows: [Tokenized; N], matter: impl FnOnc
     if any(|row| row.row.supervised() == 0) {
         return Outcome::Nothing { cut, prompt: rows.iter().map(|row| row.prompt).min().unwrap_or(0) };
     }
+    let whole = rows.iter().map(|row| row.whole).collect();
     let lesson = Lesson { matter: matter(rows.map(|row| row.row)), place: place.to_owned() };
-    Outcome::Lesson { lesson, cut, begins_twice, ends }
+    Outcome::Lesson { lesson, whole, cut, begins_twice, ends }
 }
 
 impl Lessons {
     fn add(&mut self, outcome: Outcome) {
         match outcome {
-            Outcome::Lesson { lesson, cut, begins_twice, ends } => {
+            Outcome::Lesson { lesson, whole, cut, begins_twice, ends } => {
+                let longest = whole.iter().max().copied().unwrap_or(0);
+                self.lengths.add(whole.iter().sum::<usize>() as u64, longest as u64);
                 self.truncated += usize::from(cut);
                 for (odd, seen) in [(begins_twice, &mut self.begun_twice), (!ends, &mut self.endless)] {
                     if odd {
@@ -288,12 +296,14 @@ pub struct Split {
     pub train: Vec<Lesson>,
     /// Never trained on.
     pub held_out: Vec<Lesson>,
+    /// What the dataset's rows were before any was cut; held-out rows that are given for themselves do not count.
+    pub lengths: RowLengths,
     pub report: DatasetReport,
 }
 
 /// Holds out `share` of the rows by chance (rounded up, but never all), or takes the held-out rows that are given.
 pub fn split(read: Lessons, given: Option<Lessons>, share: f64, seed: u64) -> Result<Split> {
-    let (mut skipped, mut truncated) = (read.skipped, read.truncated);
+    let (mut skipped, mut truncated, lengths) = (read.skipped, read.truncated, read.lengths);
     let (train, held_out) = match given {
         Some(given) => {
             skipped += given.skipped;
@@ -316,7 +326,7 @@ pub fn split(read: Lessons, given: Option<Lessons>, share: f64, seed: u64) -> Re
     if train.is_empty() {
         return failed(FailureKind::NothingToLearn, "no row is left to train on");
     }
-    Ok(Split { train, held_out, report })
+    Ok(Split { train, held_out, lengths, report })
 }
 
 fn hold_out(lessons: Vec<Lesson>, share: f64, seed: u64) -> (Vec<Lesson>, Vec<Lesson>) {
@@ -365,9 +375,16 @@ mod tests {
     fn what_looks_odd_is_counted_and_the_first_is_named() {
         let mut read = Lessons::default();
         for (index, lesson) in lessons(4).lessons.into_iter().enumerate() {
-            read.add(Outcome::Lesson { lesson, cut: index == 0, begins_twice: false, ends: index < 2 });
+            read.add(Outcome::Lesson {
+                lesson,
+                whole: vec![2 + 10 * index],
+                cut: index == 0,
+                begins_twice: false,
+                ends: index < 2,
+            });
         }
         read.add(Outcome::Nothing { cut: false, prompt: 3 });
+        assert_eq!((read.lengths.rows, read.lengths.tokens, read.lengths.longest), (4, 2 + 12 + 22 + 32, 32));
         let odd = read.oddities(16);
         assert_eq!(
             odd.iter().map(|(code, _)| *code).collect::<Vec<_>>(),

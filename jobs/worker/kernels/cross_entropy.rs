@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::sync::{Mutex, PoisonError};
 
-use super::memory::{Parts, by_rows};
+use super::memory::{Apart, Parts, by_rows};
 use super::norm::{rms_norm, rms_norm_backward};
 use super::simd::{dispatched, exp_and_sum, max};
 use super::softcap::{softcap, softcap_backward};
@@ -83,11 +83,11 @@ impl Head<'_> {
         let mut losses = Vec::with_capacity(targets.len());
         let at_once = (LOGIT_BYTES / (4 * vocabulary)).clamp(1, targets.len().max(1));
         // One buffer for all: the system clears every page of one as large as this before it hands it out.
-        let mut logits = vec![0.0; at_once * vocabulary];
+        let mut logits = Apart::zeros(at_once * vocabulary);
         for targets in targets.chunks(at_once) {
             let some: Vec<f32> = targets.iter().flat_map(|target| &x[row(target.position)]).copied().collect();
             let h = rms_norm(&some, &self.norm, self.epsilon);
-            let logits = &mut logits[..targets.len() * vocabulary];
+            let logits = &mut logits.values()[..targets.len() * vocabulary];
             self.logits_of(&h, logits);
             // Logits become probabilities; the way back through the softcap asks for what they were.
             let bent = gradient.as_ref().and(self.softcap).map(|cap| (logits.to_vec(), cap));

@@ -3,6 +3,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use memmap2::MmapMut;
 use rayon::prelude::*;
 
 /// A vector that a kernel is about to fill. Clearing it first would cost a memory pass for every result, which is
@@ -35,6 +36,34 @@ impl Fresh {
         // SAFETY: the capacity is `len`, and the caller vouches for the values.
         unsafe { self.values.set_len(self.len) };
         self.values
+    }
+}
+
+/// Zeros in memory of their own, which goes back to the system as a whole. A block as large as a batch's logits finds no room
+/// between what layers have left in the heap, so that the heap would grow by it, and would do so once more with the next batch
+/// that is a little larger.
+pub(super) enum Apart {
+    Mapped(MmapMut),
+    /// Too few to be worth a mapping, or where the system gives none.
+    InHeap(Vec<f32>),
+}
+
+/// Bytes from which on zeros are mapped: the system clears a page for about what it costs to clear it here.
+const MAPPED_BYTES: usize = 1 << 20;
+
+impl Apart {
+    pub(super) fn zeros(len: usize) -> Self {
+        let bytes = len * size_of::<f32>();
+        let mapped = if bytes < MAPPED_BYTES { None } else { MmapMut::map_anon(bytes).ok() };
+        mapped.map_or_else(|| Self::InHeap(vec![0.0; len]), Self::Mapped)
+    }
+
+    pub(super) fn values(&mut self) -> &mut [f32] {
+        match self {
+            // SAFETY: a mapping begins with a page, so that all of it is aligned, and every pattern of bits is an f32.
+            Self::Mapped(bytes) => unsafe { bytes.align_to_mut().1 },
+            Self::InHeap(values) => values,
+        }
     }
 }
 
@@ -120,6 +149,17 @@ mod tests {
                 unsafe { parts.part(range) }.iter_mut().for_each(|seen| *seen += 1.0);
             });
             assert!(seen.iter().all(|&seen| seen == 1.0));
+        }
+    }
+
+    #[test]
+    fn zeros_are_there_wherever_they_lie() {
+        for len in [0, 7, MAPPED_BYTES / 4, MAPPED_BYTES / 4 + 5] {
+            let mut zeros = Apart::zeros(len);
+            assert_eq!(matches!(zeros, Apart::Mapped(_)), len >= MAPPED_BYTES / 4);
+            assert!(zeros.values().len() == len && zeros.values().iter().all(|value| *value == 0.0));
+            zeros.values().fill(1.0);
+            assert_eq!(zeros.values().iter().sum::<f32>(), len as f32);
         }
     }
 

@@ -47,6 +47,7 @@ fn room(spec: &FinetuneSpec, length: u32) -> Room {
         decoder: SMOLLM2_135M,
         weights_bytes: base().bytes(),
         rows: Rows::default(),
+        supply: Supply::default(),
         learns_tokenizer: false,
         terms: Terms { cpu_millis: 2000, ..Terms::default() },
         length,
@@ -140,8 +141,14 @@ fn what_may_fit_a_gpu_after_all_is_not_refused() {
     let training = Training::finetune(&SMOLLM2_135M, &asked, base());
     let memory = training.gpu_memory(Batch::new(8, 512));
     let (expected, room) = (memory.total(), room(&asked, 512));
-    let needs = Needs::new(Default::default(), &Default::default(), Terms::default(), [0; 3], |_, _| unreachable!())
-        .on_gpu(&memory, Margin::default(), move |has, needed| room.refusal_on_gpu(has, needed));
+    let needs = Needs::new(
+        [Default::default(), Default::default()],
+        &Default::default(),
+        Terms::default(),
+        [0; 3],
+        |_, _| unreachable!(),
+    )
+    .on_gpu(&memory, Margin::default(), move |has, needed| room.refusal_on_gpu(has, needed));
     assert!(needs.too_large_for_gpu(expected).is_none());
     assert!(needs.too_large_for_gpu(expected * 81 / 100).is_none(), "the formula may say a quarter too much");
     assert!(needs.too_large_for_gpu(expected * 79 / 100).is_some());

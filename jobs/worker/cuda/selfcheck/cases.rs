@@ -110,6 +110,11 @@ impl Case {
         Recipe { dtype: self.dtype, gradient_checkpointing: self.checkpointing, adam_epsilon: 1e-3, ..recipe }
     }
 
+    /// Whether there is dropout.
+    pub(super) fn drops(&self) -> bool {
+        matches!(self.trains, Trains::Lora { dropout } | Trains::Dora { dropout, .. } if dropout > 0.0)
+    }
+
     /// The CPU's part of it is always in f32.
     pub(super) fn pass(&self, number: u64) -> Pass {
         Pass { gradient_checkpointing: self.checkpointing, dropout_seed: number, ..Pass::default() }

@@ -37,9 +37,9 @@ fn a_selfcheck_finds_that_the_gpu_computes_what_the_cpu_does_and_several_what_on
     };
     assert!(run(Some("--list-devices")).starts_with("cuda:0  emulated GPU (CPU)"));
     let table = run(None);
-    assert!(table.contains("300 of 300 comparisons are right"), "{table}");
+    assert!(table.contains("270 of 270 comparisons are right"), "{table}");
     let together = table.lines().filter(|line| line.contains(", 3 GPUs"));
-    assert_eq!(together.clone().count(), 60, "{table}");
+    assert_eq!(together.clone().count(), 30, "{table}");
     assert!(together.filter(|line| line.contains("what ranks hold")).all(|line| line.contains(" 0.0e0 ")), "{table}");
 }
 

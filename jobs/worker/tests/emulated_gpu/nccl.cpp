@@ -66,6 +66,8 @@ int sums_so_far = 0;
 thread_local int groups = 0;
 thread_local std::vector<Sum> asked_for;
 thread_local std::vector<Clique*> begun;
+// Where those that have begun are to be found: NCCL may write there once more when they are ready.
+thread_local std::vector<std::pair<Communicator**, Communicator*>> given;
 char last_error[256] = "";
 
 __attribute__((format(printf, 1, 2))) Result mistake(const char* format, ...) {
@@ -183,6 +185,7 @@ PUBLIC Result ncclCommInitRankConfig(Communicator** communicator, int ranks, Uni
     if (clique.ranks[std::size_t(rank)]) return mistake("NCCL: rank %d comes twice", rank);
     *communicator = clique.ranks[std::size_t(rank)] = new Communicator{&clique, rank, emulated_gpu_current()};
     begun.push_back(&clique);
+    given.push_back({communicator, *communicator});
     return SUCCESS;
 }
 
@@ -223,6 +226,8 @@ PUBLIC Result ncclGroupEnd() {
         clique->asked = 0;
         do_all(*clique, of_ranks);
     }
+    for (const auto& [place, communicator] : given) *place = communicator;
+    given.clear();
     begun.clear();
     asked_for.clear();
     return nothing ? SUCCESS : IN_PROGRESS;

@@ -2,17 +2,47 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Rows by their length in tokens, generously counted. Lengths are rounded up to one of eight steps from each power of two
+/// Rows as a model's tokenizer makes them, before any is cut. The two answers of a pair are one row.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RowLengths {
+    pub rows: u64,
+    /// Of all rows together.
+    pub tokens: u64,
+    /// Tokens of the longest row; of a pair, of its longer answer.
+    pub longest: u64,
+    /// Empty where only the sums are known.
+    #[serde(default)]
+    pub by_length: Lengths,
+}
+
+impl RowLengths {
+    /// One more row, of so many tokens, of which its longest part has `longest`.
+    pub fn add(&mut self, tokens: u64, longest: u64) {
+        self.rows += 1;
+        self.tokens += tokens;
+        self.longest = self.longest.max(longest);
+        self.by_length.add(tokens);
+    }
+}
+
+/// Rows by their length in tokens. Lengths are rounded up to one of eight steps from each power of two
 /// to the next (as HdrHistogram has its buckets), so that those that rows are usually cut to are told exactly.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Lengths(BTreeMap<u64, u64>);
 
 impl Lengths {
-    pub(super) fn add(&mut self, tokens: u64) {
+    /// One more row.
+    pub fn add(&mut self, tokens: u64) {
         *self.0.entry(rounded(tokens)).or_default() += 1;
+    }
+
+    /// Each length that there is, rounded up, and its rows.
+    pub fn iter(&self) -> impl Iterator<Item = (u64, u64)> + Clone + '_ {
+        self.0.iter().map(|(tokens, rows)| (*tokens, *rows))
     }
 
     /// Rows that may have more tokens than this: at least those that have.
