@@ -45,7 +45,8 @@ step 'Model and rows go into the store'
 # Every tenth question is kept for the end: nothing is learnt from it.
 awk -v rows="$(dirname "$state")" '{ print > (rows (NR % 10 ? "/learn.jsonl" : "/ask.jsonl")) }' jobs/demo/drydock-qa.jsonl
 "$drydock" models add "$file" --name "$model" >/dev/null
-"$drydock" datasets add "$(dirname "$state")/learn.jsonl" --name "$dataset" >/dev/null
+# Named with its rows, the model's tokenizer counts them: so plans know how long they are.
+"$drydock" datasets add "$(dirname "$state")/learn.jsonl" --name "$dataset" --model "$model" >/dev/null
 "$drydock" datasets add "$(dirname "$state")/ask.jsonl" --name "$dataset-held-out" >/dev/null 2>&1
 
 # submit TOOL ARGUMENTS: the new job's id; the request is shown to people.
