@@ -99,9 +99,6 @@ const THREAD_BYTES: u64 = 1 << 20;
 const TOKEN_MEMORY: u64 = 400;
 /// Logits that are held at once; their gradients take their place.
 const LOGIT_BYTES: u64 = 64 << 20;
-/// A block of memory from here on is mapped for itself and leaves no room in the heap when it goes: the worker's allocator
-/// is set so.
-const MAPPED_BYTES: u64 = 32 << 20;
 /// Tokens that go through the model at once where no gradient is asked for; a longer row goes alone.
 const SCORED_TOKENS: u64 = 1024;
 /// The left operand of a product is packed for so many rows and so much depth at a time.

@@ -6,6 +6,10 @@ use drydock_spec::quantize::TensorType;
 use super::quantize::{better, bytes};
 use super::{Decoder, F32};
 
+/// What was let go of a file after it was read comes back in part, as the kernel maps the pages around those that are asked
+/// for: one page of so many (measured: 17.7 of 271 MiB, and 4.9 of 96).
+const COME_BACK: u64 = 20;
+
 /// The weights of a model as they lie in its files. The worker maps files and computes with matrices where they lie,
 /// whatever they are in: so what is frozen takes what its file takes, and no second copy exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,7 +92,8 @@ impl Base {
         let share = rest as f64 / model.parameters() as f64;
         let (values, bytes) = kind.block();
         let blocks = model.projections().div_ceil(values as u64).saturating_mul(bytes as u64);
-        Blocks { rest: (self.bytes as f64 * share) as u64, blocks }
+        let rest = (self.bytes as f64 * share) as u64;
+        Blocks { rest: rest.saturating_add(self.bytes.saturating_sub(rest) / COME_BACK), blocks }
     }
 }
 

@@ -6,7 +6,7 @@ use drydock_spec::recipe::{DType, OnDivergence, Recipe};
 use drydock_spec::tape::LayerWidths;
 
 use super::names::{matches, tensors};
-use super::{Base, Batch, CONTEXT_BYTES, Decoder, F32, MAPPED_BYTES, Needs, Part, SCORED_TOKENS, SMALL_FILES};
+use super::{Base, Batch, CONTEXT_BYTES, Decoder, F32, Needs, Part, SCORED_TOKENS, SMALL_FILES};
 
 /// A change that makes a training fit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -196,22 +196,10 @@ impl Training {
         let layer = numbers(passing).saturating_add(self.model.packed(tokens));
         let head = numbers(5 * hidden);
         let at_once = if self.evaluates { targets.max(scored) } else { targets };
-        let logits = self.model.logits(at_once);
-        if !self.checkpointed {
-            return self.model.around_the_head(layer, head, at_once).with(Part::Workspace, self.widened);
-        }
-        let again = numbers(self.model.widths().kept());
-        if logits >= MAPPED_BYTES {
-            let both = self.model.around_the_head(layer, head, at_once).with(Part::Workspace, self.widened);
-            return both.with(Part::Activations, again);
-        }
-        // Of a forward pass that keeps nothing, the heap has the room that its layers took, but among what has entered
-        // them: too small a piece of it for the logits. Of those and of that, there is room for a layer that is computed
-        // again.
-        let left = numbers(forward).saturating_add(self.model.packed(tokens));
-        let losses = self.model.around_the_head(left, head, at_once).with(Part::Workspace, self.widened);
-        let way_back = Needs::default().with(Part::Activations, again).with(Part::Workspace, layer);
-        Needs::largest([losses, way_back])
+        let both = self.model.around_the_head(layer, head, at_once).with(Part::Workspace, self.widened);
+        // What a layer keeps when it is computed again leaves its room in the heap, and the next step's logits are beside it.
+        let again = if self.checkpointed { numbers(self.model.widths().kept()) } else { 0 };
+        both.with(Part::Activations, again)
     }
 
     /// Peak memory on a GPU, by the formula that the worker's engine is tested against
