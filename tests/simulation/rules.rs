@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use drydock::sandbox::{ContainerName, Status};
-use drydock::store::{Entry, Job, LogLine};
+use drydock::store::{AttemptRow, Entry, Job, LogLine};
 use drydock_spec::{Attempt, FailureKind, JobEvent, JobId, JobState, Outcome, Report};
 
 use crate::life::{GPU_BYTES, World};
@@ -17,9 +17,39 @@ struct Account<'a> {
     log: Vec<LogLine>,
 }
 
+/// What the database says at one moment.
+struct Books {
+    jobs: BTreeMap<JobId, Job>,
+    /// Of jobs that are not as they were when they were looked at last.
+    logs: BTreeMap<JobId, Vec<LogLine>>,
+    under_way: Vec<AttemptRow>,
+    /// Thousandths of CPUs, and bytes of memory.
+    reserved: (u64, u64),
+}
+
+impl Books {
+    /// The kernel tells of a file's growth when it gets to it, so that a report may come in while somebody reads here.
+    fn of(world: &World) -> Self {
+        loop {
+            let jobs = world.jobs();
+            let changed = jobs.iter().filter(|(id, job)| world.seen.get(id) != Some(job)).map(|(id, _)| *id);
+            let log = |id| (id, world.with(async |house| house.desk.store.log(id, 0, 10_000).await.unwrap()));
+            let books = Self {
+                logs: changed.map(log).collect(),
+                under_way: world.with(async |house| house.desk.store.attempts_under_way().await.unwrap()),
+                reserved: world.with(async |house| house.desk.store.reserved().await.unwrap()),
+                jobs,
+            };
+            if world.jobs() == books.jobs {
+                return books;
+            }
+        }
+    }
+}
+
 /// After everything that happens.
 pub(crate) fn check(world: &mut World) {
-    let jobs = world.jobs();
+    let Books { jobs, mut logs, under_way, reserved } = Books::of(world);
     assert_eq!(jobs.len(), world.ids.len(), "every job that was accepted is there");
     for (id, job) in &jobs {
         let before = world.seen.get(id);
@@ -27,19 +57,17 @@ pub(crate) fn check(world: &mut World) {
             continue;
         }
         assert!(before.is_none_or(|before| !before.state.is_done()), "job {id} came back: {before:?}, {job:?}");
-        let log = world.with(async |house| house.desk.store.log(*id, 0, 10_000).await.unwrap());
-        let account = Account { job, log };
+        let account = Account { job, log: logs.remove(id).unwrap() };
         the_row_is_what_the_events_lead_to(&account);
         no_report_is_lost_or_doubled(&account);
         no_job_starts_before_its_input_is_there(world, &jobs, job);
         the_end_is_the_true_one(world, &jobs, &account);
     }
-    an_attempt_is_under_way_exactly_while_its_job_runs(world, &jobs);
+    an_attempt_is_under_way_exactly_while_its_job_runs(&under_way, &jobs);
     assert!(world.engine.starts().iter().all(|starts| *starts == 1), "a container was started a second time");
-    let reserved = world.with(async |house| house.desk.store.reserved().await.unwrap());
     assert!(reserved.0 <= CAPACITY.0 && reserved.1 <= CAPACITY.1, "{reserved:?} is more than {CAPACITY:?}");
-    no_gpu_is_held_by_two(world, &jobs);
-    nothing_begins_on_a_gpu_that_is_cordoned(world);
+    no_gpu_is_held_by_two(&under_way, &jobs);
+    nothing_begins_on_a_gpu_that_is_cordoned(world, &under_way);
     world.seen = jobs;
 }
 
@@ -143,13 +171,12 @@ fn has_finished(log: &[LogLine]) -> bool {
 }
 
 /// But for those that all share it, and then no more of its memory than it has.
-fn no_gpu_is_held_by_two(world: &World, jobs: &BTreeMap<JobId, Job>) {
-    let under_way = world.with(async |house| house.desk.store.attempts_under_way().await.unwrap());
-    let mut holders: BTreeMap<String, Vec<Option<u64>>> = BTreeMap::new();
+fn no_gpu_is_held_by_two(under_way: &[AttemptRow], jobs: &BTreeMap<JobId, Job>) {
+    let mut holders: BTreeMap<&String, Vec<Option<u64>>> = BTreeMap::new();
     for row in under_way {
         let limits = jobs[&row.job].limits;
         assert_eq!(row.gpus.len(), limits.gpus as usize, "{} asks for as many", row.job);
-        for gpu in row.gpus {
+        for gpu in &row.gpus {
             holders.entry(gpu).or_default().push(limits.gpu_memory_bytes);
         }
     }
@@ -161,8 +188,7 @@ fn no_gpu_is_held_by_two(world: &World, jobs: &BTreeMap<JobId, Job>) {
 }
 
 /// In no life of the runner.
-fn nothing_begins_on_a_gpu_that_is_cordoned(world: &mut World) {
-    let under_way = world.with(async |house| house.desk.store.attempts_under_way().await.unwrap());
+fn nothing_begins_on_a_gpu_that_is_cordoned(world: &mut World, under_way: &[AttemptRow]) {
     for row in under_way {
         if world.begun.insert((row.job, row.attempt)) {
             let out: Vec<_> = row.gpus.iter().filter(|gpu| world.cordoned.contains(*gpu)).collect();
@@ -171,8 +197,7 @@ fn nothing_begins_on_a_gpu_that_is_cordoned(world: &mut World) {
     }
 }
 
-fn an_attempt_is_under_way_exactly_while_its_job_runs(world: &World, jobs: &BTreeMap<JobId, Job>) {
-    let under_way = world.with(async |house| house.desk.store.attempts_under_way().await.unwrap());
+fn an_attempt_is_under_way_exactly_while_its_job_runs(under_way: &[AttemptRow], jobs: &BTreeMap<JobId, Job>) {
     let mut attempts: Vec<_> = under_way.iter().map(|row| (row.job, row.attempt)).collect();
     attempts.sort_unstable();
     let running = jobs.values().filter_map(|job| match job.state {
