@@ -1,5 +1,6 @@
 //! The engine itself: what it is, and what is known when it does not do as asked.
 
+use drydock::clock::Clock;
 use drydock::sandbox::attempt_dir::OutputCap;
 use drydock::sandbox::docker::{DockerSandbox, DockerSettings};
 use drydock::sandbox::{Sandbox, SandboxError};
@@ -52,6 +53,17 @@ async fn an_engine_that_does_not_answer_in_time_leaves_doubt() {
     settings.timeouts.query = std::time::Duration::from_millis(100);
     let error = DockerSandbox::new(settings).list().await.unwrap_err();
     assert!(matches!(error, SandboxError::TimedOut(..)) && error.leaves_doubt(), "{error}");
+}
+
+#[tokio::test]
+async fn a_trial_that_was_killed_leaves_its_container_for_two_minutes_at_most() {
+    let stage = Stage::new();
+    stage.sandbox.create(&stage.act(&["exit", "0"]).launch).await.unwrap();
+    let made_ms = stage.sandbox.list().await.unwrap()[0].created_ms;
+    for (age_ms, left) in [(119_000, 1), (120_000, 0)] {
+        stage.sandbox.sweep_trials(&Clock::manual(made_ms + age_ms)).await.unwrap();
+        assert_eq!(stage.sandbox.list().await.unwrap().len(), left, "after {age_ms} ms");
+    }
 }
 
 #[tokio::test]
